@@ -1,0 +1,49 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint format lock load
+PYTHON ?= python3.11
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q install --no-deps --require-hashes
+
+help: ## Show this help
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/ready ## Make .venv from the locked requirements (CPU)
+
+# torch first and alone: its CPU build is not on PyPI, and an index that does not answer costs seconds per package.
+.venv/ready: requirements/torch-cpu.txt requirements/cpu.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) -r requirements/torch-cpu.txt || $(PIP) --index-url $(CPU_INDEX) -r requirements/torch-cpu.txt
+	$(PIP) -r requirements/cpu.txt
+	$(BIN)/pip --disable-pip-version-check -q install --no-deps --no-build-isolation -e .
+	touch $@
+
+serve: setup ## Train the demo bundle if there is none, then serve it on 127.0.0.1:8000
+	$(BIN)/infalign train demo --if-missing
+	exec $(BIN)/infalign serve
+
+test: setup ## Run every test (trains the demo bundle if there is none)
+	$(BIN)/python -m pytest
+
+lint: setup ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## Rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+load: setup ## Send best-of-n and worst-of-n to the running server for a minute
+	$(BIN)/locust -f loadtests/locustfile.py --headless -u 8 -r 8 -t 60s --host http://127.0.0.1:8000
+
+# uv does not read pip's configuration: say where the CPU build of torch is.
+CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--index $(CPU_INDEX) --index-strategy unsafe-best-match)
+COMPILE := $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet
+
+lock: setup ## Resolve pyproject.toml into the hashed files in requirements/
+	$(BIN)/pip --disable-pip-version-check -q install uv
+	$(COMPILE) $(CPU_TORCH) --extra cpu --extra dev --override requirements/overrides-cpu.txt -o requirements/cpu.txt
+	sed -n '/^torch==/,/^    # via/p' requirements/cpu.txt > requirements/torch-cpu.txt
+	$(COMPILE) --extra gpu -o requirements/gpu.txt

@@ -1,0 +1,58 @@
+"""The ``infalign`` command: its subcommands live with the packages they belong to and are imported when used."""
+
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from infalign.errors import InfAlignError
+
+COMMANDS = {
+    "train": ("training.cli", "Train a CTRL checkpoint and write its bundle."),
+    "serve": ("server.cli", "Serve a bundle over HTTP, Best-of-N and Worst-of-N."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and one-line help without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="infalign")
+def infalign() -> None:
+    """Inference-aware alignment: train for Best-of-N or Worst-of-N decoding, and serve it."""
+
+
+def main() -> NoReturn:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        status = infalign(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(" ".join(error.format_message().split()))
+    except InfAlignError as error:
+        _fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", code=130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    click.echo(f"infalign: {message}", err=True)
+    sys.exit(code)

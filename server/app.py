@@ -1,0 +1,136 @@
+"""The application: routes, error envelopes, and the life of the engines."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as AsgiMessage
+
+from infalign.bundle import Bundle
+from infalign.validation import explain
+from server.decoder import Decoder
+from server.engines import Engines
+from server.errors import BadRequest, ServerError
+from server.metrics import Metrics
+from server.routes import decoding, openai, operations
+from server.routes.common import ClientGone, Serving
+from server.settings import Settings
+
+log = logging.getLogger("infalign.server")
+CLIENT_CLOSED_REQUEST = 499
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served: the bundle, the tokenizers of policy and reward model, and the name clients use."""
+
+    bundle: Bundle
+    tokenizers: tuple[Any, Any]
+    model: str
+
+
+def create_app(
+    settings: Settings, engines: Engines, served: Served, on_failure: Callable[[BaseException], None] = lambda _: None
+) -> FastAPI:
+    """The ASGI application over ``engines``, which it starts in the background and stops at the end.
+
+    ``on_failure`` is told when the engines do not come up; without it the server stays, never ready.
+    """
+    metrics = Metrics()
+    decoder = Decoder(engines, served.tokenizers, served.bundle.table, served.bundle.manifest.sampling, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(_start(engines, on_failure))
+        yield
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await asyncio.to_thread(engines.stop)
+
+    app = FastAPIOffline(
+        title="InfAlign",
+        summary="Best-of-N and Worst-of-N decoding with calibrated rewards",
+        lifespan=lifespan,
+    )
+    app.state.serving = Serving(served.model, decoder, settings, metrics)
+    for router in (decoding.router, openai.router, operations.router):
+        app.include_router(router)
+    _answer_errors(app)
+    app.add_middleware(CountRequests, metrics=metrics)
+    return app
+
+
+async def _start(engines: Engines, on_failure: Callable[[BaseException], None]) -> None:
+    try:
+        await engines.start()
+    except Exception as error:
+        log.error("the engines did not start: %s", " ".join(str(error).split()) or repr(error))
+        on_failure(error)
+    else:
+        log.info("ready")
+
+
+class CountRequests:
+    """Counts answers by route and status. Plain ASGI: it passes ``http.disconnect`` on to the endpoints."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counting(message: AsgiMessage) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "unmatched")
+                self.metrics.requests.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self.app(scope, receive, counting if scope["type"] == "http" else send)
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error leaves as ``{"error": {message, type, param, code}}``."""
+
+    @app.exception_handler(ServerError)
+    async def known(request: Request, error: ServerError) -> Response:
+        return JSONResponse(error.envelope, error.status)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            refused = BadRequest(f"body: not JSON ({first['ctx']['error']}), accepted: a JSON object", "body")
+        else:
+            why = explain(first, _body_model(request))
+            refused = BadRequest(str(why), why.param)
+        return JSONResponse(refused.envelope, refused.status)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        envelope = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+        return JSONResponse(envelope, error.status_code, headers=error.headers)
+
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.exception("unexpected error in %s %s", request.method, request.url.path)
+        return JSONResponse(ServerError("internal error; the server's log has it").envelope, ServerError.status)
+
+
+def _body_model(request: Request) -> type[BaseModel]:
+    """The model of the matched route's body, in which the nearest known field is looked up."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    model = getattr(getattr(field, "field_info", None), "annotation", None)
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else BaseModel

@@ -1,0 +1,204 @@
+"""Decoding: draw N candidates, score each as it finishes, rank them, say where their rewards stand."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from infalign.bundle import SamplingLaw
+from infalign.calibration import Calibration, CalibrationTable
+from infalign.procedures import Procedure
+from infalign.templates import Message, prompt_key, render_judged, render_prompt, tokenise
+from server.engines import Completion, Engines, EnginesDown, Sampling
+from server.errors import PromptTooLong, Unavailable
+from server.metrics import Metrics
+from server.protocol import Candidate, Scored
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is answered: chat messages, or a raw prompt (then ``messages`` is empty)."""
+
+    messages: tuple[Message, ...] = ()
+    prompt: str = ""
+
+    @property
+    def field(self) -> str:
+        """The request field it came from."""
+        return "messages" if self.messages else "prompt"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """All candidates of one request, selected first, and the calibration their quantiles come from."""
+
+    ranked: list[Candidate]
+    calibration: Calibration
+    prompt_tokens: int
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all candidates."""
+        return sum(candidate.completion_tokens for candidate in self.ranked)
+
+
+class Decoder:
+    """Best-of-N and worst-of-N over engines that it knows only by their protocol.
+
+    Args:
+        engines: policy and reward model.
+        tokenizers: of the policy and of the reward model.
+        table: the bundle's calibrations.
+        law: the bundle's sampling law, the default of every request.
+    """
+
+    def __init__(
+        self, engines: Engines, tokenizers: tuple[Any, Any], table: CalibrationTable, law: SamplingLaw, metrics: Metrics
+    ) -> None:
+        self.engines, self.table, self.law, self.metrics = engines, table, law, metrics
+        self._policy_tokenizer, self._reward_tokenizer = tokenizers
+
+    async def decode(
+        self, conversation: Conversation, procedure: Procedure, sampling: Sampling, draws: int | None = None
+    ) -> Decoded:
+        """Draw candidates (candidate i with ``sampling.seed + i``) and rank them by the procedure.
+
+        ``draws`` is ``procedure.n`` unless given: standard decoding may return several draws, unranked.
+
+        Raises:
+            PromptTooLong: prompt and response do not fit the context of policy or reward model.
+            Unavailable: the engines are not up, or died.
+        """
+        rendered = self._rendered(conversation)
+        prompt = tokenise(self._policy_tokenizer, rendered)
+        judged = self._judged_tokens(conversation, "")
+        self._check_length(conversation, max(len(prompt), len(judged)), sampling.max_tokens)
+        calibration = self._calibration(rendered)
+        n, label = draws or procedure.n, procedure.family
+        self.metrics.requested.labels(label).observe(n)
+        with self.metrics.in_flight.track_inprogress(), self.metrics.request_seconds.labels(label).time():
+            drawn = await self._draw_all(conversation, prompt, n, sampling)
+        candidates = [
+            Candidate(
+                **scored.model_dump(),
+                text=completion.text,
+                finish_reason=completion.finish_reason,
+                completion_tokens=completion.tokens,
+                seed=sampling.seed + scored.index,
+            )
+            for (completion, _), scored in zip(drawn, _place([reward for _, reward in drawn], calibration), strict=True)
+        ]
+        decoded = Decoded(
+            [candidates[i] for i in procedure.ranking([candidate.reward for candidate in candidates])],
+            calibration,
+            len(prompt),
+        )
+        self._observe(decoded, label)
+        return decoded
+
+    async def rewards(self, conversation: Conversation, responses: Sequence[str]) -> tuple[list[Scored], Calibration]:
+        """Reward and quantile of given responses, in their order.
+
+        Raises:
+            PromptTooLong: a response does not fit the reward model's context.
+            Unavailable: the engines are not up, or died.
+        """
+        rewards = await _together([self._score(conversation, response) for response in responses])
+        calibration = self._calibration(self._rendered(conversation))
+        return _place(rewards, calibration), calibration
+
+    async def _draw_all(
+        self, conversation: Conversation, prompt: list[int], n: int, sampling: Sampling
+    ) -> list[tuple[Completion, float]]:
+        finished = 0
+
+        async def draw(index: int) -> tuple[Completion, float]:
+            nonlocal finished
+            with self.metrics.generation_seconds.time():
+                completion = await self._engine(
+                    self.engines.generate(prompt, replace(sampling, seed=sampling.seed + index))
+                )
+            reward = await self._score(conversation, completion.text)
+            finished += 1
+            return completion, reward
+
+        try:
+            return await _together([draw(index) for index in range(n)])
+        finally:
+            self.metrics.aborted.inc(n - finished)
+
+    async def _score(self, conversation: Conversation, response: str) -> float:
+        tokens = self._judged_tokens(conversation, response)
+        if len(tokens) > self.engines.context:
+            raise PromptTooLong(
+                f"{conversation.field}: with its response it takes {len(tokens)} tokens, "
+                f"the reward model reads at most {self.engines.context}",
+                conversation.field,
+            )
+        with self.metrics.scoring_seconds.time():
+            return await self._engine(self.engines.score(tokens))
+
+    async def _engine(self, work: Any) -> Any:
+        try:
+            return await work
+        except EnginesDown as error:
+            raise Unavailable(f"the engines cannot answer: {error}") from error
+
+    def _rendered(self, conversation: Conversation) -> str:
+        if conversation.messages:
+            return render_prompt(self._policy_tokenizer, conversation.messages)
+        return conversation.prompt
+
+    def _judged_tokens(self, conversation: Conversation, response: str) -> list[int]:
+        """What the reward model reads. A raw prompt is continued as it stands, and ended as a turn is."""
+        if conversation.messages:
+            rendered = render_judged(self._reward_tokenizer, conversation.messages, response)
+        else:
+            rendered = conversation.prompt + response + self._reward_tokenizer.eos_token
+        return tokenise(self._reward_tokenizer, rendered)
+
+    def _check_length(self, conversation: Conversation, prompt: int, response: int) -> None:
+        if prompt + response > self.engines.context:
+            raise PromptTooLong(
+                f"{conversation.field}: {prompt} tokens and {response} for the response (max_tokens) make "
+                f"{prompt + response}, accepted: at most {self.engines.context} together",
+                conversation.field,
+            )
+
+    def _calibration(self, rendered: str) -> Calibration:
+        calibration = self.table.lookup(prompt_key(rendered))
+        self.metrics.calibrations.labels(calibration.scope).inc()
+        return calibration
+
+    def _observe(self, decoded: Decoded, label: str) -> None:
+        metrics, scope = self.metrics, decoded.calibration.scope
+        metrics.candidates.labels(label).inc(len(decoded.ranked))
+        metrics.candidate_tokens.labels(label).inc(decoded.completion_tokens)
+        metrics.selected_quantiles.labels(label, scope).observe(decoded.ranked[0].quantile)
+        for candidate in decoded.ranked:
+            metrics.quantiles.labels(scope).observe(candidate.quantile)
+        distinct = len({candidate.reward for candidate in decoded.ranked})
+        metrics.ties.inc(len(decoded.ranked) - distinct)
+
+
+def _place(rewards: list[float], calibration: Calibration) -> list[Scored]:
+    quantiles = calibration.quantile(rewards)
+    low, high = calibration.interval(rewards)
+    rows = np.stack([np.asarray(rewards), quantiles, low, high], axis=1).tolist()
+    return [
+        Scored(index=index, reward=reward, quantile=quantile, quantile_low=bottom, quantile_high=top)
+        for index, (reward, quantile, bottom, top) in enumerate(rows)
+    ]
+
+
+async def _together(work: list[Any]) -> list[Any]:
+    """All results in order; the first failure, or being cancelled, cancels the rest and waits for them to end."""
+    tasks: list[asyncio.Task[Any]] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -1,0 +1,53 @@
+"""What the decoder asks of engines. Cancelling a call aborts its work in the engine."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class EnginesDown(Exception):
+    """The engines cannot answer: not started, stopped or dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one candidate is drawn; ``max_tokens`` counts the response only, ``top_k`` 0 keeps every token."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    seed: int
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished response: text without special tokens, its length in tokens, ``stop`` or ``length``."""
+
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+class Engines(Protocol):
+    """A policy that generates and a reward model that scores."""
+
+    context: int
+    """Tokens that prompt and response may have together, in the policy and in the reward model."""
+
+    async def start(self) -> None:
+        """Bring both up; raises what stopped them."""
+
+    async def generate(self, prompt: list[int], sampling: Sampling) -> Completion:
+        """Draw one candidate. Raises EnginesDown."""
+
+    async def score(self, tokens: list[int]) -> float:
+        """Raw reward of a whole conversation, no activation applied. Raises EnginesDown."""
+
+    async def check(self) -> None:
+        """Raise EnginesDown unless both can answer."""
+
+    def stop(self) -> None:
+        """Shut both down."""

@@ -1,0 +1,134 @@
+"""vLLM in process: one AsyncLLM for the policy, one pooling AsyncLLM for the reward model."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from server.engines.base import Completion, EnginesDown, Sampling
+from server.settings import Settings
+
+
+class VllmEngines:
+    """Both engines on this machine; on CPU each computes on one thread, since two fight over the cores.
+
+    vLLM's statistics are those of the policy: its Prometheus logger keeps one engine per process.
+    """
+
+    def __init__(self, policy: Path, reward_model: Path, settings: Settings) -> None:
+        self.context = min(_positions(policy), _positions(reward_model))
+        self._policy_path, self._reward_path, self._settings = policy, reward_model, settings
+        self._policy: Any = None
+        self._reward: Any = None
+
+    async def start(self) -> None:
+        """Start both side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
+        _prepare_environment()
+        from vllm.platforms import current_platform
+
+        common: dict[str, Any] = {
+            "max_model_len": self.context,
+            "max_num_seqs": self._settings.max_sequences,
+            "dtype": self._settings.dtype,
+        }
+        if current_platform.is_cpu():
+            # The KV cache is sized outright, so the utilisation (of main memory, on CPU) is only a formality.
+            common |= {
+                "enforce_eager": True,
+                "gpu_memory_utilization": 0.05,
+                "kv_cache_memory_bytes": self._settings.kv_cache_mib << 20,
+                "distributed_executor_backend": "uni",
+            }
+            if self._settings.dtype == "auto":
+                common["dtype"] = "float32"
+        else:
+            common["gpu_memory_utilization"] = self._settings.gpu_memory
+        self._policy, self._reward = await asyncio.gather(
+            asyncio.to_thread(_launch, self._policy_path, generation_config="vllm", **common),
+            asyncio.to_thread(_launch, self._reward_path, runner="pooling", disable_log_stats=True, **common),
+        )
+
+    async def generate(self, prompt: list[int], sampling: Sampling) -> Completion:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            stop=list(sampling.stop),
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        engine = self._running(self._policy)
+        output = await _last(engine.generate({"prompt_token_ids": prompt}, params, uuid4().hex))
+        drawn = output.outputs[0]
+        return Completion(drawn.text, len(drawn.token_ids), drawn.finish_reason or "stop")
+
+    async def score(self, tokens: list[int]) -> float:
+        from vllm import PoolingParams
+
+        # The default applies a sigmoid, which saturates and makes ties.
+        params = PoolingParams(task="classify", use_activation=False)
+        engine = self._running(self._reward)
+        output = await _last(engine.encode({"prompt_token_ids": tokens}, params, uuid4().hex))
+        return float(output.outputs.data[0])
+
+    async def check(self) -> None:
+        for engine in (self._running(self._policy), self._running(self._reward)):
+            if engine.errored:
+                raise EnginesDown("an engine has died")
+
+    def stop(self) -> None:
+        for engine in (self._policy, self._reward):
+            if engine is not None:
+                engine.shutdown()
+        self._policy = self._reward = None
+
+    def _running(self, engine: Any) -> Any:
+        if engine is None:
+            raise EnginesDown("the engines are not up")
+        return engine
+
+
+async def _last(outputs: AsyncGenerator[Any, None]) -> Any:
+    """The final output; leaving early closes the generator, which aborts the request in the engine."""
+    from vllm.exceptions import VLLMServerError
+
+    last = None
+    try:
+        async with aclosing(outputs):
+            async for last in outputs:
+                pass
+    except VLLMServerError as error:
+        raise EnginesDown(str(error)) from error
+    return last
+
+
+def _launch(model: Path, **options: Any) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **options), start_engine_loop=True)
+
+
+def _positions(model: Path) -> int:
+    return int(json.loads((model / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
+
+
+def _prepare_environment() -> None:
+    """Environment that vLLM's processes inherit; what the operator has set stays."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # On CPU vLLM replaces the `uni` executor by `mp` unless this is off: a process more per engine, half a GiB each
+    # and three times the start-up time. AsyncLLM keeps its engine process either way.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -1,0 +1,73 @@
+"""Prometheus metrics of one server: prefix ``infalign_``, base units, bounded labels."""
+
+import psutil
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+QUANTILE = tuple(step / 20 for step in range(1, 21))
+COUNT = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The metrics, in a registry of their own so that several servers fit in one process."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "infalign_requests", "Requests answered.", ("route", "code"), registry=registry
+        )
+        self.in_flight = Gauge("infalign_requests_in_flight", "Decoding requests being worked on.", registry=registry)
+        self.request_seconds = Histogram(
+            "infalign_request_seconds", "Decoding, end to end.", ("procedure",), buckets=LATENCY, registry=registry
+        )
+        self.generation_seconds = Histogram(
+            "infalign_generation_seconds", "Drawing one candidate.", buckets=LATENCY, registry=registry
+        )
+        self.scoring_seconds = Histogram(
+            "infalign_scoring_seconds", "Scoring one candidate.", buckets=LATENCY, registry=registry
+        )
+        self.requested = Histogram("infalign_n_requested", "N of a request.", ("procedure",), buckets=COUNT, registry=registry)
+        self.candidates = Counter("infalign_candidates", "Candidates drawn and scored.", ("procedure",), registry=registry)
+        self.candidate_tokens = Counter(
+            "infalign_candidate_tokens", "Tokens of all candidates.", ("procedure",), registry=registry
+        )
+        self.aborted = Counter("infalign_aborted_candidates", "Candidates abandoned before they were scored.", registry=registry)
+        self.ties = Counter(
+            "infalign_reward_ties", "Candidates whose reward equals that of another of their request.", registry=registry
+        )
+        self.quantiles = Histogram(
+            "infalign_candidate_quantile", "Quantiles of all candidates.", ("scope",), buckets=QUANTILE, registry=registry
+        )
+        self.selected_quantiles = Histogram(
+            "infalign_selected_quantile",
+            "Quantiles of selected candidates.",
+            ("procedure", "scope"),
+            buckets=QUANTILE,
+            registry=registry,
+        )
+        self.calibrations = Counter(
+            "infalign_calibration_lookups", "Calibrations used, by where they came from.", ("scope",), registry=registry
+        )
+        self.up = Gauge("infalign_engines_up", "1 when both engines can answer.", registry=registry)
+        memory = Gauge(
+            "infalign_resident_memory_bytes",
+            "Resident memory of the server and its engines; pages that they share count once for each.",
+            registry=registry,
+        )
+        memory.set_function(resident_memory)
+
+    def render(self) -> bytes:
+        """Everything in the text format, vLLM's metrics (in the default registry) behind ours."""
+        return generate_latest(self.registry) + generate_latest(REGISTRY)
+
+
+def resident_memory() -> int:
+    """Bytes resident in this process and all below it."""
+    parent = psutil.Process()
+    total = 0
+    for process in (parent, *parent.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total

@@ -1,0 +1,40 @@
+"""``/health``, ``/ready`` and ``/metrics``, for those who run the server."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from server.engines import EnginesDown
+from server.errors import Unavailable
+from server.routes.common import Serving, serving
+
+router = APIRouter(tags=["operations"])
+Server = Annotated[Serving, Depends(serving)]
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "alive"}
+
+
+@router.get("/ready")
+async def ready(server: Server) -> dict[str, str]:
+    """Bundle loaded and both engines up; 503 until then, and after an engine has died."""
+    try:
+        await server.decoder.engines.check()
+    except EnginesDown as error:
+        raise Unavailable(f"not ready: {error}") from error
+    return {"status": "ready", "model": server.model}
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(server: Server) -> Response:
+    """Prometheus text format."""
+    try:
+        await server.decoder.engines.check()
+        server.metrics.up.set(1)
+    except EnginesDown:
+        server.metrics.up.set(0)
+    return Response(server.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,36 @@
+"""Stage ``calibrate``: the scored rollouts as a calibration table that names what it was made with."""
+
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from infalign.bundle import CalibrationRecord, SamplingLaw, directory_digest, save_calibration
+from infalign.calibration import CalibrationTable, Estimator
+from infalign.templates import prompt_key, render_prompt, template_hash
+from training.data import read_rows
+
+RESOLUTION = 1e-4
+
+
+def write_calibration(directory: Path, rollouts: Path, reference: Path, reward: Path, law: SamplingLaw) -> None:
+    """Write table and record of ``rollouts.jsonl`` into ``directory``."""
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    rows = read_rows(rollouts / "rollouts.jsonl")
+    table = CalibrationTable(
+        tuple(prompt_key(render_prompt(tokenizer, row["prompt"])) for row in rows),
+        np.array([row["rewards"] for row in rows], dtype=np.float64),
+        Estimator.JEFFREYS,
+        RESOLUTION,
+    )
+    record = CalibrationRecord(
+        reference=directory_digest(reference),
+        reward_model=directory_digest(reward),
+        chat_template=template_hash(tokenizer),
+        sampling=law,
+        samples=table.samples,
+        prompts=len(table),
+        estimator=table.estimator,
+        resolution=table.resolution,
+    )
+    save_calibration(directory, table, record)

@@ -1,0 +1,58 @@
+"""``infalign train``."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from infalign.home import bundle_path, home
+
+
+@click.command(short_help="Train a CTRL checkpoint.")
+@click.argument("config", metavar="CONFIG")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key, such as ctrl.target_kl=1.")
+@click.option("--output", type=click.Path(path_type=Path), help="Bundle directory.  [default: $INFALIGN_HOME/bundles/NAME]")
+@click.option("--if-missing", is_flag=True, help="Do nothing if the bundle exists and is intact.")
+def train(config: str, overrides: tuple[str, ...], output: Path | None, if_missing: bool) -> None:
+    """Train by CONFIG (a YAML file, or `demo`) and write the bundle.
+
+    Stages that are already done are reused; a run that was killed goes on where it stopped.
+    """
+    from training.config import load_config
+
+    loaded = load_config(config, overrides)
+    target = output or bundle_path(loaded.name)
+    if if_missing and _intact(target):
+        click.echo(f"{target}: already there", err=True)
+        return
+
+    from filelock import FileLock
+
+    from training.runtime import prepare
+
+    runs = home() / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    with FileLock(runs / f"{loaded.name}.lock"):
+        if if_missing and _intact(target):
+            return
+        prepare()
+        from training.pipeline import train as run
+
+        bundle, reports = run(loaded, runs, target)
+    rows = [(report.name, "reused" if report.reused else f"{report.seconds:.1f} s") for report in reports]
+    rows += [(name, f"{value:.3f}") for name, value in bundle.manifest.measured.items()]
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows), file=sys.stderr)
+    click.echo(str(bundle.path))
+
+
+def _intact(target: Path) -> bool:
+    from infalign.bundle import read_bundle
+    from infalign.errors import BundleError
+
+    try:
+        read_bundle(target)
+    except BundleError as error:
+        click.echo(f"{error}; training", err=True)
+        return False
+    return True

@@ -1,0 +1,196 @@
+"""The pipeline: data → sft → reward → rollouts → calibrate → ctrl → evaluate → bundle.
+
+Each stage leaves a directory named by its name and the hash of everything it was made from (its part of the config, its
+own source, the directories it read, library versions), and is reused when that directory exists. A stage works
+in a hidden sibling that is renamed when complete: a killed run is continued by the next one, and nothing half
+made is ever read.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from infalign.bundle import Bundle, SamplingLaw, load_calibration, write_bundle
+from infalign.procedures import parse_procedure
+from infalign.transforms import parse_transformation
+from training import calibrate, corpus, ctrl, data, evaluate, judge, reward_model, rollouts, sft
+from training.card import model_card
+from training.config import Config
+
+LIBRARIES = ("infalign", "torch", "transformers", "trl")
+EVALUATION_DRAWS = 16
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One row of the summary."""
+
+    name: str
+    seconds: float
+    reused: bool
+
+
+class Stages:
+    """Runs stages below one root and remembers what each took."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.reports: list[StageReport] = []
+        root.mkdir(parents=True, exist_ok=True)
+
+    def run(self, name: str, build: Callable[[Path], Any], modules: tuple[Any, ...], *inputs: Any) -> Path:
+        """The directory of stage ``name``, built by ``build`` unless it exists; ``inputs`` are JSON values or paths."""
+        sources = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in modules]
+        made_from = [str(item.name) if isinstance(item, Path) else item for item in inputs]
+        libraries = {library: version(library) for library in LIBRARIES}
+        key = hashlib.sha256(json.dumps([sources, made_from, libraries], sort_keys=True).encode()).hexdigest()[:12]
+        finished = self.root / f"{name}-{key}"
+        started = time.monotonic()
+        reused = finished.exists()
+        if not reused:
+            unfinished = self.root / f".{name}-{key}"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            build(unfinished)
+            unfinished.rename(finished)
+        self.reports.append(StageReport(name, time.monotonic() - started, reused))
+        return finished
+
+
+def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageReport]]:
+    """Run every stage that is not already done and write the bundle at ``output``."""
+    stages = Stages(runs / config.name)
+    seed = config.seed
+    law = SamplingLaw(max_tokens=config.rollouts.max_tokens)
+    procedure = parse_procedure(config.procedure)
+    transformation = parse_transformation(config.transformation)
+    if transformation.span < float("inf"):
+        transformation = transformation.normalised()
+
+    written = stages.run(
+        "data",
+        lambda to: data.write_data(to, config.data, seed),
+        (data, corpus, judge),
+        config.data.model_dump(),
+        seed,
+    )
+    reference = stages.run(
+        "sft",
+        lambda to: sft.train_sft(to, written, config.model, config.sft, seed),
+        (sft,),
+        config.model.model_dump(),
+        config.sft.model_dump(),
+        seed,
+        written,
+    )
+    reward = stages.run(
+        "reward",
+        lambda to: reward_model.train_reward_model(to, written, reference / "model", config.reward, seed),
+        (reward_model,),
+        config.reward.model_dump(),
+        seed,
+        written,
+        reference,
+    )
+    drawn = stages.run(
+        "rollouts",
+        lambda to: rollouts.write_rollouts(
+            to,
+            data.read_prompts(written),
+            reference / "model",
+            reward / "model",
+            law,
+            config.rollouts.samples,
+            seed,
+        ),
+        (rollouts,),
+        config.rollouts.model_dump(),
+        seed,
+        written,
+        reference,
+        reward,
+    )
+    calibration = stages.run(
+        "calibrate",
+        lambda to: calibrate.write_calibration(to, drawn, reference / "model", reward / "model", law),
+        (calibrate,),
+        law.model_dump(),
+        drawn,
+        reference,
+        reward,
+    )
+    table, _ = load_calibration(calibration)
+    scorer = rollouts.Scorer.load(reward / "model")
+
+    def align(to: Path) -> None:
+        prompts = data.read_prompts(written, "train")
+        beta = ctrl.train_ctrl(
+            to, prompts, reference / "model", scorer, table, transformation, config.ctrl, law.max_tokens, seed
+        )
+        (to / "beta.json").write_text(json.dumps(beta), encoding="utf-8")
+
+    policy = stages.run(
+        "ctrl",
+        align,
+        (ctrl,),
+        config.ctrl.model_dump(),
+        config.transformation,
+        law.model_dump(),
+        seed,
+        written,
+        reference,
+        reward,
+        calibration,
+    )
+
+    def measure(to: Path) -> None:
+        figures = evaluate.evaluate(
+            rollouts.Sampler.load(policy / "model", law),
+            rollouts.Sampler.load(reference / "model", law),
+            scorer,
+            table,
+            data.read_prompts(written, "validation"),
+            procedure,
+            EVALUATION_DRAWS,
+            seed + 1,
+            _ground_truth(),
+        )
+        (to / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+    measured = stages.run("evaluate", measure, (evaluate,), config.procedure, seed, policy, reference, reward, calibration)
+
+    started = time.monotonic()
+    figures = json.loads((measured / "figures.json").read_text(encoding="utf-8"))
+    beta = json.loads((policy / "beta.json").read_text(encoding="utf-8"))
+    bundle = write_bundle(
+        output,
+        {
+            "policy": policy / "model",
+            "reference": reference / "model",
+            "reward": reward / "model",
+            "calibration": calibration,
+        },
+        model_card(config, beta, len(table), figures),
+        name=config.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        procedure=config.procedure,
+        transformation=config.transformation,
+        beta=beta,
+        sampling=law,
+        measured=figures,
+        libraries={library: version(library) for library in LIBRARIES},
+    )
+    stages.reports.append(StageReport("bundle", time.monotonic() - started, reused=False))
+    return bundle, stages.reports
+
+
+def _ground_truth() -> evaluate.Judge:
+    by_text = {prompt.text: prompt for prompt in corpus.prompts()}
+    return lambda question, answer: judge.judge(by_text[question], answer).score

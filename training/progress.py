@@ -1,0 +1,38 @@
+"""A progress bar for a trainer, and its figures as JSON lines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """One bar per stage with the figures worth watching; every logged figure goes to ``metrics.jsonl``."""
+
+    def __init__(self, stage: str, watched: tuple[str, ...], metrics: Path) -> None:
+        self.stage, self.watched, self.metrics = stage, watched, metrics
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = bar(self.stage, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}, default=float) + "\n")
+        if self.bar:
+            self.bar.set_postfix({key.rsplit("/", 1)[-1]: f"{float(logs[key]):.3f}" for key in self.watched if key in logs})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar:
+            self.bar.close()
+
+
+def bar(stage: str, total: int) -> "tqdm[Any]":
+    """A bar named after its stage."""
+    return tqdm(total=total, desc=f"{stage:>10}", bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}", mininterval=1.0)

@@ -1,0 +1,79 @@
+"""Stage ``sft``: the reference, a small Llama trained from scratch on the written answers."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from training import data
+from training.config import Model, Optimiser
+from training.progress import Progress
+from training.tokenizer import train_tokenizer
+
+HEAD = 32
+
+
+def train_sft(directory: Path, data_directory: Path, model_config: Model, config: Optimiser, seed: int) -> None:
+    """Train and save model and tokenizer into ``directory``."""
+    rows = data.read_rows(data_directory / data.SFT)
+    texts = (message["content"] for row in rows for message in row["prompt"] + row["completion"])
+    tokenizer = train_tokenizer(texts, model_config.vocabulary)
+    set_seed(seed)
+    trainer = SFTTrainer(
+        model=new_model(tokenizer, model_config),
+        args=SFTConfig(
+            output_dir=str(directory / "trainer"),
+            use_cpu=not torch.cuda.is_available(),
+            bf16=torch.cuda.is_available(),
+            gradient_checkpointing=False,
+            per_device_train_batch_size=config.batch,
+            num_train_epochs=1,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=20,
+            adam_beta2=0.98,
+            weight_decay=0.01,
+            max_length=model_config.positions,
+            completion_only_loss=True,
+            logging_steps=10,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            seed=seed,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[Progress("sft", ("loss",), directory / "metrics.jsonl")],
+    )
+    trainer.train()
+    save_model(trainer.model, tokenizer, directory)
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, config: Model) -> LlamaForCausalLM:
+    """A Llama with random weights that fits ``tokenizer``."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden,
+            intermediate_size=3 * config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.hidden // HEAD,
+            num_key_value_heads=config.hidden // HEAD,
+            head_dim=HEAD,
+            max_position_embeddings=config.positions,
+            tie_word_embeddings=True,
+            initializer_range=0.05,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def save_model(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Weights, configuration and tokenizer; no optimiser state and no pickles."""
+    model.save_pretrained(directory / "model")
+    tokenizer.save_pretrained(directory / "model")
