@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load_file, save_file
 
@@ -116,9 +117,7 @@ class Bundle:
 def hash_files(root: Path) -> dict[str, str]:
     """Relative POSIX path -> SHA-256 of every file below ``root``, the manifest left out."""
     found = sorted(path for path in root.rglob("*") if path.is_file())
-    return {
-        name: _sha256(path) for path in found if (name := path.relative_to(root).as_posix()) != MANIFEST
-    }
+    return {name: _sha256(path) for path in found if (name := path.relative_to(root).as_posix()) != MANIFEST}
 
 
 def digest(files: dict[str, str], part: str = "") -> str:
@@ -137,7 +136,10 @@ def save_calibration(directory: Path, table: CalibrationTable, record: Calibrati
     """Write ``table`` and what it was made with into ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)
     keys = np.frombuffer(bytes.fromhex("".join(table.keys)), dtype=np.uint8).reshape(len(table), 16)
-    tensors = {"keys": keys.copy(), "rewards": np.sort(table.rewards, axis=1).astype(np.float32)}
+    tensors: dict[str, NDArray[Any]] = {
+        "keys": keys.copy(),
+        "rewards": np.sort(table.rewards, axis=1).astype(np.float32),
+    }
     save_file(tensors, directory / "references.safetensors")
     (directory / "calibration.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -163,6 +165,8 @@ def load_calibration(directory: Path) -> tuple[CalibrationTable, CalibrationReco
 def write_bundle(target: Path, parts: dict[str, Path], card: str, **fields: Any) -> Bundle:
     """Assemble a bundle at ``target``, atomically; an older bundle there is replaced.
 
+    One process at a time may write a target: what a killed one left beside it is removed.
+
     Args:
         target: the bundle's directory.
         parts: source directory of each of policy, reference, reward and calibration.
@@ -173,6 +177,8 @@ def write_bundle(target: Path, parts: dict[str, Path], card: str, **fields: Any)
         BundleError: the parts do not fit each other; nothing is written then.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         for part in PARTS:
@@ -238,7 +244,8 @@ def _check_fit(path: Path, manifest: Manifest, record: CalibrationRecord, refere
             )
     if record.sampling != manifest.sampling:
         raise BundleMismatch(
-            f"{path}: the calibration was made under another sampling law ({record.sampling}, bundle {manifest.sampling})"
+            f"{path}: the calibration was made under another sampling law ({record.sampling}) "
+            f"than the bundle's ({manifest.sampling})"
         )
     for model in ("policy", "reference"):
         template = path / model / "chat_template.jinja"

@@ -10,16 +10,17 @@ import numpy as np
 from scipy.optimize import brentq
 
 from infalign.errors import InvalidValue
-from infalign.transforms import Transformation, _graded_mesh
+from infalign.transforms import Transformation, graded_mesh
 
 
 def kl(transformation: Transformation, beta: float) -> float:
     """KL in nats of the optimum from the reference at ``beta``, by quadrature."""
-    v, weights = _graded_mesh()
-    gap = transformation.gap(v) / beta
+    v, weights = graded_mesh()
+    with np.errstate(over="ignore"):
+        gap = transformation.gap(v) / beta
     mass = weights * np.exp(-gap)
     z = float(np.sum(mass))
-    return max(0.0, -float(np.sum(mass * gap)) / z - math.log(z))
+    return max(0.0, -float(np.sum(mass[mass > 0] * gap[mass > 0])) / z - math.log(z))
 
 
 def beta_for_kl(transformation: Transformation, target: float) -> float:
@@ -30,6 +31,9 @@ def beta_for_kl(transformation: Transformation, target: float) -> float:
     """
     if not 0 < target <= 10:
         raise InvalidValue("kl", target, "nats, above 0 and at most 10")
-    # KL falls from infinity to 0 as beta grows; every transformation of unit span is bracketed here.
-    root = brentq(lambda log_beta: kl(transformation, math.exp(log_beta)) - target, -40.0, 12.0, xtol=1e-12)
-    return math.exp(root)
+    low, high = -1.0, 1.0  # log beta; KL falls from infinity to 0 as beta grows
+    while kl(transformation, math.exp(low)) < target:
+        low *= 2
+    while kl(transformation, math.exp(high)) > target:
+        high *= 2
+    return math.exp(brentq(lambda log_beta: kl(transformation, math.exp(log_beta)) - target, low, high, xtol=1e-12))

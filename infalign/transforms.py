@@ -41,12 +41,12 @@ class Transformation(ABC):
         return float(self.gap(1.0))
 
     def log_partition(self, beta: float) -> float:
-        """log Z = log ∫_0^1 e^{Φ(u)/β} du.
+        """Log Z = log ∫_0^1 e^{Φ(u)/β} du.
 
         Quadrature on a mesh graded towards u = 1, where the mass sits for small β; exact where a subclass
         knows a closed form.
         """
-        v, weights = _graded_mesh()
+        v, weights = graded_mesh()
         integral = float(np.sum(weights * np.exp(-self.gap(v) / _positive(beta))))
         return float(self(1.0)) / beta + math.log(integral)
 
@@ -181,9 +181,10 @@ def _positive(beta: float) -> float:
 
 
 @cache
-def _graded_mesh() -> tuple[Floats, Floats]:
-    """Nodes v in (0, 1) and weights: Gauss–Legendre on panels that halve towards v = 0."""
-    edges = np.unique(np.concatenate([[0.0], np.logspace(-60, -6, 55, base=2.0), np.linspace(0, 1, 129)[1:]]))
+def graded_mesh() -> tuple[Floats, Floats]:
+    """Nodes v in (0, 1) and weights: Gauss–Legendre on panels that halve towards v = 0 and v = 1."""
+    top, bottom = np.logspace(-60, -6, 55, base=2.0), 1 - np.logspace(-40, -6, 35, base=2.0)
+    edges = np.unique(np.concatenate([[0.0], top, np.linspace(0, 1, 129)[1:], bottom]))
     x, w = np.polynomial.legendre.leggauss(16)
     half = np.diff(edges)[:, None] / 2
     nodes = edges[:-1, None] + half * (x + 1)

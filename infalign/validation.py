@@ -14,7 +14,7 @@ SHOWN = 80
 
 def explain(error: Mapping[str, Any], model: type[BaseModel]) -> InvalidValue:
     """The first of ``ValidationError.errors()`` (or any) as our own error, with the nearest known key if unknown."""
-    path = [part for part in error["loc"] if part != "body"]
+    path = [part for part in error["loc"] if part != "body" and not _is_union_tag(part)]
     field = ".".join(map(str, path)) or "body"
     given = error.get("input")
     if error["type"] == "missing":
@@ -40,6 +40,11 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
     if get_origin(annotation) in (Union, types.UnionType, list, tuple):
         return next((found for arg in get_args(annotation) if (found := _model_of(arg))), None)
     return None
+
+
+def _is_union_tag(part: object) -> bool:
+    """Whether a part of pydantic's location names a branch of a union, not a field."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part)
 
 
 def _short(value: object) -> object:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ def create_app(
         await asyncio.gather(starting, return_exceptions=True)
         await asyncio.to_thread(engines.stop)
 
-    app = FastAPIOffline(
+    app: FastAPI = FastAPIOffline(
         title="InfAlign",
         summary="Best-of-N and Worst-of-N decoding with calibrated rewards",
         lifespan=lifespan,

@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ LOOPBACK = "127.0.0.1"
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--host", default=LOOPBACK, show_default=True, help="Address to bind.")
 @click.option("--port", type=int, default=8000, show_default=True, help="TCP port; 0 takes a free one.")
-@click.option("--reference", is_flag=True, help="Serve the bundle's reference in the policy's place, as NAME-reference.")
+@click.option(
+    "--reference", is_flag=True, help="Serve the bundle's reference in the policy's place, as NAME-reference."
+)
 @click.option("--max-n", type=int, default=64, show_default=True, help="Largest N of a request.")
 @click.option("--max-sequences", type=int, default=64, show_default=True, help="Sequences an engine runs at a time.")
-@click.option("--kv-cache-mib", type=int, default=256, show_default=True, help="KV cache of each engine on CPU, in MiB.")
+@click.option(
+    "--kv-cache-mib", type=int, default=256, show_default=True, help="KV cache of each engine on CPU, in MiB."
+)
 @click.option("--gpu-memory", type=float, default=0.4, show_default=True, help="Share of GPU memory of each engine.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 def serve(bundle: Path | None, reference: bool, **options: Any) -> int:
@@ -52,7 +57,7 @@ def serve(bundle: Path | None, reference: bool, **options: Any) -> int:
     from server.engines.vllm import VllmEngines
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("vllm").setLevel(logging.ERROR)
     model = found.reference if reference else found.policy
     name = found.manifest.name + ("-reference" if reference else "")
     tokenizers = AutoTokenizer.from_pretrained(model), AutoTokenizer.from_pretrained(found.reward_model)
@@ -67,10 +72,8 @@ def serve(bundle: Path | None, reference: bool, **options: Any) -> int:
     host, port = listener.getsockname()[:2]
     print(f"serving {name} ({found.path}) on http://{host}:{port}", file=sys.stderr)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
-    try:
+    with suppress(KeyboardInterrupt):
         asyncio.run(server.serve(sockets=[listener]))
-    except KeyboardInterrupt:
-        pass
     return 1 if failures else 0
 
 
@@ -87,5 +90,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except OSError as error:
-        raise InvalidValue("--host/--port", f"{host}:{port}", f"a free address of this machine ({error.strerror})") from error
+        raise InvalidValue(
+            "--host/--port", f"{host}:{port}", f"a free address of this machine ({error.strerror})"
+        ) from error
     return listener

@@ -1,9 +1,9 @@
 """Decoding: draw N candidates, score each as it finishes, rank them, say where their rewards stand."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from server.engines import Completion, Engines, EnginesDown, Sampling
 from server.errors import PromptTooLong, Unavailable
 from server.metrics import Metrics
 from server.protocol import Candidate, Scored
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Decoder:
         with self.metrics.scoring_seconds.time():
             return await self._engine(self.engines.score(tokens))
 
-    async def _engine(self, work: Any) -> Any:
+    async def _engine(self, work: Awaitable[T]) -> T:
         try:
             return await work
         except EnginesDown as error:
@@ -193,9 +195,9 @@ def _place(rewards: list[float], calibration: Calibration) -> list[Scored]:
     ]
 
 
-async def _together(work: list[Any]) -> list[Any]:
+async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
     """All results in order; the first failure, or being cancelled, cancels the rest and waits for them to end."""
-    tasks: list[asyncio.Task[Any]] = []
+    tasks: list[asyncio.Task[T]] = []
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]

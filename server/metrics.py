@@ -13,9 +13,7 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "infalign_requests", "Requests answered.", ("route", "code"), registry=registry
-        )
+        self.requests = Counter("infalign_requests", "Requests answered.", ("route", "code"), registry=registry)
         self.in_flight = Gauge("infalign_requests_in_flight", "Decoding requests being worked on.", registry=registry)
         self.request_seconds = Histogram(
             "infalign_request_seconds", "Decoding, end to end.", ("procedure",), buckets=LATENCY, registry=registry
@@ -26,17 +24,29 @@ class Metrics:
         self.scoring_seconds = Histogram(
             "infalign_scoring_seconds", "Scoring one candidate.", buckets=LATENCY, registry=registry
         )
-        self.requested = Histogram("infalign_n_requested", "N of a request.", ("procedure",), buckets=COUNT, registry=registry)
-        self.candidates = Counter("infalign_candidates", "Candidates drawn and scored.", ("procedure",), registry=registry)
+        self.requested = Histogram(
+            "infalign_n_requested", "N of a request.", ("procedure",), buckets=COUNT, registry=registry
+        )
+        self.candidates = Counter(
+            "infalign_candidates", "Candidates drawn and scored.", ("procedure",), registry=registry
+        )
         self.candidate_tokens = Counter(
             "infalign_candidate_tokens", "Tokens of all candidates.", ("procedure",), registry=registry
         )
-        self.aborted = Counter("infalign_aborted_candidates", "Candidates abandoned before they were scored.", registry=registry)
+        self.aborted = Counter(
+            "infalign_aborted_candidates", "Candidates abandoned before they were scored.", registry=registry
+        )
         self.ties = Counter(
-            "infalign_reward_ties", "Candidates whose reward equals that of another of their request.", registry=registry
+            "infalign_reward_ties",
+            "Candidates whose reward equals that of another of their request.",
+            registry=registry,
         )
         self.quantiles = Histogram(
-            "infalign_candidate_quantile", "Quantiles of all candidates.", ("scope",), buckets=QUANTILE, registry=registry
+            "infalign_candidate_quantile",
+            "Quantiles of all candidates.",
+            ("scope",),
+            buckets=QUANTILE,
+            registry=registry,
         )
         self.selected_quantiles = Histogram(
             "infalign_selected_quantile",

@@ -10,8 +10,12 @@ from infalign.home import bundle_path, home
 
 @click.command(short_help="Train a CTRL checkpoint.")
 @click.argument("config", metavar="CONFIG")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key, such as ctrl.target_kl=1.")
-@click.option("--output", type=click.Path(path_type=Path), help="Bundle directory.  [default: $INFALIGN_HOME/bundles/NAME]")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key, such as ctrl.target_kl=1."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Bundle directory.  [default: $INFALIGN_HOME/bundles/NAME]"
+)
 @click.option("--if-missing", is_flag=True, help="Do nothing if the bundle exists and is intact.")
 def train(config: str, overrides: tuple[str, ...], output: Path | None, if_missing: bool) -> None:
     """Train by CONFIG (a YAML file, or `demo`) and write the bundle.

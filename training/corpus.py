@@ -88,9 +88,7 @@ class Prompt:
 def topics() -> tuple[Topic, ...]:
     """Every topic of the world, in the order of ``helpdesk.yaml``."""
     rows = yaml.safe_load(files("training").joinpath("helpdesk.yaml").read_text(encoding="utf-8"))
-    return tuple(
-        Topic(**{key: value if key == "thing" else tuple(value) for key, value in row.items()}) for row in rows
-    )
+    return tuple(Topic(row.pop("thing"), **{key: tuple(value) for key, value in row.items()}) for row in rows)
 
 
 @cache

@@ -22,7 +22,7 @@ from infalign.frontier import beta_for_kl
 from infalign.templates import Message, prompt_key, render_prompt
 from infalign.transforms import Transformation
 from training.config import Ctrl
-from training.progress import Progress
+from training.progress import attach
 from training.rollouts import Scorer
 from training.sft import save_model
 
@@ -43,7 +43,7 @@ def train_ctrl(
     """Train and save the policy into ``directory``; returns the β it ended at. Every prompt must be in ``table``."""
     tokenizer = AutoTokenizer.from_pretrained(reference, padding_side="left")
     beta = beta_for_kl(transformation, config.target_kl)
-    keys = [prompt_key(render_prompt(tokenizer, messages)) for messages in prompts]
+    rows = [{"prompt": list(messages), "key": prompt_key(render_prompt(tokenizer, messages))} for messages in prompts]
     steer = SteerKL(config.target_kl)
     trainer = RLOOTrainer(
         model=str(reference),
@@ -73,10 +73,11 @@ def train_ctrl(
             dataloader_pin_memory=False,
             seed=seed,
         ),
-        train_dataset=Dataset.from_list([{"prompt": list(messages), "key": key} for messages, key in zip(prompts, keys, strict=True)]),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[steer, Progress("ctrl", ("sequence_kl", "quantile", "transformed"), directory / "metrics.jsonl")],
+        callbacks=[steer],
     )
+    attach(trainer, "ctrl", ("sequence_kl", "quantile"), directory)
     steer.trainer = trainer
     trainer.train()
     save_model(trainer.model, tokenizer, directory)

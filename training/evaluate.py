@@ -35,10 +35,17 @@ def evaluate(
     drawn = policy.draw(repeated, seed, "evaluate")
     ratio = policy.log_probability(repeated, drawn) - reference.log_probability(repeated, drawn)
     per_prompt = ratio.reshape(-1, draws).mean(axis=1)
-    answers = {"policy": policy.text(drawn), "reference": reference.text(reference.draw(repeated, seed + 1, "evaluate"))}
-    rewards = {who: scorer.score(repeated, texts).astype(np.float64).reshape(-1, draws) for who, texts in answers.items()}
+    answers = {
+        "policy": policy.text(drawn),
+        "reference": reference.text(reference.draw(repeated, seed + 1, "evaluate")),
+    }
+    rewards = {
+        who: scorer.score(repeated, texts).astype(np.float64).reshape(-1, draws) for who, texts in answers.items()
+    }
     scores = {
-        who: np.array([judge(m[-1]["content"], text) for m, text in zip(repeated, texts, strict=True)]).reshape(-1, draws)
+        who: np.array([judge(m[-1]["content"], text) for m, text in zip(repeated, texts, strict=True)]).reshape(
+            -1, draws
+        )
         for who, texts in answers.items()
     }
     keys = [prompt_key(render_prompt(policy.tokenizer, messages)) for messages in prompts]

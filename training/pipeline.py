@@ -38,12 +38,17 @@ class StageReport:
 
 
 class Stages:
-    """Runs stages below one root and remembers what each took."""
+    """Runs stages below one root and remembers what each took.
+
+    One process at a time may use a root: what a killed run left unfinished is removed.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.reports: list[StageReport] = []
         root.mkdir(parents=True, exist_ok=True)
+        for unfinished in root.glob(".*-*"):
+            shutil.rmtree(unfinished)
 
     def run(self, name: str, build: Callable[[Path], Any], modules: tuple[Any, ...], *inputs: Any) -> Path:
         """The directory of stage ``name``, built by ``build`` unless it exists; ``inputs`` are JSON values or paths."""
@@ -56,7 +61,6 @@ class Stages:
         reused = finished.exists()
         if not reused:
             unfinished = self.root / f".{name}-{key}"
-            shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
             build(unfinished)
             unfinished.rename(finished)
@@ -164,7 +168,9 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
         )
         (to / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
-    measured = stages.run("evaluate", measure, (evaluate,), config.procedure, seed, policy, reference, reward, calibration)
+    measured = stages.run(
+        "evaluate", measure, (evaluate,), config.procedure, seed, policy, reference, reward, calibration
+    )
 
     started = time.monotonic()
     figures = json.loads((measured / "figures.json").read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -26,13 +26,20 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}, default=float) + "\n")
         if self.bar:
-            self.bar.set_postfix({key.rsplit("/", 1)[-1]: f"{float(logs[key]):.3f}" for key in self.watched if key in logs})
+            self.bar.set_postfix({key: f"{float(logs[key]):.3f}" for key in self.watched if key in logs})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar:
             self.bar.close()
 
 
+def attach(trainer: Any, stage: str, watched: tuple[str, ...], directory: Path) -> None:
+    """Give ``trainer`` our bar and metrics file in place of its printed dictionaries."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(stage, watched, directory / "metrics.jsonl"))
+
+
 def bar(stage: str, total: int) -> "tqdm[Any]":
     """A bar named after its stage."""
-    return tqdm(total=total, desc=f"{stage:>10}", bar_format="{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}", mininterval=1.0)
+    layout = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}"
+    return tqdm(total=total, desc=f"{stage:>10}", bar_format=layout, mininterval=1.0)

@@ -9,7 +9,7 @@ from trl import RewardConfig, RewardTrainer
 
 from training import data
 from training.config import Optimiser
-from training.progress import Progress
+from training.progress import attach
 from training.sft import save_model
 
 
@@ -41,7 +41,7 @@ def train_reward_model(directory: Path, data_directory: Path, start: Path, confi
         ),
         train_dataset=Dataset.from_list(data.read_rows(data_directory / data.PREFERENCES)),
         processing_class=tokenizer,
-        callbacks=[Progress("reward", ("loss", "accuracy"), directory / "metrics.jsonl")],
     )
+    attach(trainer, "reward", ("loss", "accuracy"), directory)
     trainer.train()
     save_model(trainer.model, tokenizer, directory)

@@ -73,12 +73,15 @@ class Sampler:
         return list(self.tokenizer.batch_decode(list(drawn), skip_special_tokens=True))
 
     @torch.inference_mode()
-    def log_probability(self, prompts: Sequence[Sequence[Message]], drawn: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        """log π(response | prompt) in nats, shape (len(drawn),), at temperature 1."""
+    def log_probability(
+        self, prompts: Sequence[Sequence[Message]], drawn: Sequence[Sequence[int]]
+    ) -> NDArray[np.float64]:
+        """Log-probability of each response given its prompt, in nats, at temperature 1; shape (len(drawn),)."""
         found: list[float] = []
         for start in range(0, len(drawn), SCORE_BATCH):
             batch = drawn[start : start + SCORE_BATCH]
-            heads = [tokenise(self.tokenizer, render_prompt(self.tokenizer, m)) for m in prompts[start : start + SCORE_BATCH]]
+            asked = prompts[start : start + SCORE_BATCH]
+            heads = [tokenise(self.tokenizer, render_prompt(self.tokenizer, messages)) for messages in asked]
             rows = [{"input_ids": head + list(tail)} for head, tail in zip(heads, batch, strict=True)]
             inputs = self.tokenizer.pad(rows, return_tensors="pt", padding_side="left")
             longest = max(map(len, batch))
@@ -154,7 +157,13 @@ class Scorer:
 
 
 def write_rollouts(
-    directory: Path, prompts: Sequence[Sequence[Message]], reference: Path, reward: Path, law: SamplingLaw, samples: int, seed: int
+    directory: Path,
+    prompts: Sequence[Sequence[Message]],
+    reference: Path,
+    reward: Path,
+    law: SamplingLaw,
+    samples: int,
+    seed: int,
 ) -> None:
     """Draw and score ``samples`` responses per prompt into ``rollouts.jsonl``: {prompt, responses, rewards}."""
     repeated = [messages for messages in prompts for _ in range(samples)]

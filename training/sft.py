@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from training import data
 from training.config import Model, Optimiser
-from training.progress import Progress
+from training.progress import attach
 from training.tokenizer import train_tokenizer
 
 HEAD = 32
@@ -46,8 +46,8 @@ def train_sft(directory: Path, data_directory: Path, model_config: Model, config
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[Progress("sft", ("loss",), directory / "metrics.jsonl")],
     )
+    attach(trainer, "sft", ("loss",), directory)
     trainer.train()
     save_model(trainer.model, tokenizer, directory)
 

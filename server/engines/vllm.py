@@ -12,6 +12,8 @@ from uuid import uuid4
 from server.engines.base import Completion, EnginesDown, Sampling
 from server.settings import Settings
 
+BATCHED_TOKENS = 4096
+
 
 class VllmEngines:
     """Both engines on this machine; on CPU each computes on one thread, since two fight over the cores.
@@ -34,6 +36,7 @@ class VllmEngines:
             "max_model_len": self.context,
             "max_num_seqs": self._settings.max_sequences,
             "dtype": self._settings.dtype,
+            "use_tqdm_on_load": False,
         }
         if current_platform.is_cpu():
             # The KV cache is sized outright, so the utilisation (of main memory, on CPU) is only a formality.
@@ -42,6 +45,9 @@ class VllmEngines:
                 "gpu_memory_utilization": 0.05,
                 "kv_cache_memory_bytes": self._settings.kv_cache_mib << 20,
                 "distributed_executor_backend": "uni",
+                # A seeded request whose prefill is split kills the engine ("CPU Generator does not use offset").
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(self.context, BATCHED_TOKENS),
             }
             if self._settings.dtype == "auto":
                 common["dtype"] = "float32"
@@ -105,8 +111,8 @@ async def _last(outputs: AsyncGenerator[Any, None]) -> Any:
     last = None
     try:
         async with aclosing(outputs):
-            async for last in outputs:
-                pass
+            async for output in outputs:
+                last = output
     except VLLMServerError as error:
         raise EnginesDown(str(error)) from error
     return last
@@ -129,6 +135,8 @@ def _prepare_environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     # On CPU vLLM replaces the `uni` executor by `mp` unless this is off: a process more per engine, half a GiB each
     # and three times the start-up time. AsyncLLM keeps its engine process either way.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -1,0 +1,112 @@
+"""Engines and tokenizers in memory, for what no real ones do on demand."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infalign import Bundle, CalibrationTable, Estimator
+from infalign.bundle import CalibrationRecord, Manifest, SamplingLaw
+from infalign.templates import prompt_key
+from server.app import Served
+from server.engines import Completion, EnginesDown, Sampling
+
+LAW = SamplingLaw(max_tokens=8)
+KNOWN = "known question"
+
+
+class CharacterTokenizer:
+    """One token a character."""
+
+    chat_template = "fake"
+    eos_token = "."
+
+    def apply_chat_template(
+        self, conversation: Sequence[dict[str, str]], tokenize: bool = True, add_generation_prompt: bool = False
+    ) -> str:
+        assert not tokenize
+        turns = "".join(f"[{turn['role']}]{turn['content']}." for turn in conversation)
+        return turns + ("[assistant]" if add_generation_prompt else "")
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(character) for character in text]}
+
+
+class FakeEngines:
+    """Answers with its seed; the reward is the last digit of the answer. Faults are switched on by the test."""
+
+    def __init__(self, context: int = 200) -> None:
+        self.context = context
+        self.dead = False
+        self.hang = False
+        self.fail_scoring_after: int | None = None
+        self.running = 0
+        self.drawn: list[Sampling] = []
+        self.started = asyncio.Event()
+
+    async def start(self) -> None:
+        self.started.set()
+
+    async def generate(self, prompt: list[int], sampling: Sampling) -> Completion:
+        if self.dead:
+            raise EnginesDown("an engine has died")
+        self.running += 1
+        self.drawn.append(sampling)
+        try:
+            await asyncio.sleep(3600 if self.hang else 0)
+        finally:
+            self.running -= 1
+        return Completion(f"answer {sampling.seed}", 3, "stop")
+
+    async def score(self, tokens: list[int]) -> float:
+        if self.fail_scoring_after is not None:
+            self.fail_scoring_after -= 1
+            if self.fail_scoring_after < 0:
+                raise EnginesDown("the reward model has died")
+        text = "".join(map(chr, tokens)).rstrip(".")
+        return float(text[-1]) if text[-1].isdigit() else -1.0
+
+    async def check(self) -> None:
+        if self.dead or not self.started.is_set():
+            raise EnginesDown("the engines are not up")
+
+    def stop(self) -> None:
+        self.dead = True
+
+
+def fake_served(anchors: Sequence[float] = range(10)) -> Served:
+    """A bundle in memory that has calibrated the prompt KNOWN with ``anchors``."""
+    tokenizer = CharacterTokenizer()
+    known = tokenizer.apply_chat_template(
+        [{"role": "user", "content": KNOWN}], tokenize=False, add_generation_prompt=True
+    )
+    table = CalibrationTable((prompt_key(known),), np.array([anchors], dtype=float))
+    record = CalibrationRecord(
+        reference="r",
+        reward_model="w",
+        chat_template="t",
+        sampling=LAW,
+        samples=table.samples,
+        prompts=1,
+        estimator=Estimator.JEFFREYS,
+        resolution=1e-4,
+    )
+    manifest = Manifest(
+        format=1,
+        name="fake",
+        created="now",
+        policy="p",
+        reference="r",
+        reward_model="w",
+        calibration="c",
+        procedure="best-of-4",
+        transformation="exp(10)",
+        beta=0.1,
+        sampling=LAW,
+        measured={},
+        libraries={},
+        files={},
+    )
+    return Served(Bundle(Path("nowhere"), manifest, record, table), (tokenizer, tokenizer), "fake")

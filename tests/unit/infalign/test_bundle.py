@@ -1,0 +1,142 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infalign import BundleError, CalibrationTable, Estimator, read_bundle, write_bundle
+from infalign.bundle import CalibrationRecord, SamplingLaw, directory_digest, hash_files, save_calibration
+from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing
+
+LAW = SamplingLaw(max_tokens=16)
+TEMPLATE_SHA = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # of "hello"
+
+
+def parts(root: Path, reward: str = "reward") -> dict[str, Path]:
+    """Directories that look like models to the bundle, and a calibration made for them."""
+    for name in ("policy", "reference", "reward"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / "config.json").write_text(f'{{"model": "{name}"}}')
+        (root / name / "chat_template.jinja").write_text("hello")
+    (root / "reward" / "weights").write_text(reward)
+    table = CalibrationTable(("ab" * 16, "cd" * 16), np.array([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]]))
+    record = CalibrationRecord(
+        reference=directory_digest(root / "reference"),
+        reward_model=directory_digest(root / "reward"),
+        chat_template=TEMPLATE_SHA,
+        sampling=LAW,
+        samples=3,
+        prompts=2,
+        estimator=Estimator.JEFFREYS,
+        resolution=1e-4,
+    )
+    save_calibration(root / "calibration", table, record)
+    return {name: root / name for name in ("policy", "reference", "reward", "calibration")}
+
+
+def write(target: Path, sources: dict[str, Path], **changes: object) -> None:
+    fields = {
+        "name": "demo",
+        "created": "2026-01-01T00:00:00+00:00",
+        "procedure": "best-of-4",
+        "transformation": "exp(10)",
+        "beta": 0.3,
+        "sampling": LAW,
+        "measured": {"kl": 0.5},
+        "libraries": {"infalign": "0"},
+    }
+    write_bundle(target, sources, "# card\n", **(fields | changes))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    target = tmp_path / "bundles" / "demo"
+    write(target, parts(tmp_path / "parts"))
+    return target
+
+
+def test_what_is_written_is_read(bundle: Path) -> None:
+    found = read_bundle(bundle)
+    assert found.manifest.procedure == "best-of-4"
+    assert found.table.keys == ("ab" * 16, "cd" * 16)
+    assert found.table.lookup("ab" * 16).samples == 3
+    assert np.array_equal(found.table.rewards, [[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])
+
+
+def test_every_changed_byte_is_noticed_by_name(bundle: Path) -> None:
+    for name in hash_files(bundle):
+        path = bundle / name
+        original = path.read_bytes()
+        path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+        with pytest.raises(BundleCorrupt, match=name):
+            read_bundle(bundle)
+        path.write_bytes(original)
+    read_bundle(bundle)
+
+
+def test_every_missing_file_is_noticed_by_name(bundle: Path) -> None:
+    for name in hash_files(bundle):
+        path = bundle / name
+        original = path.read_bytes()
+        path.unlink()
+        with pytest.raises(BundleMissing, match=name):
+            read_bundle(bundle)
+        path.write_bytes(original)
+
+
+def test_an_added_file_is_noticed(bundle: Path) -> None:
+    (bundle / "policy" / "extra.bin").write_text("x")
+    with pytest.raises(BundleCorrupt, match=r"policy/extra\.bin was not written"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"format": 99}, "format 99, this version reads 1"),
+        ({"procedure": "best"}, "procedure"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_manifest_of_another_kind_is_refused(bundle: Path, change: dict[str, object], error: str) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text()) | change
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleMismatch, match=error):
+        read_bundle(bundle)
+
+
+def test_no_bundle_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BundleMissing, match="no bundle here") as caught:
+        read_bundle(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_calibration_of_another_reward_model_is_never_written(tmp_path: Path) -> None:
+    sources = parts(tmp_path / "one")
+    parts(tmp_path / "two", reward="another")
+    sources["reward"] = tmp_path / "two" / "reward"
+    with pytest.raises(BundleMismatch, match="made for another reward model"):
+        write(tmp_path / "demo", sources)
+    assert not (tmp_path / "demo").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_another_template_or_law_is_refused(tmp_path: Path) -> None:
+    sources = parts(tmp_path / "parts")
+    with pytest.raises(BundleMismatch, match="sampling law"):
+        write(tmp_path / "demo", sources, sampling=SamplingLaw(max_tokens=17))
+    (sources["policy"] / "chat_template.jinja").write_text("bye")
+    with pytest.raises(BundleMismatch, match="chat template than policy"):
+        write(tmp_path / "demo", sources)
+
+
+def test_a_failed_write_leaves_the_old_bundle(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        write(bundle, parts(tmp_path / "parts"), sampling=SamplingLaw(max_tokens=17))
+    assert read_bundle(bundle).manifest.name == "demo"
+
+
+def test_a_new_bundle_replaces_the_old(bundle: Path, tmp_path: Path) -> None:
+    write(bundle, parts(tmp_path / "parts"), name="second")
+    assert read_bundle(bundle).manifest.name == "second"
+    assert [path.name for path in bundle.parent.iterdir()] == ["demo"]

@@ -1,0 +1,53 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from infalign.cli import main; main()", *arguments], capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["serve", "--help"]])
+def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom infalign.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print(sorted({'torch','vllm','transformers','fastapi','scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.stdout.startswith("Usage: ")
+    heavy = done.stdout.rsplit("\n", 2)[-2]
+    assert heavy in ("[]", "['scipy']")
+
+
+def test_the_library_imports_neither_torch_nor_a_server() -> None:
+    program = (
+        "import sys, infalign\nfor name in infalign.__all__: getattr(infalign, name)\n"
+        "print({'torch','vllm','transformers','fastapi','matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serv"], "No such command 'serv'"),
+        (["train", "demmo"], "CONFIG: got 'demmo', accepted: a YAML file, or a shipped config: demo"),
+        (["train", "demo", "--set", "ctrl.targetkl=1"], "no such key; did you mean target_kl?"),
+        (["train", "demo", "--set", "ctrl.target_kl"], "--set: got 'ctrl.target_kl', accepted: key=value"),
+        (["train", "demo", "--set", "transformation=sqrt"], "transformation: got 'sqrt', accepted: identity, log"),
+        (["serve", "--max-n", "0"], "--max-n: got 0"),
+        (["serve", "--port", "70000"], "--port: got 70000"),
+        (["serve", "/nowhere"], "/nowhere: no bundle here"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("infalign: ")

@@ -1,0 +1,150 @@
+"""Decoding over engines in memory: selection, seeds, usage, calibration, faults."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from server.app import create_app
+from server.settings import Settings
+from tests.fakes import KNOWN, FakeEngines, fake_served
+from tests.unit.server.conftest import client_of
+
+pytestmark = pytest.mark.anyio
+ASKED = [{"role": "user", "content": KNOWN}]
+
+
+async def test_best_and_worst_of_n_select_the_extremes(client: httpx.AsyncClient) -> None:
+    body = {"messages": ASKED, "n": 10, "seed": 20, "top": 3, "return_candidates": True}
+    best = (await client.post("/v1/best-of-n", json=body)).json()
+    worst = (await client.post("/v1/worst-of-n", json=body)).json()
+    assert [candidate["reward"] for candidate in best["selected"]] == [9, 8, 7]
+    assert [candidate["reward"] for candidate in worst["selected"]] == [0, 1, 2]
+    assert [candidate["index"] for candidate in best["candidates"]] == list(range(10))
+    assert [candidate["seed"] for candidate in best["candidates"]] == list(range(20, 30))
+    assert best["procedure"] == "best-of-10"
+    assert best["theory"]["expected_quantile"] == pytest.approx(10 / 11)
+    assert worst["theory"]["expected_quantile"] == pytest.approx(1 / 11)
+    assert best["usage"]["completion_tokens"] == 30
+    assert best["usage"]["total_tokens"] == best["usage"]["prompt_tokens"] + 30
+
+
+async def test_quantiles_say_where_they_come_from(client: httpx.AsyncClient) -> None:
+    known = (await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 1, "seed": 5})).json()
+    other = (await client.post("/v1/best-of-n", json={"prompt": "else", "n": 1, "seed": 5})).json()
+    assert known["calibration"] == {"scope": "prompt", "samples": 10}
+    assert other["calibration"]["scope"] == "global"
+    selected = known["selected"][0]
+    assert selected["quantile"] == pytest.approx((5.5 + 0.5) / 11)
+    assert selected["quantile_low"] < selected["quantile"] < selected["quantile_high"]
+
+
+async def test_a_raw_prompt_that_is_the_rendered_one_has_its_calibration(client: httpx.AsyncClient) -> None:
+    body = {"prompt": f"[user]{KNOWN}.[assistant]", "responses": ["7", "2"]}
+    raw = (await client.post("/v1/rewards", json=body)).json()
+    chat = (await client.post("/v1/rewards", json={"messages": ASKED, "responses": ["7", "2"]})).json()
+    assert raw == chat
+    assert [scored["reward"] for scored in raw["rewards"]] == [7, 2]
+    assert raw["calibration"]["scope"] == "prompt"
+
+
+async def test_openai_choices_are_n_best_first(client: httpx.AsyncClient) -> None:
+    body = {"messages": ASKED, "n": 2, "best_of": 6, "seed": 0, "model": "fake"}
+    best = (await client.post("/v1/chat/completions", json=body)).json()
+    assert [choice["message"]["content"] for choice in best["choices"]] == ["answer 5", "answer 4"]
+    assert best["usage"]["completion_tokens"] == 18
+    text = {"prompt": "x", "worst_of": 6, "seed": 0}
+    worst = (await client.post("/v1/completions", json=text)).json()
+    assert [choice["text"] for choice in worst["choices"]] == ["answer 0"]
+    plain = (await client.post("/v1/completions", json={"prompt": "x", "n": 3, "seed": 7})).json()
+    assert [choice["text"] for choice in plain["choices"]] == ["answer 7", "answer 8", "answer 9"]
+    assert plain["procedure"] == "standard"
+
+
+async def test_the_default_is_the_bundles_sampling_law(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 2})
+    await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 1, "temperature": 0, "max_tokens": 5, "stop": "x"})
+    first, second, third = engines.drawn
+    assert (first.temperature, first.top_p, first.top_k, first.max_tokens) == (1.0, 1.0, 0, 8)
+    assert second.seed == first.seed + 1
+    assert (third.temperature, third.max_tokens, third.stop) == (0, 5, ("x",))
+
+
+async def test_readiness_follows_the_engines(client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    assert (await client.get("/ready")).status_code == 200
+    engines.dead = True
+    assert (await client.get("/health")).status_code == 200
+    assert (await client.get("/ready")).status_code == 503
+    answer = await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 2})
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "not_ready"
+    assert "infalign_engines_up 0.0" in (await client.get("/metrics")).text
+
+
+async def test_one_failed_score_fails_the_request_and_aborts_the_rest(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    engines.fail_scoring_after = 3
+    answer = await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 8})
+    assert answer.status_code == 503
+    assert engines.running == 0
+    assert "infalign_aborted_candidates_total 5.0" in (await client.get("/metrics")).text
+
+
+async def test_a_client_that_goes_away_frees_its_candidates(app: Any, engines: FakeEngines) -> None:
+    engines.hang = True
+    body = b'{"prompt": "x", "n": 8}'
+    arrived = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if arrived:
+            return arrived.pop()
+        while engines.running < 8:
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/best-of-n",
+        "raw_path": b"/v1/best-of-n",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "server": ("test", 80),
+        "client": ("test", 1),
+        "scheme": "http",
+        "root_path": "",
+    }
+    await asyncio.wait_for(app(scope, receive, send), 10)
+    assert engines.running == 0
+    assert sent[0]["status"] == 499
+
+
+async def test_engines_that_do_not_start_are_reported() -> None:
+    class Broken(FakeEngines):
+        async def start(self) -> None:
+            raise RuntimeError("no memory")
+
+    failures: list[BaseException] = []
+    app = create_app(Settings(), Broken(), fake_served(), failures.append)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        assert (await client.get("/ready")).status_code == 503
+    assert [str(failure) for failure in failures] == ["no memory"]
+
+
+async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 4, "seed": 0})
+    await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 0})
+    text = (await client.get("/metrics")).text
+    assert 'infalign_candidates_total{procedure="best-of-n"} 4.0' in text
+    assert 'infalign_candidate_tokens_total{procedure="best-of-n"} 12.0' in text
+    assert 'infalign_requests_total{code="200",route="/v1/best-of-n"} 1.0' in text
+    assert 'infalign_requests_total{code="400",route="/v1/best-of-n"} 1.0' in text
+    assert 'infalign_calibration_lookups_total{scope="prompt"} 1.0' in text
+    assert "infalign_resident_memory_bytes" in text
