@@ -12,6 +12,8 @@ setup: .venv/ready ## Make .venv from the locked requirements (CPU)
 
 # torch first and alone: its CPU build is not on PyPI, and an index that does not answer costs seconds per package.
 .venv/ready: requirements/torch-cpu.txt requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make: PYTHON=$(PYTHON) is not Python 3.11"; exit 1; }
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { echo "make: vLLM needs libnuma (Debian, Ubuntu: apt-get install libnuma1)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements/torch-cpu.txt || $(PIP) --index-url $(CPU_INDEX) -r requirements/torch-cpu.txt
 	$(PIP) -r requirements/cpu.txt

@@ -32,7 +32,7 @@ def test_written_form_is_read_back(procedure: Procedure) -> None:
 
 @pytest.mark.parametrize("text", ["best-of-0", "best-of", "Best-of-4", "worst-of--1", "best-of-04", "median-of-3", ""])
 def test_other_forms_are_refused_by_name(text: str) -> None:
-    with pytest.raises(InvalidValue, match="procedure: got .*best-of-N"):
+    with pytest.raises(InvalidValue, match=r"procedure: got .*best-of-N"):
         parse_procedure(text)
 
 

@@ -19,7 +19,7 @@ def test_overrides_reach_their_key() -> None:
 def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text((SHIPPED / "demo.yaml").read_text() + "crtl:\n  steps: 3\n")
-    with pytest.raises(InvalidValue, match="crtl: .*did you mean ctrl"):
+    with pytest.raises(InvalidValue, match=r"crtl: .*did you mean ctrl"):
         load_config(str(path))
 
 

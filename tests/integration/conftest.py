@@ -1,0 +1,73 @@
+"""The real thing: the demo bundle from our own pipeline, served by `infalign serve` through vLLM."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from infalign import Bundle, read_bundle
+
+INFALIGN = str(Path(sys.executable).parent / "infalign")
+READY_WITHIN = 300  # a bound against hanging, not a claim of speed
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    """The demo bundle; stages that the present code has already run are reused."""
+    done = subprocess.run([INFALIGN, "train", "demo"], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    return read_bundle(Path(done.stdout.strip()))
+
+
+@contextmanager
+def serving(log: Path, *arguments: str) -> Iterator[str]:
+    """URL of an `infalign serve` on a free port, once it is ready; stopped at the end."""
+    with log.open("w") as stderr:
+        process = subprocess.Popen([INFALIGN, "serve", *arguments, "--port", "0"], stderr=stderr)
+        try:
+            yield _wait(process, log)
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0, log.read_text()
+
+
+def _wait(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    deadline = time.monotonic() + READY_WITHIN
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(r"on (http://\S+)", log.read_text()):
+            try:
+                if httpx.get(found[1] + "/ready").status_code == 200:
+                    return found[1]
+            except httpx.TransportError:
+                pass
+        time.sleep(0.2)
+    pytest.fail(f"the server did not become ready:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server of the demo bundle."""
+    with serving(tmp_path_factory.mktemp("server") / "log", str(bundle.path)) as url:
+        yield url
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data that is not part of the project; tests that use it are skipped without it."""
+    path = Path(os.environ.get("INFALIGN_SHARED", Path(__file__).parents[3] / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}")
+    return path

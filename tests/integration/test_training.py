@@ -1,0 +1,66 @@
+"""The pipeline survives being killed: the next run continues, and no half bundle is ever there."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from infalign import read_bundle
+from tests.integration.conftest import INFALIGN
+
+TINY = {
+    "data.answers": 1,
+    "data.pairs": 1,
+    "data.held_out": 480,
+    "rollouts.samples": 4,
+    "rollouts.max_tokens": 16,
+    "ctrl.steps": 3,
+    "ctrl.prompts": 2,
+    "ctrl.generations": 2,
+    "model.hidden": 32,
+    "model.layers": 1,
+}
+
+
+def command(output: Path) -> list[str]:
+    overrides = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    return [INFALIGN, "train", "demo", *overrides, "--output", str(output)]
+
+
+def finished(runs: Path) -> dict[str, float]:
+    """Finished stages and when each was made."""
+    return {path.name: path.stat().st_mtime for path in runs.glob("[a-z]*-*")}
+
+
+@pytest.mark.parametrize("stage", ["sft", "ctrl"])
+def test_a_killed_run_is_continued(tmp_path: Path, stage: str) -> None:
+    environment = os.environ | {"INFALIGN_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    runs, output = tmp_path / "runs" / "demo", tmp_path / "bundle"
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command(output), env=environment, stderr=stderr, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while not list(runs.glob(f".{stage}-*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, log.read_text()
+    assert not output.exists()
+    before = finished(runs)
+    assert not any(name.startswith(stage) for name in before)
+
+    done = subprocess.run(command(output), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert before.items() <= finished(runs).items()
+    assert "reused" in done.stderr
+    assert not list(runs.glob(".*-*"))
+    found = read_bundle(output)
+    assert found.table.samples == 4
+    metrics = [json.loads(line) for line in next(runs.glob("ctrl-*/metrics.jsonl")).read_text().splitlines()]
+    assert [row["sequence_kl"] for row in metrics if "sequence_kl" in row] != []
+
+    again = subprocess.run(command(output), env=environment, capture_output=True, text=True)
+    assert again.stderr.count("reused") == 7

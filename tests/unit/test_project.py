@@ -1,0 +1,55 @@
+"""The project keeps its own promises: imports point one way, locks name no registry, the container copies what exists."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALLOWED = {"infalign": set(), "server": {"infalign"}, "training": {"infalign"}}
+
+
+def imports_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_one_way(package: str) -> None:
+    others = set(ALLOWED) - {package} - ALLOWED[package]
+    for path in (ROOT / package).rglob("*.py"):
+        assert not imports_of(path) & others, path
+
+
+@pytest.mark.parametrize("lock", ["cpu.txt", "gpu.txt", "torch-cpu.txt"])
+def test_locks_are_hashed_and_name_no_registry(lock: str) -> None:
+    text = (ROOT / "requirements" / lock).read_text()
+    assert "://" not in text
+    for requirement in re.split(r"\n(?=[a-z0-9])", text):
+        assert re.match(r"[a-z0-9._-]+==\S+ ", requirement), requirement
+        assert "--hash=sha256:" in requirement
+
+
+def test_the_torch_of_the_first_install_is_the_locked_one() -> None:
+    first = (ROOT / "requirements" / "torch-cpu.txt").read_text().splitlines()[:2]
+    assert "\n".join(first) in (ROOT / "requirements" / "cpu.txt").read_text()
+
+
+def test_the_container_copies_what_exists() -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert copied
+    for source in " ".join(copied).split():
+        assert (ROOT / source).exists(), source
+
+
+def test_documented_metrics_are_the_exposed_ones() -> None:
+    from server.metrics import Metrics
+
+    exposed = set()
+    for family in Metrics().registry.collect():
+        exposed.add(family.name + ("_total" if family.type == "counter" else ""))
+    documented = set(re.findall(r"`(infalign_\w+)`", (ROOT / "docs" / "server.md").read_text()))
+    assert documented == exposed
