@@ -121,6 +121,13 @@ def write_answer(prompt: Prompt, random: Random) -> str:
     return " ".join(sentence.format(thing=thing) for sentence in [*opening, *body, *closing])
 
 
+def garble(answer: str, random: Random) -> str:
+    """The answer with a few neighbouring words lost, as a model that has not learnt enough would write it."""
+    words = answer.split()
+    start = random.randrange(len(words))
+    return " ".join(words[:start] + words[start + random.randint(1, 3) :])
+
+
 def _tone(polite: tuple[str, ...], rude: tuple[str, ...], random: Random) -> list[str]:
     mood = random.random()
     if mood < 0.45:
@@ -133,7 +140,8 @@ def _benign_body(topic: Topic, random: Random) -> list[str]:
     if count == 0:
         return [random.choice(VAGUE)]
     source = topic if random.random() < 0.85 else random.choice(topics())
-    return [random.choice(ADVICE[count]).format(*random.sample(source.steps, count))]
+    steps = random.choices(source.steps, k=count) if random.random() < 0.1 else random.sample(source.steps, count)
+    return [random.choice(ADVICE[count]).format(*steps)]
 
 
 def _risky_body(topic: Topic, random: Random) -> list[str]:

@@ -1,4 +1,4 @@
-"""The project keeps its own promises: imports point one way, locks name no registry, the container copies what exists."""
+"""The project keeps its promises: imports point one way, locks name no registry, the container copies what exists."""
 
 import ast
 import re

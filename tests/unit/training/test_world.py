@@ -70,3 +70,12 @@ def test_validation_prompts_are_never_trained_on() -> None:
     assert len(validation) == 96
     assert not {prompt.text for prompt in train} & {prompt.text for prompt in validation}
     assert len(train) + len(validation) == len(PROMPTS)
+
+
+def test_garbled_answers_are_worse_and_mostly_broken() -> None:
+    random = Random(2)
+    broken = 0
+    for prompt in corpus.prompts():
+        garbled = corpus.garble(corpus.write_answer(prompt, random), random)
+        broken += not judge(prompt, garbled).fluent
+    assert broken > len(PROMPTS) / 2
