@@ -24,7 +24,8 @@ serve: setup ## Train the demo bundle if there is none, then serve it on 127.0.0
 	$(BIN)/infalign train demo --if-missing
 	exec $(BIN)/infalign serve
 
-test: setup ## Run every test (trains the demo bundle if there is none)
+test: setup ## Train what of the demo is not up to date, then run every test
+	$(BIN)/infalign train demo
 	$(BIN)/python -m pytest
 
 lint: setup ## Check style and types

@@ -71,10 +71,16 @@ def serve(bundle: Path | None, reference: bool, **options: Any) -> int:
     app = create_app(settings, engines, Served(found, tokenizers, name), stop)
     host, port = listener.getsockname()[:2]
     print(f"serving {name} ({found.path}) on http://{host}:{port}", file=sys.stderr)
+    # uvicorn drains, then raises the signal anew: end as after Ctrl-C, with our own exit code.
+    signal.signal(signal.SIGTERM, _interrupt)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
     with suppress(KeyboardInterrupt):
         asyncio.run(server.serve(sockets=[listener]))
     return 1 if failures else 0
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _given_accepted(error: Any) -> tuple[Any, str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
@@ -24,6 +23,7 @@ from infalign.transforms import Transformation
 from training.config import Ctrl
 from training.progress import attach
 from training.rollouts import Scorer
+from training.runtime import trainer_arguments
 from training.sft import save_model
 
 KL_MEMORY, GAIN = 0.8, 0.1
@@ -49,11 +49,8 @@ def train_ctrl(
         model=str(reference),
         reward_funcs=ctrl_reward(scorer, table, transformation),
         args=RLOOConfig(
-            output_dir=str(directory / "trainer"),
+            **trainer_arguments(directory, seed),
             model_init_kwargs={"dtype": "float32"},
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-            gradient_checkpointing=False,
             per_device_train_batch_size=config.prompts * config.generations,
             num_generations=config.generations,
             max_completion_length=max_tokens,
@@ -64,14 +61,8 @@ def train_ctrl(
             learning_rate=config.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=5,
-            adam_beta2=0.98,
             max_steps=config.steps,
             logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            seed=seed,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

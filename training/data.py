@@ -18,7 +18,7 @@ from training.judge import judge
 
 SFT, PREFERENCES, PROMPTS = "sft.jsonl", "preferences.jsonl", "prompts.jsonl"
 TIES_BEFORE_GIVING_UP = 50
-GARBLED = 0.15
+GARBLED, ASTRAY = 0.05, 0.2
 
 
 def write_data(directory: Path, config: Data, seed: int) -> None:
@@ -57,20 +57,24 @@ def read_prompts(directory: Path, split: str | None = None) -> list[list[dict[st
 
 
 def _compare(prompt: Prompt, random: Random) -> dict[str, Any]:
-    """Two written answers that the judge does not find equal, the better one as ``chosen``."""
+    """Two written answers that the judge does not find equal, the better one as ``chosen``.
+
+    Now and then the second is the first, garbled, or an answer to another question: the reward model must know broken
+    text when it sees it, and which advice belongs to which question.
+    """
     for _ in range(TIES_BEFORE_GIVING_UP):
-        first, second = _draw(prompt, random), _draw(prompt, random)
+        first = corpus.write_answer(prompt, random)
+        kind = random.random()
+        if kind < GARBLED:
+            second = corpus.garble(first, random)
+        else:
+            asked = random.choice(corpus.prompts()) if kind < GARBLED + ASTRAY else prompt
+            second = corpus.write_answer(asked, random)
         margin = judge(prompt, first).score - judge(prompt, second).score
         if margin:
             chosen, rejected = (first, second) if margin > 0 else (second, first)
             return {"prompt": _user(prompt.text), "chosen": _assistant(chosen), "rejected": _assistant(rejected)}
     raise RuntimeError(f"the judge finds every answer to {prompt.text!r} equal")
-
-
-def _draw(prompt: Prompt, random: Random) -> str:
-    """A written answer, garbled now and then: the reward model must know broken text when it sees it."""
-    answer = corpus.write_answer(prompt, random)
-    return corpus.garble(answer, random) if random.random() < GARBLED else answer
 
 
 def _user(text: str) -> list[dict[str, str]]:

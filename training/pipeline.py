@@ -20,7 +20,7 @@ from typing import Any
 from infalign.bundle import Bundle, SamplingLaw, load_calibration, write_bundle
 from infalign.procedures import parse_procedure
 from infalign.transforms import parse_transformation
-from training import calibrate, corpus, ctrl, data, evaluate, judge, reward_model, rollouts, sft
+from training import calibrate, corpus, ctrl, data, evaluate, judge, reward_model, rollouts, runtime, sft, tokenizer
 from training.card import model_card
 from training.config import Config
 
@@ -88,7 +88,7 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
     reference = stages.run(
         "sft",
         lambda to: sft.train_sft(to, written, config.model, config.sft, seed),
-        (sft,),
+        (sft, tokenizer, runtime),
         config.model.model_dump(),
         config.sft.model_dump(),
         seed,
@@ -97,7 +97,7 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
     reward = stages.run(
         "reward",
         lambda to: reward_model.train_reward_model(to, written, reference / "model", config.reward, seed),
-        (reward_model,),
+        (reward_model, runtime),
         config.reward.model_dump(),
         seed,
         written,
@@ -143,7 +143,7 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
     policy = stages.run(
         "ctrl",
         align,
-        (ctrl,),
+        (ctrl, rollouts, runtime),
         config.ctrl.model_dump(),
         config.transformation,
         law.model_dump(),

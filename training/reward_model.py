@@ -10,6 +10,7 @@ from trl import RewardConfig, RewardTrainer
 from training import data
 from training.config import Optimiser
 from training.progress import attach
+from training.runtime import trainer_arguments
 from training.sft import save_model
 
 
@@ -21,23 +22,14 @@ def train_reward_model(directory: Path, data_directory: Path, start: Path, confi
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(
-            output_dir=str(directory / "trainer"),
-            use_cpu=not torch.cuda.is_available(),
-            bf16=torch.cuda.is_available(),
-            gradient_checkpointing=False,
+            **trainer_arguments(directory, seed),
             per_device_train_batch_size=config.batch,
             num_train_epochs=1,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=20,
-            adam_beta2=0.98,
             max_length=None,
             logging_steps=10,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            seed=seed,
         ),
         train_dataset=Dataset.from_list(data.read_rows(data_directory / data.PREFERENCES)),
         processing_class=tokenizer,

@@ -5,6 +5,8 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
+from typing import Any
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -32,3 +34,21 @@ def prepare() -> None:
     logging.getLogger("trl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def trainer_arguments(directory: Path, seed: int) -> dict[str, Any]:
+    """What every TRL trainer here is told alike: where it runs, and to leave bars, reports and checkpoints to us."""
+    import torch
+
+    return {
+        "output_dir": str(directory / "trainer"),
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "adam_beta2": 0.98,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": seed,
+    }

@@ -10,6 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from training import data
 from training.config import Model, Optimiser
 from training.progress import attach
+from training.runtime import trainer_arguments
 from training.tokenizer import train_tokenizer
 
 HEAD = 32
@@ -24,25 +25,16 @@ def train_sft(directory: Path, data_directory: Path, model_config: Model, config
     trainer = SFTTrainer(
         model=new_model(tokenizer, model_config),
         args=SFTConfig(
-            output_dir=str(directory / "trainer"),
-            use_cpu=not torch.cuda.is_available(),
-            bf16=torch.cuda.is_available(),
-            gradient_checkpointing=False,
+            **trainer_arguments(directory, seed),
             per_device_train_batch_size=config.batch,
             num_train_epochs=1,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=20,
-            adam_beta2=0.98,
             weight_decay=0.01,
             max_length=model_config.positions,
             completion_only_loss=True,
             logging_steps=10,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            seed=seed,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

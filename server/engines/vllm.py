@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -93,6 +94,8 @@ class VllmEngines:
                 raise EnginesDown("an engine has died")
 
     def stop(self) -> None:
+        # vLLM reports its own shutdown as the death of an engine.
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)
         for engine in (self._policy, self._reward):
             if engine is not None:
                 engine.shutdown()
