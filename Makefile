@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test lint format lock load
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q install --no-deps --require-hashes

@@ -53,8 +53,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(_start(engines, on_failure))
         yield
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        await starting  # engines half started could not be stopped
         await asyncio.to_thread(engines.stop)
 
     app: FastAPI = FastAPIOffline(

@@ -99,6 +99,8 @@ class VllmEngines:
         for engine in (self._policy, self._reward):
             if engine is not None:
                 engine.shutdown()
+                # Its finaliser shuts down once more at exit, with the interpreter half gone, and prints a stack trace.
+                type(engine).__del__ = lambda _: None
         self._policy = self._reward = None
 
     def _running(self, engine: Any) -> Any:
@@ -117,7 +119,7 @@ async def _last(outputs: AsyncGenerator[Any, None]) -> Any:
             async for output in outputs:
                 last = output
     except VLLMServerError as error:
-        raise EnginesDown(str(error)) from error
+        raise EnginesDown("an engine has failed") from error
     return last
 
 
