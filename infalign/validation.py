@@ -44,7 +44,7 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 
 def _is_union_tag(part: object) -> bool:
     """Whether a part of pydantic's location names a branch of a union, not a field."""
-    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part)
+    return isinstance(part, str) and (part in ("str", "constrained-str") or "[" in part)
 
 
 def _short(value: object) -> object:

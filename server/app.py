@@ -115,7 +115,8 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
-        envelope = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+        param = "body" if error.status_code == BadRequest.status else None
+        envelope = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}
         return JSONResponse(envelope, error.status_code, headers=error.headers)
 
     @app.exception_handler(ClientGone)

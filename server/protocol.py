@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class _Request(BaseModel):
@@ -13,19 +13,30 @@ class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+def _encodable(text: str) -> str:
+    """JSON can carry half a surrogate pair, which no tokenizer and no UTF-8 can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text of whole characters (a lone surrogate at {error.start})") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
 class TextPart(_Request):
     """A part of a message's content; only text is understood."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(_Request):
     """One turn of the conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    name: str | None = None
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
 
     @property
     def plain(self) -> dict[str, str]:
@@ -35,7 +46,9 @@ class Message(_Request):
 
 
 Messages = Annotated[list[Message], Field(min_length=1, description="the conversation, last turn the user's")]
-Prompt = Annotated[str, Field(min_length=1, description="raw text to continue, no chat template applied")]
+Prompt = Annotated[Text, Field(min_length=1, description="raw text to continue, no chat template applied")]
+
+Stop = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
 class _Sampled(_Request):
@@ -44,9 +57,9 @@ class _Sampled(_Request):
     model: str | None = Field(None, description="name of the served model; may be left out")
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, description="0 keeps every token")
+    top_k: int | None = Field(None, ge=0, le=1_000_000, description="0 keeps every token")
     max_tokens: int | None = Field(None, ge=1)
-    stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=0, le=2**62, description="candidate i is drawn with seed + i")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
@@ -130,7 +143,7 @@ class RewardsRequest(_MessagesOrPrompt):
     """Body of ``/v1/rewards``."""
 
     model: str | None = None
-    responses: list[str] = Field(min_length=1, description="responses to score")
+    responses: list[Text] = Field(min_length=1, description="responses to score")
 
 
 class Scored(_Answer):
