@@ -21,7 +21,7 @@ from infalign.validation import explain
 from server.decoder import Decoder
 from server.engines import Engines
 from server.errors import BadRequest, ServerError
-from server.metrics import Metrics
+from server.metrics import Metrics, resident_memory
 from server.routes import decoding, openai, operations
 from server.routes.common import ClientGone, Serving
 from server.settings import Settings
@@ -76,7 +76,7 @@ async def _start(engines: Engines, on_failure: Callable[[BaseException], None]) 
         log.error("the engines did not start: %s", " ".join(str(error).split()) or repr(error))
         on_failure(error)
     else:
-        log.info("ready")
+        log.info("ready, %.1f GiB resident", resident_memory() / 2**30)
 
 
 class CountRequests:
