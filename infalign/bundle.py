@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -195,12 +195,12 @@ def write_bundle(target: Path, parts: dict[str, Path], card: str, **fields: Any)
             **fields,
         )
         (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        read_bundle(staging)
+        verified = read_bundle(staging)
         _fsync(staging)
         _replace(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return read_bundle(target)
+    return replace(verified, path=target)
 
 
 def read_bundle(path: Path) -> Bundle:

@@ -45,8 +45,9 @@ def serve(bundle: Path | None, reference: bool, **options: Any) -> int:
     try:
         settings = Settings(**options)
     except ValidationError as error:
-        refused = explain(error.errors()[0], Settings)
-        raise InvalidValue("--" + refused.param.replace("_", "-"), *_given_accepted(error)) from error
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise explain({**first, "loc": (flag,)}, Settings) from error
     found = read_bundle(bundle or bundle_path("demo"))
     listener = _bind(settings.host, settings.port)
 
@@ -81,11 +82,6 @@ def serve(bundle: Path | None, reference: bool, **options: Any) -> int:
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _given_accepted(error: Any) -> tuple[Any, str]:
-    first = error.errors()[0]
-    return first["input"], first["msg"]
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -41,6 +41,11 @@ class Decoded:
     prompt_tokens: int
 
     @property
+    def in_drawn_order(self) -> list[Candidate]:
+        """The candidates by index."""
+        return sorted(self.ranked, key=lambda candidate: candidate.index)
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens of all candidates."""
         return sum(candidate.completion_tokens for candidate in self.ranked)

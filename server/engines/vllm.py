@@ -127,7 +127,7 @@ def _launch(model: Path, **options: Any) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **options), start_engine_loop=True)
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **options))
 
 
 def _positions(model: Path) -> int:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from infalign.calibration import Calibration
 from infalign.procedures import Procedure
 from server.decoder import Conversation, Decoded, Decoder
 from server.engines import Sampling
@@ -81,9 +82,9 @@ def conversation(messages: list[Message] | None, prompt: str | None = None) -> C
     return Conversation(prompt=prompt or "")
 
 
-def calibration_info(decoded: Decoded) -> CalibrationInfo:
+def calibration_info(calibration: Calibration) -> CalibrationInfo:
     """Scope and size of the calibration used."""
-    return CalibrationInfo(scope=decoded.calibration.scope, samples=decoded.calibration.samples)
+    return CalibrationInfo(scope=calibration.scope, samples=calibration.samples)
 
 
 def usage(decoded: Decoded) -> Usage:

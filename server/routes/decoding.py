@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, Request
 
 from infalign.procedures import BestOfN, Procedure, WorstOfN
 from server.protocol import (
-    CalibrationInfo,
     DecodingAnswer,
     DecodingRequest,
     RewardsAnswer,
@@ -40,8 +39,7 @@ async def rewards(body: RewardsRequest, request: Request, server: Server) -> Rew
     server.check_n("responses", len(body.responses))
     work = server.decoder.rewards(conversation(body.messages, body.prompt), body.responses)
     scored, calibration = await while_connected(request, work)
-    info = CalibrationInfo(scope=calibration.scope, samples=calibration.samples)
-    return RewardsAnswer(model=server.model, rewards=scored, calibration=info)
+    return RewardsAnswer(model=server.model, rewards=scored, calibration=calibration_info(calibration))
 
 
 async def _decode(
@@ -52,15 +50,14 @@ async def _decode(
     procedure: Procedure = kind(body.n)
     sampling = server.sampling(body, body.max_tokens)
     decoded = await server.decode(request, conversation(body.messages, body.prompt), procedure, sampling)
-    by_index = sorted(decoded.ranked, key=lambda candidate: candidate.index)
     return DecodingAnswer(
         id=f"decoding-{uuid4().hex}",
         created=int(time.time()),
         model=server.model,
         procedure=str(procedure),
         selected=decoded.ranked[: body.top],
-        candidates=by_index if body.return_candidates else None,
-        calibration=calibration_info(decoded),
+        candidates=decoded.in_drawn_order if body.return_candidates else None,
+        calibration=calibration_info(decoded.calibration),
         theory=Theory(expected_quantile=procedure.expected_quantile, kl_bound=procedure.kl_bound),
         usage=usage(decoded),
     )

@@ -83,6 +83,6 @@ def _answer(
         choices=choices,
         usage=usage(decoded),
         procedure=str(procedure),
-        calibration=calibration_info(decoded),
-        candidates=sorted(decoded.ranked, key=lambda c: c.index) if body.return_candidates else None,
+        calibration=calibration_info(decoded.calibration),
+        candidates=decoded.in_drawn_order if body.return_candidates else None,
     )
