@@ -9,37 +9,68 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infalign.bundle import Bundle, read_bundle, write_bundle
-    from infalign.calibration import Calibration, CalibrationTable, Estimator
-    from infalign.errors import BundleError, InfAlignError, InvalidValue
-    from infalign.procedures import BestOfN, Procedure, Standard, WorstOfN, parse_procedure
-    from infalign.transforms import Exponential, Identity, Log, Transformation, parse_transformation
+    from infalign.calibration import Calibration, CalibrationTable, CompressedCalibration, Estimator
+    from infalign.errors import BundleError, InfAlignError, InvalidValue, NotConverged
+    from infalign.estimators import Estimate, over_prompts
+    from infalign.frontier import Point, beta_for_kl, point
+    from infalign.goodness import Goodness
+    from infalign.optimum import Optimal, optimal
+    from infalign.policies import AnchoredPolicies, Policy
+    from infalign.procedures import BestOfN, BestOfPoisson, FixedN, Procedure, Standard, WorstOfN, parse_procedure
+    from infalign.stopping import Cost, Fixed, StoppingRule, Target
+    from infalign.transforms import Exponential, Gaussian, Identity, Log, Transformation, parse_transformation
 
 _HOMES = {
     "bundle": ("Bundle", "read_bundle", "write_bundle"),
-    "calibration": ("Calibration", "CalibrationTable", "Estimator"),
-    "errors": ("BundleError", "InfAlignError", "InvalidValue"),
-    "procedures": ("BestOfN", "Procedure", "Standard", "WorstOfN", "parse_procedure"),
-    "transforms": ("Exponential", "Identity", "Log", "Transformation", "parse_transformation"),
+    "calibration": ("Calibration", "CalibrationTable", "CompressedCalibration", "Estimator"),
+    "errors": ("BundleError", "InfAlignError", "InvalidValue", "NotConverged"),
+    "estimators": ("Estimate", "over_prompts"),
+    "frontier": ("Point", "beta_for_kl", "point"),
+    "goodness": ("Goodness",),
+    "optimum": ("Optimal", "optimal"),
+    "policies": ("AnchoredPolicies", "Policy"),
+    "procedures": ("BestOfN", "BestOfPoisson", "FixedN", "Procedure", "Standard", "WorstOfN", "parse_procedure"),
+    "stopping": ("Cost", "Fixed", "StoppingRule", "Target"),
+    "transforms": ("Exponential", "Gaussian", "Identity", "Log", "Transformation", "parse_transformation"),
 }
 
 __all__ = [
+    "AnchoredPolicies",
     "BestOfN",
+    "BestOfPoisson",
     "Bundle",
     "BundleError",
     "Calibration",
     "CalibrationTable",
+    "CompressedCalibration",
+    "Cost",
+    "Estimate",
     "Estimator",
     "Exponential",
+    "Fixed",
+    "FixedN",
+    "Gaussian",
+    "Goodness",
     "Identity",
     "InfAlignError",
     "InvalidValue",
     "Log",
+    "NotConverged",
+    "Optimal",
+    "Point",
+    "Policy",
     "Procedure",
     "Standard",
+    "StoppingRule",
+    "Target",
     "Transformation",
     "WorstOfN",
+    "beta_for_kl",
+    "optimal",
+    "over_prompts",
     "parse_procedure",
     "parse_transformation",
+    "point",
     "read_bundle",
     "write_bundle",
 ]

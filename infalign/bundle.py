@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from infalign.calibration import CalibrationTable, Estimator
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing
 from infalign.procedures import parse_procedure
-from infalign.transforms import parse_transformation
+from infalign.transforms import check_transformation
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -81,7 +81,7 @@ class Manifest(_Record):
     reward_model: str = Field(description="digest of reward/")
     calibration: str = Field(description="digest of calibration/")
     procedure: Annotated[str, _parsed_by(parse_procedure)]
-    transformation: Annotated[str, _parsed_by(parse_transformation)]
+    transformation: Annotated[str, _parsed_by(check_transformation)]
     beta: float = Field(gt=0)
     sampling: SamplingLaw
     measured: dict[str, float] = Field(description="figures measured on validation prompts")

@@ -6,6 +6,7 @@ anchor gets the outermost estimate: nothing is extrapolated.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -38,6 +39,10 @@ class Estimator(StrEnum):
         """The a of Beta(a, a)."""
         return {Estimator.RANK: 0.0, Estimator.JEFFREYS: 0.5, Estimator.BAYES: 1.0}[self]
 
+    def quantile(self, rank: ArrayLike, samples: int) -> Floats:
+        """(r + a) / (K + 2a) of ranks 0..K = ``samples``, same shape."""
+        return np.asarray((np.asarray(rank) + self.prior) / (samples + 2 * self.prior))
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -56,7 +61,7 @@ class Calibration:
     def __post_init__(self) -> None:
         if not self.resolution > 0:
             raise InvalidValue("resolution", self.resolution, "a number above 0")
-        object.__setattr__(self, "anchors", np.sort(self._grid("anchors", self.anchors)))
+        object.__setattr__(self, "anchors", np.sort(self.on_grid(self.anchors, "anchors")))
         if self.anchors.ndim != 1 or not self.anchors.size:
             raise InvalidValue("anchors", self.anchors.shape, "one dimension, at least one reward")
 
@@ -71,15 +76,14 @@ class Calibration:
         Raises:
             InvalidValue: a reward is NaN or infinite.
         """
-        grid = self._grid("rewards", rewards)
+        grid = self.on_grid(rewards)
         below = np.searchsorted(self.anchors, grid, side="left")
         upto = np.searchsorted(self.anchors, grid, side="right")
         return np.asarray((below + upto) / 2)
 
     def quantile(self, rewards: ArrayLike) -> Floats:
         """C in [0, 1], same shape as ``rewards``, by the calibration's estimator."""
-        a = self.estimator.prior
-        return np.asarray((self.rank(rewards) + a) / (self.samples + 2 * a))
+        return self.estimator.quantile(self.rank(rewards), self.samples)
 
     def interval(self, rewards: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
         """Equal-tailed credible interval of the quantile: Beta(r + a, K − r + a), with a of at least 1/2."""
@@ -96,15 +100,72 @@ class Calibration:
         The expected rank of a draw with true quantile u is K u whatever u is, so only the estimator's
         shrinkage separates this from ``procedure.expected_quantile``.
         """
-        a = self.estimator.prior
-        return (self.samples * procedure.expected_quantile + a) / (self.samples + 2 * a)
+        return float(self.estimator.quantile(self.samples * procedure.expected_quantile, self.samples))
 
-    def _grid(self, name: str, rewards: ArrayLike) -> Floats:
-        values = np.asarray(rewards, dtype=np.float64)
-        if not np.all(np.isfinite(values)):
-            bad = values[~np.isfinite(values)].flat[0]
-            raise InvalidValue(name, float(bad), "finite numbers")
-        return np.asarray(np.round(values / self.resolution))
+    def compress(self, anchors: int) -> "CompressedCalibration":
+        """The same calibration kept as at most ``anchors`` of its rewards, evenly spaced in rank, ends included.
+
+        Raises:
+            InvalidValue: ``anchors`` is below 2.
+        """
+        if anchors < 2:
+            raise InvalidValue("anchors", anchors, "a whole number of at least 2")
+        distinct, counts = np.unique(self.anchors, return_counts=True)
+        upto = np.cumsum(counts)
+        below, middle = upto - counts, upto - counts / 2
+        kept = np.unique(self.anchors[np.round(np.linspace(0, self.samples - 1, anchors)).astype(int)])
+        ranks = middle[np.searchsorted(distinct, kept)]
+        line = np.interp(distinct, kept, ranks)  # the full rank jumps at each distinct reward
+        error = max(float(np.max(np.abs(line - rank))) for rank in (below, middle, upto))
+        return CompressedCalibration(
+            kept * self.resolution,
+            self.scope,
+            self.estimator,
+            self.resolution,
+            ranks=ranks,
+            compressed=self.samples,
+            error=error / (self.samples + 2 * self.estimator.prior),
+        )
+
+    def on_grid(self, rewards: ArrayLike, name: str = "rewards") -> Floats:
+        """Rewards in units of the resolution, rounded; ``anchors`` are kept like this.
+
+        Raises:
+            InvalidValue: a reward is NaN or infinite; the message calls them ``name``.
+        """
+        return np.round(finite(name, rewards) / self.resolution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressedCalibration(Calibration):
+    """K rewards kept as p anchors: ranks are interpolated between them, and flat outside."""
+
+    ranks: Floats
+    """(p,) mid-ranks of the anchors among the K rewards."""
+    compressed: int
+    """K."""
+    error: float
+    """Largest difference in quantile from the calibration by all K rewards, over every possible reward."""
+
+    @property
+    def samples(self) -> int:
+        """K, the number of rewards that were compressed."""
+        return self.compressed
+
+    def rank(self, rewards: ArrayLike) -> Floats:
+        return np.asarray(np.interp(self.on_grid(rewards), self.anchors, self.ranks))
+
+
+def finite(name: str, values: ArrayLike) -> Floats:
+    """``values`` as floats.
+
+    Raises:
+        InvalidValue: one of them is NaN or infinite.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not np.all(np.isfinite(array)):
+        raise InvalidValue(name, float(array[~np.isfinite(array)].flat[0]), "finite numbers")
+    return array
 
 
 @dataclass(frozen=True)
@@ -123,7 +184,7 @@ class CalibrationTable:
     _rows: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        rewards = np.asarray(self.rewards, dtype=np.float64)
+        rewards = finite("rewards", self.rewards)
         if rewards.ndim != 2 or len(self.keys) != len(rewards) or not rewards.size:
             raise InvalidValue("rewards", rewards.shape, f"({len(self.keys)}, K) with K of at least 1: a row per key")
         rows = {key: row for row, key in enumerate(self.keys)}
@@ -150,6 +211,29 @@ class CalibrationTable:
             return self.pooled
         return Calibration(self.rewards[row], "prompt", self.estimator, self.resolution)
 
+    def quantile(self, keys: Sequence[str], rewards: ArrayLike) -> Floats:
+        """C of ``rewards[i]``, any number of them, among the anchors of the prompt ``keys[i]``; same shape.
+
+        A prompt that the table does not know is read from the pooled calibration.
+        """
+        rewards = finite("rewards", rewards)
+        if rewards.shape[:1] != (len(keys),):
+            raise InvalidValue("rewards", rewards.shape, f"({len(keys)}, ...): a row per key")
+        grid = np.round(rewards / self.resolution)
+        quantiles = np.empty(grid.shape)
+        for i, key in enumerate(keys):
+            if key in self:
+                anchors = self._sorted[self._rows[key]]
+                rank = (anchors.searchsorted(grid[i], "left") + anchors.searchsorted(grid[i], "right")) / 2
+                quantiles[i] = self.estimator.quantile(rank, self.samples)
+            else:
+                quantiles[i] = self.pooled.quantile(rewards[i])
+        return quantiles
+
+    @cached_property
+    def _sorted(self) -> Floats:
+        return np.sort(np.round(self.rewards / self.resolution), axis=1)
+
     @cached_property
     def pooled(self) -> Calibration:
         """All reference rewards of all prompts as one calibration (scope ``global``)."""
@@ -160,9 +244,8 @@ class CalibrationTable:
         """Probability that two different anchors of one prompt tie; 0 for continuous rewards."""
         if self.samples < 2:
             return math.nan
-        grid = np.sort(np.round(self.rewards / self.resolution), axis=1)
         ties = 0.0
-        for row in grid:
+        for row in self._sorted:
             _, counts = np.unique(row, return_counts=True)
             ties += float(np.sum(counts * (counts - 1)))
         return ties / (len(self) * self.samples * (self.samples - 1))

@@ -2,6 +2,7 @@
 
 InfAlignError
 ├── InvalidValue            a value that is not accepted (also a ValueError)
+├── NotConverged            a numerical solution was not found, or did not pass its check
 └── BundleError             a bundle that must not be used
     ├── BundleMissing       there is no bundle, or a part of it is missing
     ├── BundleCorrupt       a file differs from what was written
@@ -22,6 +23,10 @@ class InvalidValue(InfAlignError, ValueError):
     def __init__(self, param: str, given: object, accepted: str) -> None:
         super().__init__(f"{param}: got {given!r}, accepted: {accepted}")
         self.param = param
+
+
+class NotConverged(InfAlignError):
+    """A numerical solution was not found, or did not pass its check."""
 
 
 class BundleError(InfAlignError):

@@ -9,7 +9,7 @@ import numpy as np
 
 from infalign.bundle import SamplingLaw
 from infalign.calibration import Calibration, CalibrationTable
-from infalign.procedures import Procedure
+from infalign.procedures import FixedN
 from infalign.templates import Message, prompt_key, render_judged, render_prompt, tokenise
 from server.engines import Completion, Engines, EnginesDown, Sampling
 from server.errors import PromptTooLong, Unavailable
@@ -68,7 +68,7 @@ class Decoder:
         self._policy_tokenizer, self._reward_tokenizer = tokenizers
 
     async def decode(
-        self, conversation: Conversation, procedure: Procedure, sampling: Sampling, draws: int | None = None
+        self, conversation: Conversation, procedure: FixedN, sampling: Sampling, draws: int | None = None
     ) -> Decoded:
         """Draw candidates (candidate i with ``sampling.seed + i``) and rank them by the procedure.
 

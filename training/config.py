@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from infalign.errors import InvalidValue
 from infalign.procedures import parse_procedure
-from infalign.transforms import parse_transformation
+from infalign.transforms import check_transformation
 from infalign.validation import explain
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -69,7 +69,7 @@ class Config(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the bundle and of the served model")
     seed: int = Field(ge=0)
     procedure: Annotated[str, _written(parse_procedure)]
-    transformation: Annotated[str, _written(parse_transformation)]
+    transformation: Annotated[str, _written(check_transformation)]
     data: Data
     model: Model
     sft: Optimiser

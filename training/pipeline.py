@@ -17,15 +17,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infalign.bundle import Bundle, SamplingLaw, load_calibration, write_bundle
-from infalign.procedures import parse_procedure
+from infalign.errors import InvalidValue
+from infalign.procedures import Procedure, parse_procedure
 from infalign.transforms import parse_transformation
 from training import calibrate, corpus, ctrl, data, evaluate, judge, reward_model, rollouts, runtime, sft, tokenizer
 from training.card import model_card
 from training.config import Config
 
 LIBRARIES = ("infalign", "torch", "transformers", "trl")
-EVALUATION_DRAWS = 16
+FEWEST_DRAWS, MOST_DRAWS = 16, 4096
+"""Per prompt and model when evaluating."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
     seed = config.seed
     law = SamplingLaw(max_tokens=config.rollouts.max_tokens)
     procedure = parse_procedure(config.procedure)
-    transformation = parse_transformation(config.transformation)
+    draws = enough_draws(procedure)
+    transformation = parse_transformation(config.transformation, procedure, kl=config.ctrl.target_kl)
     if transformation.span < float("inf"):
         transformation = transformation.normalised()
 
@@ -145,6 +150,7 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
         align,
         (ctrl, rollouts, runtime),
         config.ctrl.model_dump(),
+        config.procedure,
         config.transformation,
         law.model_dump(),
         seed,
@@ -162,7 +168,7 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
             table,
             data.read_prompts(written, "validation"),
             procedure,
-            EVALUATION_DRAWS,
+            draws,
             seed + 1,
             _ground_truth(),
         )
@@ -195,6 +201,20 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
     )
     stages.reports.append(StageReport("bundle", time.monotonic() - started, reused=False))
     return bundle, stages.reports
+
+
+def enough_draws(procedure: Procedure) -> int:
+    """Draws per prompt that the estimates of ``procedure`` can be made from.
+
+    Raises:
+        InvalidValue: they would be more than the evaluation draws.
+    """
+    draws = FEWEST_DRAWS
+    while np.isnan(procedure.order_weights(draws)).any():
+        draws *= 2
+        if draws > MOST_DRAWS:
+            raise InvalidValue("procedure", str(procedure), f"one that {MOST_DRAWS} draws are enough for")
+    return draws
 
 
 def _ground_truth() -> evaluate.Judge:

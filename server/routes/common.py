@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from infalign.calibration import Calibration
-from infalign.procedures import Procedure
+from infalign.procedures import FixedN
 from server.decoder import Conversation, Decoded, Decoder
 from server.engines import Sampling
 from server.errors import BadRequest, UnknownModel
@@ -61,7 +61,7 @@ class Serving:
         self,
         request: Request,
         conversation: Conversation,
-        procedure: Procedure,
+        procedure: FixedN,
         sampling: Sampling,
         draws: int | None = None,
     ) -> Decoded:

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
 
-from infalign.procedures import BestOfN, Procedure, WorstOfN
+from infalign.procedures import BestOfN, FixedN, WorstOfN
 from server.protocol import (
     DecodingAnswer,
     DecodingRequest,
@@ -47,7 +47,7 @@ async def _decode(
 ) -> DecodingAnswer:
     server.check_model(body.model)
     server.check_n("n", body.n)
-    procedure: Procedure = kind(body.n)
+    procedure: FixedN = kind(body.n)
     sampling = server.sampling(body, body.max_tokens)
     decoded = await server.decode(request, conversation(body.messages, body.prompt), procedure, sampling)
     return DecodingAnswer(

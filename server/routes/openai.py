@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
 
-from infalign.procedures import BestOfN, Procedure, Standard, WorstOfN
+from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
 from server.decoder import Conversation, Decoded
 from server.protocol import Candidate, ChatRequest, CompletionRequest, OpenAIAnswer
 from server.routes.common import Serving, calibration_info, conversation, serving, usage
@@ -47,9 +47,9 @@ async def models(server: Server) -> dict[str, Any]:
 
 async def _decode(
     body: ChatRequest | CompletionRequest, request: Request, server: Serving, asked: Conversation, limit: int | None
-) -> tuple[Decoded, Procedure]:
+) -> tuple[Decoded, FixedN]:
     server.check_model(body.model)
-    procedure: Procedure
+    procedure: FixedN
     if body.best_of is not None:
         field, drawn, procedure = "best_of", body.best_of, BestOfN(body.best_of)
     elif body.worst_of is not None:
@@ -70,7 +70,7 @@ def _answer(
     body: ChatRequest | CompletionRequest,
     server: Serving,
     decoded: Decoded,
-    procedure: Procedure,
+    procedure: FixedN,
     choices: list[dict[str, Any]],
     kind: Literal["chat.completion", "text_completion"],
     prefix: str,

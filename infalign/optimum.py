@@ -1,0 +1,225 @@
+"""The optimal transformation of a procedure: Φ*(y) = −∫_y^1 g(F(u)) g(u) du, F being its own policy's distribution.
+
+No transformation reaches a higher win rate under the procedure at the same KL (InfAlign, arXiv 2412.19792,
+theorem 1 for calibrated procedures). Iterating that equation cycles for best-of-n. As f = F' is e^{Φ*/β}/Z, it is
+instead the boundary value problem
+
+    F'' = F' g(F) g(u) / β,    F(0) = 0,  F(1) = 1,
+
+solved here by collocation for any procedure, and for best-of-n and worst-of-n exactly for every β at once: their
+densities are powers, so that every solution is a rescaled piece of one curve (docs/method.md derives it).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import solve_bvp, solve_ivp
+from scipy.interpolate import CubicHermiteSpline
+
+from infalign.errors import InvalidValue, NotConverged
+from infalign.frontier import beta_for_kl
+from infalign.frontier import kl as policy_kl
+from infalign.procedures import FixedN, Procedure, WorstOfN
+from infalign.quadrature import Mesh, graded_mesh
+from infalign.transforms import Identity, Transformation, positive_beta, target_kl
+
+Floats = NDArray[np.float64]
+RESIDUAL = 1e-6
+"""Largest accepted distance between F and the distribution function of the policy that its Φ* makes."""
+
+
+@dataclass(frozen=True)
+class Optimal(Transformation):
+    """Φ* of ``procedure`` at ``beta``, which puts its policy at ``kl`` nats; Φ*(1) = 0."""
+
+    procedure: Procedure
+    beta: float
+    kl: float
+    _missing: CubicHermiteSpline = field(repr=False, compare=False)
+    """1 − F at v = 1 − u."""
+    _gap: CubicHermiteSpline = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return "optimal"
+
+    def __call__(self, u: ArrayLike) -> Floats:
+        return -self.gap(1 - np.asarray(u, dtype=np.float64))
+
+    def derivative(self, u: ArrayLike) -> Floats:
+        """g(F(u)) g(u), from the equation itself."""
+        u = np.asarray(u, dtype=np.float64)
+        policy = np.clip(1 - self._missing(1 - u), 0, 1)
+        return np.asarray(self.procedure.density(policy) * self.procedure.density(u))
+
+    def gap(self, v: ArrayLike) -> Floats:
+        return np.asarray(self._gap(np.asarray(v, dtype=np.float64)))
+
+
+def optimal(procedure: Procedure, *, kl: float | None = None, beta: float | None = None) -> Optimal:
+    """The optimal transformation of ``procedure``, for a policy at ``kl`` nats or for the penalty ``beta``.
+
+    Raises:
+        InvalidValue: not exactly one of ``kl`` (above 0, at most 10) and ``beta`` (above 0) is given.
+        NotConverged: no solution was found, or floats cannot hold it.
+    """
+    if (kl is None) == (beta is None):
+        raise InvalidValue("kl", kl, "a KL or a beta, exactly one of the two")
+    kl, beta = kl and target_kl(kl), beta and positive_beta(beta)
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        if not isinstance(procedure, FixedN):
+            return _checked(procedure, _by_collocation(procedure, kl, beta))
+        if procedure.n == 1:
+            return _checked(procedure, _of_identity(kl, beta))
+        return _checked(procedure, _by_scaling(procedure, kl, beta))
+
+
+class _Solution(NamedTuple):
+    """Of the boundary value problem, in v = 1 − u."""
+
+    log_beta: float
+    kl: float
+    v: Floats
+    missing: Floats
+    """1 − F."""
+    density: Floats
+    """f."""
+
+
+def _checked(procedure: Procedure, solution: _Solution) -> Optimal:
+    """Φ* from the policy, after seeing that the policy of this Φ* is that policy."""
+    rising = np.concatenate([[True], np.diff(solution.v) > 0])
+    missing = CubicHermiteSpline(solution.v[rising], solution.missing[rising], solution.density[rising])
+    mesh = graded_mesh()
+    v = mesh.nodes
+    policy = np.clip(1 - missing(v), 0, 1)
+    slope = procedure.density(policy) * procedure.density(1 - v)
+    gap = mesh.cumulative(slope)
+    mass = np.exp(-gap / math.exp(solution.log_beta))
+    residual = float(np.max(np.abs(mesh.cumulative(mass) / mesh.integral(mass) - (1 - policy))))
+    if not residual < RESIDUAL:
+        where = f"optimal transformation of {procedure} at log beta {solution.log_beta:.1f}"
+        raise NotConverged(f"{where}: it misses its own policy by {residual:.1e}")
+    ends = procedure.density([1.0, 0.0]) ** 2
+    spline = CubicHermiteSpline(
+        np.concatenate([[0.0], v, [1.0]]),
+        np.concatenate([[0.0], gap, [mesh.integral(slope)]]),
+        np.concatenate([ends[:1], slope, ends[1:]]),
+    )
+    return Optimal(procedure, math.exp(solution.log_beta), solution.kl, missing, spline)
+
+
+def _of_identity(kl: float | None, beta: float | None) -> _Solution:
+    """One draw: g = 1, so that Φ* is the identity up to a constant, and its policy is known."""
+    beta = beta or beta_for_kl(Identity(), kl or 0)
+    v = np.concatenate([[0.0], graded_mesh().nodes, [1.0]])
+    density = np.exp(-v / beta) / -(beta * math.expm1(-1 / beta))
+    missing = np.expm1(-v / beta) / math.expm1(-1 / beta)
+    return _Solution(math.log(beta), policy_kl(Identity(), beta), v, missing, density)
+
+
+def _by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -> _Solution:
+    """Best-of-n and worst-of-n, from the one curve w'' = ± w' (w x)^{n−1}, w(0) = 0, w'(0) = 1.
+
+    F(u) = w(uX)/w(X) solves best-of-n (plus) for n²/β = X^n w(X)^{n−1}; worst-of-n (minus) is the same with 1 − F
+    in v. β and KL are monotone in X. The curve is followed along σ = x ± log w', which passes the pole smoothly.
+    """
+    n, sign = procedure.n, -1 if isinstance(procedure, WorstOfN) else 1
+
+    def product(x: Floats | float, w: Floats | float) -> Floats:
+        return np.asarray((w * x) ** (n - 1))
+
+    def slopes(_: float, y: Floats) -> list[float]:
+        x, w, s = y[:3]
+        q, rise = float(product(x, w)), math.exp(s)
+        return [1 / (1 + q), rise / (1 + q), sign * q / (1 + q), s * rise / (1 + q)]
+
+    def log_beta(x: float, w: float) -> float:
+        return 2 * math.log(n) - n * math.log(x) - (n - 1) * math.log(w)
+
+    def short(_: float, y: Floats) -> float:
+        x, w, area = y[0], y[1], y[3]
+        return float(area / w + math.log(x / w) - kl) if kl else math.log(beta or 0) - log_beta(x, w)
+
+    short.terminal = True  # type: ignore[attr-defined]
+    tiny = 1e-9
+    curve = solve_ivp(
+        slopes,
+        (tiny, 800.0),  # by then a worst-of-n density has fallen below the smallest float
+        [tiny, tiny, 0.0, 0.0],
+        method="DOP853",
+        rtol=1e-12,
+        atol=[0, 0, 1e-14, 1e-16],
+        events=short,
+        dense_output=True,
+    )
+    along: Any = curve.sol
+    x, w, s, area = (float(value) for value in curve.y[:, -1])
+    if sign > 0:
+        if curve.status != 1:
+            raise NotConverged(f"optimal transformation of {procedure}: kl {kl}, beta {beta} is out of reach")
+        mesh = Mesh.on(np.unique(curve.t[-1] - curve.t))  # from the top end, where v must be exact
+        xs, ws, ss = along(curve.t[-1] - mesh.nodes)[:3]
+        step = 1 / (1 + product(xs, ws))
+        v, missing = mesh.cumulative(step) / x, mesh.cumulative(step * np.exp(ss)) / w
+    else:
+        if curve.status != 1:  # w stays as it is from here on
+            x = w * math.exp(kl - area / w) if kl else math.exp((log_beta(1, w) - math.log(beta or 0)) / n)
+        mesh = Mesh.on(curve.t)
+        xs, ws, ss = along(mesh.nodes)[:3]
+        v, missing = xs / x, ws / w
+    density = np.exp(ss) * x / w
+    first = math.exp(s if sign > 0 else 0.0) * x / w
+    return _Solution(
+        log_beta(x, w),
+        area / w + math.log(x / w),
+        np.concatenate([[0.0], v, [1.0]]),
+        np.concatenate([[0.0], missing, [1.0]]),
+        np.concatenate([[first], density, density[-1:]]),
+    )
+
+
+def _by_collocation(procedure: Procedure, kl: float | None, beta: float | None) -> _Solution:
+    """Any procedure: log 1/β climbs from where the policy is the reference, each solution the next one's guess."""
+    stretch = 12.0  # v = (e^{12z} − 1)/(e^{12} − 1): as fine at the top as policies of 10 nats are
+
+    def place(z: Floats) -> Floats:
+        return np.asarray(np.expm1(stretch * z) / math.expm1(stretch))
+
+    def slopes(z: Floats, y: Floats, p: Floats) -> Floats:
+        v, dv = place(z), stretch * np.exp(stretch * z) / math.expm1(stretch)
+        missing, log_density, _ = y
+        density = np.exp(log_density)
+        fall = np.exp(p[0]) * procedure.density(np.clip(1 - missing, 0, 1)) * procedure.density(1 - v)
+        return np.stack([density * dv, -fall * dv, density * log_density * dv])
+
+    def solve(z: Floats, y: Floats, guess: float, tolerance: float, at: float | None = None) -> Any:
+        """For log 1/β = ``at``, or else for the KL that was asked for."""
+
+        def bounds(a: Floats, b: Floats, p: Floats) -> Floats:
+            return np.array([a[0], b[0] - 1, a[2], b[2] - kl if at is None else p[0] - at])
+
+        return solve_bvp(slopes, bounds, z, y, p=[guess], tol=tolerance, max_nodes=20_000)
+
+    z = np.linspace(0, 1, 201)
+    y = np.stack([place(z), np.zeros_like(z), np.zeros_like(z)])
+    last = math.inf if beta is None else -math.log(beta)
+    log_inverse, step = min(-6.0 if kl is None else 0.5 * math.log(kl) - 6, last), 1.0
+    while True:
+        found = solve(z, y, log_inverse, 1e-3, at=log_inverse)
+        if found.status == 0:
+            z, y = found.x, found.y
+            if log_inverse == last or (kl is not None and y[2, -1] >= kl):
+                break
+        else:
+            log_inverse, step = log_inverse - step, step / 4
+            if step < 1e-3:
+                raise NotConverged(f"optimal transformation of {procedure}, kl {kl}, beta {beta}: {found.message}")
+        log_inverse = min(log_inverse + step, last)
+    found = solve(z, y, log_inverse, 1e-7, at=None if kl else last)
+    if found.status != 0:
+        raise NotConverged(f"optimal transformation of {procedure}, kl {kl}, beta {beta}: {found.message}")
+    missing, log_density, area = found.y
+    return _Solution(-float(found.p[0]), float(area[-1]), place(found.x), missing, np.exp(log_density))
