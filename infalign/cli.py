@@ -9,6 +9,7 @@ import click
 from infalign.errors import InfAlignError
 
 COMMANDS = {
+    "frontier": ("infalign.commands", "What transformations gain under a procedure, at which KL, in theory."),
     "train": ("training.cli", "Train a CTRL checkpoint and write its bundle."),
     "serve": ("server.cli", "Serve a bundle over HTTP, Best-of-N and Worst-of-N."),
 }

@@ -67,7 +67,10 @@ def optimal(procedure: Procedure, *, kl: float | None = None, beta: float | None
     """
     if (kl is None) == (beta is None):
         raise InvalidValue("kl", kl, "a KL or a beta, exactly one of the two")
-    kl, beta = kl and target_kl(kl), beta and positive_beta(beta)
+    if kl is not None:
+        target_kl(kl)
+    if beta is not None:
+        positive_beta(beta)
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
         if not isinstance(procedure, FixedN):
             return _checked(procedure, _by_collocation(procedure, kl, beta))
@@ -100,8 +103,10 @@ def _checked(procedure: Procedure, solution: _Solution) -> Optimal:
     mass = np.exp(-gap / math.exp(solution.log_beta))
     residual = float(np.max(np.abs(mesh.cumulative(mass) / mesh.integral(mass) - (1 - policy))))
     if not residual < RESIDUAL:
-        where = f"optimal transformation of {procedure} at log beta {solution.log_beta:.1f}"
-        raise NotConverged(f"{where}: it misses its own policy by {residual:.1e}")
+        raise NotConverged(
+            f"optimal: no solution for {procedure} at {solution.kl:.3g} nats holds in floating point "
+            f"(log beta {solution.log_beta:.1f}, off by {residual:.1e}); ask for a smaller KL"
+        )
     ends = procedure.density([1.0, 0.0]) ** 2
     spline = CubicHermiteSpline(
         np.concatenate([[0.0], v, [1.0]]),
@@ -159,7 +164,7 @@ def _by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -> _Sol
     x, w, s, area = (float(value) for value in curve.y[:, -1])
     if sign > 0:
         if curve.status != 1:
-            raise NotConverged(f"optimal transformation of {procedure}: kl {kl}, beta {beta} is out of reach")
+            raise NotConverged(f"optimal: no solution for {procedure} at kl {kl}, beta {beta} holds in floating point")
         mesh = Mesh.on(np.unique(curve.t[-1] - curve.t))  # from the top end, where v must be exact
         xs, ws, ss = along(curve.t[-1] - mesh.nodes)[:3]
         step = 1 / (1 + product(xs, ws))
@@ -216,10 +221,10 @@ def _by_collocation(procedure: Procedure, kl: float | None, beta: float | None) 
         else:
             log_inverse, step = log_inverse - step, step / 4
             if step < 1e-3:
-                raise NotConverged(f"optimal transformation of {procedure}, kl {kl}, beta {beta}: {found.message}")
+                raise NotConverged(f"optimal: no solution for {procedure} at kl {kl}, beta {beta}: {found.message}")
         log_inverse = min(log_inverse + step, last)
     found = solve(z, y, log_inverse, 1e-7, at=None if kl else last)
     if found.status != 0:
-        raise NotConverged(f"optimal transformation of {procedure}, kl {kl}, beta {beta}: {found.message}")
+        raise NotConverged(f"optimal: no solution for {procedure} at kl {kl}, beta {beta}: {found.message}")
     missing, log_density, area = found.y
     return _Solution(-float(found.p[0]), float(area[-1]), place(found.x), missing, np.exp(log_density))

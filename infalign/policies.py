@@ -4,7 +4,6 @@ The optimum has density f(u) = e^{Φ(u)/β} / Z on quantiles and distribution fu
 like the reference, it wins with probability W = 1 − ∫ G(F(u)) g(u) du (InfAlign, arXiv 2412.19792, sections 3 and 4).
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,19 +34,13 @@ class Policy:
         """By quadrature; good to about 1e-12.
 
         Raises:
-            InvalidValue: ``beta`` is not above 0, or so small that floats cannot hold the policy.
+            InvalidValue: ``beta`` is not above 0, or so small that the mesh cannot resolve the policy.
         """
         mesh = graded_mesh()
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            gap = transformation.gap(mesh.nodes) / positive_beta(beta)
-            gap -= np.min(gap)
-            mass = np.exp(-gap)
-            total = mesh.integral(mass)
-            loss = mesh.integral(np.where(mass > 0, mass * gap, 0.0))
-        if not (total > 0 and math.isfinite(loss)):
-            raise InvalidValue("beta", beta, f"a beta whose policy floats can hold, for {transformation}")
-        kl = -loss / total - math.log(total)
-        return cls(mass / total, mesh.cumulative(mass) / total, max(0.0, kl))
+        mass, _ = transformation.tilt(beta)
+        density = mass / mesh.integral(mass)
+        kl = mesh.integral(density * np.log(np.where(density > 0, density, 1.0)))
+        return cls(density, mesh.cumulative(density), max(0.0, kl))
 
     def win_rate(self, procedure: Procedure) -> float:
         """Probability that the policy's selected candidate beats the reference's."""

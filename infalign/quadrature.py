@@ -34,6 +34,11 @@ class Mesh:
         """∫ y over all panels."""
         return float(self.weights @ values)
 
+    def resolves(self, mass: Floats) -> bool:
+        """Whether little of a non-negative ``mass`` sits in the first panel, the finest there is."""
+        shares = self.weights * mass
+        return bool(np.sum(shares[:ORDER]) < 1e-3 * np.sum(shares))
+
     def cumulative(self, values: Floats) -> Floats:
         """∫ y from the first edge to every node."""
         panels = values.reshape(-1, ORDER)

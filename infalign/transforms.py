@@ -58,11 +58,22 @@ class Transformation(ABC):
         Quadrature on a mesh graded towards u = 1, where the mass sits for small β; exact where a subclass
         knows a closed form.
         """
-        mesh = graded_mesh()
-        integral = mesh.integral(np.exp(-self.gap(mesh.nodes) / positive_beta(beta)))
-        if not integral > 0:
+        mass, shift = self.tilt(beta)
+        return self.top / beta + shift + math.log(graded_mesh().integral(mass))
+
+    def tilt(self, beta: float) -> tuple[Floats, float]:
+        """(e^{−gap(v)/β − shift}, shift) on the nodes of the graded mesh, at most 1: Z f without overflow.
+
+        Raises:
+            InvalidValue: ``beta`` is not above 0, or so small that the mesh cannot resolve the policy.
+        """
+        with np.errstate(over="ignore", under="ignore"):
+            exponent = -self.gap(graded_mesh().nodes) / positive_beta(beta)
+            shift = float(np.max(exponent))
+            mass = np.exp(exponent - shift)
+        if not graded_mesh().resolves(mass):
             raise InvalidValue("beta", beta, f"a beta whose policy floats can hold, for {self}")
-        return self.top / beta + math.log(integral)
+        return mass, shift
 
     def log_partition_anchors(self, beta: float, samples: int, estimator: Estimator = Estimator.JEFFREYS) -> float:
         """Log Z_K: the same with quantiles estimated from K = ``samples`` anchors, mean of e^{Φ(c_r)/β} over r = 0..K.

@@ -116,6 +116,53 @@ def test_table_refuses_rows_without_keys_and_repeated_keys() -> None:
         CalibrationTable(("a", "a"), np.zeros((2, 3)))
 
 
+@given(st.lists(st.lists(GRID, min_size=6, max_size=6), min_size=1, max_size=5), st.sampled_from(Estimator))
+def test_table_reads_many_prompts_and_rewards_at_once(rows: list[list[float]], estimator: Estimator) -> None:
+    table = CalibrationTable(tuple(map(str, range(len(rows)))), np.array(rows), estimator)
+    keys = [*table.keys, "unknown", table.keys[0]]
+    rewards = np.linspace(-12, 12, 7 * len(keys)).reshape(len(keys), 7)
+    expected = [table.lookup(key).quantile(row) for key, row in zip(keys, rewards, strict=True)]
+    assert table.quantile(keys, rewards) == pytest.approx(np.array(expected))
+    assert table.quantile(keys, rewards[:, 0]) == pytest.approx(np.array(expected)[:, 0])
+
+
+def test_table_refuses_what_is_no_number_or_has_no_key() -> None:
+    table = CalibrationTable(("a",), np.zeros((1, 3)))
+    with pytest.raises(InvalidValue, match="rewards: got nan"):
+        table.quantile(["a"], [[1.0, np.nan]])
+    with pytest.raises(InvalidValue, match=r"rewards: got \(2, 1\), accepted: \(1, ...\)"):
+        table.quantile(["a"], [[1.0], [2.0]])
+    with pytest.raises(InvalidValue, match="rewards: got inf"):
+        CalibrationTable(("a",), np.array([[1.0, np.inf]]))
+
+
+@given(st.lists(GRID, min_size=1, max_size=60).map(np.array), st.integers(2, 30), st.sampled_from(Estimator))
+def test_compression_costs_no_more_than_it_says(anchors: np.ndarray, p: int, estimator: Estimator) -> None:
+    full = calibration(anchors, estimator)
+    small = full.compress(p)
+    assert small.anchors.size <= p
+    assert small.samples == full.samples
+    rewards = np.concatenate([np.linspace(-15, 15, 400), anchors, anchors - 1e-4, anchors + 1e-4])
+    seen = np.abs(small.quantile(rewards) - full.quantile(rewards))
+    assert seen.max() <= small.error + 1e-4  # two grid steps from an anchor is as near as a jump can be seen
+    assert seen.max() >= small.error - 0.02
+    assert np.all(np.diff(small.quantile(np.sort(rewards))) >= 0)
+
+
+def test_compression_error_shrinks_with_anchors_and_nothing_is_extrapolated() -> None:
+    full = Calibration(np.random.default_rng(0).normal(size=2000))
+    small = [full.compress(p) for p in (4, 16, 64, 256)]
+    errors = [each.error for each in small]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.01
+    low, high = small[0].quantile([-1e6, 1e6])
+    ends = full.quantile([full.anchors[0] * full.resolution, full.anchors[-1] * full.resolution])
+    assert (low, high) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+    assert np.array(small[1].interval(0.0)) == pytest.approx(np.array(full.interval(0.0)), abs=0.05)
+    with pytest.raises(InvalidValue, match="anchors: got 1"):
+        full.compress(1)
+
+
 def test_tie_rate_counts_pairs_within_a_prompt() -> None:
     assert CalibrationTable(("a",), np.array([[1.0, 1.0, 2.0]])).tie_rate == pytest.approx(1 / 3)
     assert CalibrationTable(("a",), np.array([[1.0, 2.0, 3.0]])).tie_rate == 0

@@ -10,7 +10,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["serve", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["serve", "--help"], ["frontier", "--help"]])
 def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom infalign.cli import main\n"
@@ -43,6 +43,19 @@ def test_the_library_imports_neither_torch_nor_a_server() -> None:
         (["serve", "--max-n", "0"], "--max-n: got 0"),
         (["serve", "--port", "70000"], "--port: got 70000"),
         (["serve", "/nowhere"], "/nowhere: no bundle here"),
+        (["frontier", "-t", "exp(0)"], "'--transformation': t: got 0.0"),
+        (
+            ["frontier", "--transformation", "sqrt"],
+            "'--transformation': transformation: got 'sqrt', accepted: identity",
+        ),
+        (["frontier", "-p", "best-of-0"], "'--procedure': procedure: got 'best-of-0', accepted: standard"),
+        (["frontier", "-p", "best-of-poisson(0)"], "'--procedure': mu: got 0.0"),
+        (["frontier", "--kl", "11"], "'--kl': 11.0 is not in the range 0<x<=10"),
+        (["frontier", "--kl", "1", "--beta", "1"], "--kl and --beta: accepted: one of the two"),
+        (["frontier", "--anchors", "0"], "'--anchors': 0 is not in the range"),
+        (["frontier", "-t", "log", "--anchors", "8", "--kl", "3"], "kl: got 3.0, accepted: below 2."),
+        (["frontier", "-t", "optimal", "-p", "worst-of-64", "--kl", "9"], "worst-of-64 at 9 nats"),
+        (["frontier", "--plot", "x.pdf"], "--plot: got 'x.pdf', accepted: a file that ends in .png or .svg"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:

@@ -1,0 +1,147 @@
+"""``infalign frontier``: which transformation, at which KL, for which procedure, and what it gains."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import numpy as np
+
+from infalign.errors import InvalidValue
+from infalign.frontier import Point, point
+from infalign.procedures import Procedure, parse_procedure
+from infalign.transforms import check_transformation
+
+T = TypeVar("T")
+TRANSFORMATIONS = ("gaussian", "identity", "log", "exp(5)", "exp(10)", "exp(-5)", "exp(-10)", "optimal")
+PLOTTED_KLS = 40
+
+
+def _procedure(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[Procedure, ...]:
+    return tuple(_read(parse_procedure, text) for text in texts)
+
+
+def _transformation(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_read(check_transformation, text) for text in texts)
+
+
+def _read(parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except InvalidValue as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command(short_help="Win rate against KL, in theory.")
+@click.option(
+    "-t",
+    "--transformation",
+    "transformations",
+    multiple=True,
+    default=TRANSFORMATIONS,
+    callback=_transformation,
+    help="identity, log, exp(T), optimal, or gaussian (an uncalibrated reward); again for more.  [default: all]",
+)
+@click.option(
+    "-p",
+    "--procedure",
+    "procedures",
+    multiple=True,
+    default=("best-of-4",),
+    show_default=True,
+    callback=_procedure,
+    help="standard, best-of-N, worst-of-N or best-of-poisson(MU); again for more.",
+)
+@click.option(
+    "--kl",
+    "kls",
+    multiple=True,
+    type=click.FloatRange(0, 10, min_open=True),
+    help="Nats from the reference; again for more.  [default: 0.5]",
+)
+@click.option(
+    "--beta", "betas", multiple=True, type=click.FloatRange(0, min_open=True), help="The KL penalty, instead of --kl."
+)
+@click.option(
+    "--anchors",
+    type=click.IntRange(1, 100_000),
+    help="Estimate quantiles from so many reference rewards per prompt.  [default: exact]",
+)
+@click.option("--json", "as_json", is_flag=True, help="One object for one point, else a list.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw win rate against KL: .png or .svg, with the numbers in a .json beside it.",
+)
+def frontier(
+    transformations: tuple[str, ...],
+    procedures: tuple[Procedure, ...],
+    kls: tuple[float, ...],
+    betas: tuple[float, ...],
+    anchors: int | None,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Win rate, KL and β of the policies that transformations make, policy and reference decoded alike.
+
+    In quantile space, for continuous rewards: no model is needed. Compare transformations at equal KL, β means
+    something else for each.
+    """
+    if kls and betas:
+        raise click.UsageError("--kl and --beta: accepted: one of the two")
+    if plot is not None:
+        from infalign.plots import check_path, frontier_figure, save  # matplotlib takes a while to import
+
+        check_path(plot)
+    goals: list[tuple[float | None, float | None]] = [(None, beta) for beta in betas]
+    goals = goals or [(kl, None) for kl in kls or (0.5,)]
+    points = [
+        point(transformation, procedure, kl=kl, beta=beta, anchors=anchors)
+        for procedure in procedures
+        for kl, beta in goals
+        for transformation in transformations
+    ]
+    if plot is not None:
+        widest = max([2.0, *(p.kl for p in points)])
+        curves = [
+            curve
+            for procedure in procedures
+            for transformation in transformations
+            for curve in _curve(transformation, procedure, anchors, widest)
+        ]
+        marked = points if kls or betas else []
+        beside = save(frontier_figure(curves, marked), plot, {"curves": [_row(p) for p in curves]})
+        click.echo(f"{plot}, {beside}", err=True)
+    click.echo(_json(points) if as_json else _text(points))
+
+
+def _curve(transformation: str, procedure: Procedure, anchors: int | None, widest: float) -> list[Point]:
+    """From KL 0, where every policy is the reference, as far as ``widest`` nats or as the anchors reach."""
+    line = [Point(transformation, str(procedure), 0.0, 0.5, math.inf, anchors)]
+    for kl in np.linspace(0, 1, PLOTTED_KLS + 1)[1:] ** 2 * widest:
+        try:
+            line.append(point(transformation, procedure, kl=float(kl), anchors=anchors))
+        except InvalidValue:
+            break
+    return line
+
+
+def _row(point: Point) -> dict[str, float | str | None]:
+    return {**asdict(point), "beta": point.beta if math.isfinite(point.beta) else None}
+
+
+def _json(points: list[Point]) -> str:
+    rows = [_row(p) for p in points]
+    return json.dumps(rows[0] if len(rows) == 1 else rows, indent=1)
+
+
+def _text(points: list[Point]) -> str:
+    if len(points) == 1:
+        only = points[0]
+        return "\n".join(f"{name:<9}{getattr(only, name):.6g}" for name in ("win_rate", "beta", "kl"))
+    head = f"{'procedure':<20}{'transformation':<16}{'kl':>8}{'win_rate':>10}{'beta':>12}"
+    rows = [f"{p.procedure:<20}{p.transformation:<16}{p.kl:>8.4g}{p.win_rate:>10.6f}{p.beta:>12.4g}" for p in points]
+    return "\n".join([head, *rows])

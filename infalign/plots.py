@@ -1,0 +1,78 @@
+"""Figures of the method, drawn without a display; every figure is saved with the numbers it shows beside it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from infalign.errors import InvalidValue
+from infalign.frontier import Point
+
+# Okabe and Ito's colours, told apart with any colour vision; black is kept for the optimum
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#F0E442")
+FORMATS = (".png", ".svg")
+
+
+def panels(titles: Sequence[str], height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel for each title, side by side."""
+    figure = Figure(figsize=(4.2 * len(titles) + 0.4, height), layout="constrained")
+    axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def frontier_figure(curves: Sequence[Point], marked: Sequence[Point] = ()) -> Figure:
+    """Win rate against KL: a panel for each procedure, a line for each transformation; ``marked`` points as dots."""
+    procedures = list(dict.fromkeys(point.procedure for point in curves))
+    transformations = list(dict.fromkeys(point.transformation for point in curves))
+    figure, axes = panels([f"both decoded by {procedure}" for procedure in procedures])
+    for axis, procedure in zip(axes, procedures, strict=True):
+        for number, transformation in enumerate(transformations):
+            line = [p for p in curves if (p.procedure, p.transformation) == (procedure, transformation)]
+            dots = [p for p in marked if (p.procedure, p.transformation) == (procedure, transformation)]
+            best = transformation == "optimal"
+            style: dict[str, Any] = {"color": "black" if best else COLOURS[number % len(COLOURS)]}
+            axis.plot(
+                [p.kl for p in line],
+                [p.win_rate for p in line],
+                "--" if best else "-",
+                label=transformation,
+                linewidth=1.6,
+                zorder=3 if best else 2,
+                **style,
+            )
+            axis.plot([p.kl for p in dots], [p.win_rate for p in dots], "o", markersize=4, zorder=4, **style)
+        axis.set_xlabel("KL from the reference (nats)")
+        axis.set_xlim(left=0)
+    axes[0].set_ylabel("win rate over the reference")
+    axes[-1].legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def save(figure: Figure, path: Path, numbers: Mapping[str, Any]) -> Path:
+    """Write the figure (PNG or SVG, by its suffix) and ``numbers`` as JSON beside it; returns the latter's path.
+
+    Raises:
+        InvalidValue: another suffix, or a folder that cannot be written to.
+    """
+    check_path(path)
+    beside = path.with_suffix(".json")
+    with matplotlib.rc_context({"svg.hashsalt": "infalign", "svg.fonttype": "none"}):
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    beside.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return beside
+
+
+def check_path(path: Path) -> None:
+    """See that a figure can be saved at ``path``, before anything is computed for it."""
+    if path.suffix not in FORMATS:
+        raise InvalidValue("--plot", str(path), "a file that ends in .png or .svg")
+    if not path.parent.is_dir():
+        raise InvalidValue("--plot", str(path), "a file in a folder that exists")
