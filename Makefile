@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format lock load
+.PHONY: help setup serve test lint format lock load bench figures pool
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
@@ -39,6 +39,15 @@ format: setup ## Rewrite the code in the house style
 
 load: setup ## Send best-of-n and worst-of-n to the running server for a minute
 	$(BIN)/locust -f loadtests/locustfile.py --headless -u 8 -r 8 -t 60s --host http://127.0.0.1:8000
+
+bench: setup ## Time the method beside the obvious alternatives
+	$(BIN)/python benchmarks/method.py
+
+figures: setup ## Draw the figures of docs/method.md
+	$(BIN)/python experiments/figures.py docs/figures
+
+pool: setup ## Report on a pool of scored candidates in docs/pool.md: make pool POOL=pool.jsonl.gz
+	$(BIN)/python experiments/pool.py $(or $(POOL),$(error POOL=pool.jsonl.gz: one JSON object with scored responses per line)) --output docs/pool.md
 
 # uv does not read pip's configuration: say where the CPU build of torch is.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--index $(CPU_INDEX) --index-strategy unsafe-best-match)

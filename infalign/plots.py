@@ -66,7 +66,7 @@ def save(figure: Figure, path: Path, numbers: Mapping[str, Any]) -> Path:
     beside = path.with_suffix(".json")
     with matplotlib.rc_context({"svg.hashsalt": "infalign", "svg.fonttype": "none"}):
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    beside.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    beside.write_text(json.dumps(numbers, allow_nan=False) + "\n", encoding="utf-8")
     return beside
 
 
