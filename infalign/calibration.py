@@ -1,6 +1,6 @@
 """Calibration: from a reward to its quantile among the reference's rewards for the same prompt.
 
-C(x, y) = P(r(x, Y) <= r(x, y)) for Y drawn from the reference (InfAlign, arXiv 2412.19792, eq. 4), estimated
+C(x, y) = P(r(x, Y) <= r(x, y)) for Y drawn from the reference (InfAlign, arXiv 2412.19792, section 4), estimated
 from K reference rewards. Ties count one half (mid-rank), which keeps the mean of C at 1/2. A reward beyond every
 anchor gets the outermost estimate: nothing is extrapolated.
 """

@@ -1,8 +1,8 @@
 """The optimal transformation of a procedure: Φ*(y) = −∫_y^1 g(F(u)) g(u) du, F being its own policy's distribution.
 
 No transformation reaches a higher win rate under the procedure at the same KL (InfAlign, arXiv 2412.19792,
-theorem 1 for calibrated procedures). Iterating that equation cycles for best-of-n. As f = F' is e^{Φ*/β}/Z, it is
-instead the boundary value problem
+sections 3 and 4, where reward and policy are coupled in this way). Iterating that equation cycles for best-of-n.
+As f = F' is e^{Φ*/β}/Z, it is instead the boundary value problem
 
     F'' = F' g(F) g(u) / β,    F(0) = 0,  F(1) = 1,
 

@@ -2,7 +2,7 @@
 
 Everything is expressed in quantile space: ``u`` in [0, 1] is the quantile of a candidate's reward among the
 reference's responses to the same prompt, so that a candidate of the reference has ``u`` uniform.
-Source: InfAlign, arXiv 2412.19792, section 3 (the transformed reward and the calibrated procedures).
+Source: InfAlign, arXiv 2412.19792, sections 3 and 4 (calibrated inference-time procedures).
 """
 
 import math
