@@ -46,8 +46,8 @@ bench: setup ## Time the method beside the obvious alternatives
 figures: setup ## Draw the figures of docs/method.md
 	$(BIN)/python experiments/figures.py docs/figures
 
-pool: setup ## Report on a pool of scored candidates in docs/pool.md: make pool POOL=pool.jsonl.gz
-	$(BIN)/python experiments/pool.py $(or $(POOL),$(error POOL=pool.jsonl.gz: one JSON object with scored responses per line)) --output docs/pool.md
+pool: setup ## Report on a pool of scored candidates in docs/pool.md: POOL=pool.jsonl.gz SOURCE="who made it"
+	$(BIN)/python experiments/pool.py $(or $(POOL),$(error POOL=pool.jsonl.gz: one JSON object with scored responses per line)) --output docs/pool.md $(if $(SOURCE),--source "$(SOURCE)")
 
 # uv does not read pip's configuration: say where the CPU build of torch is.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--index $(CPU_INDEX) --index-strategy unsafe-best-match)

@@ -1,6 +1,6 @@
 """The method on a real pool of scored candidates: calibrate on half of each prompt's, try everything on the other half.
 
-    python experiments/pool.py POOL.jsonl.gz --output docs/pool.md
+    python experiments/pool.py POOL.jsonl.gz --output docs/pool.md --source "Whose answers, and who scored them."
 
 POOL has a JSON object per line, ``{"prompt": ..., "responses": [{"score": ...}, ...]}`` with equally many responses
 per prompt. Writes a Markdown report, and its figure (.svg, numbers in .json beside it) under figures/ next to it.
@@ -201,7 +201,12 @@ def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def report(
-    pool: Pool, good: Goodness, selected: list[dict[str, Any]], stopped: list[dict[str, Any]], plot: str, jitter: Floats
+    pool: Pool,
+    good: Goodness,
+    selected: list[dict[str, Any]],
+    stopped: list[dict[str, Any]],
+    jitter: Floats,
+    words: dict[str, str],
 ) -> str:
     prompts, width = pool.scores.shape
     curve_rows = [
@@ -234,7 +239,7 @@ def report(
         orders=ORDERS,
         curve_rows="\n".join(curve_rows),
         stop_rows="\n".join(stop_rows),
-        plot=plot,
+        **words,
     )
 
 
@@ -249,11 +254,15 @@ def _saving(row: dict[str, Any]) -> str:
 @click.command()
 @click.argument("pool", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The report, Markdown.")
+@click.option("--source", default="of unknown origin.", help="A sentence on where the candidates and scores come from.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(pool: Path, output: Path, seed: int) -> None:
+def main(pool: Path, output: Path, source: str, seed: int) -> None:
     """Report on POOL."""
     rng = np.random.default_rng(seed)
-    read = read_pool(pool).shuffled(rng)
+    try:
+        read = read_pool(pool).shuffled(rng)
+    except InvalidValue as error:
+        raise click.ClickException(str(error)) from error
     table = read.table
     good = Goodness.of(table, table.keys, list(read.held_out), seed=seed)
     selected, stopped = curves(read, rng), stop(read, rng)
@@ -261,7 +270,8 @@ def main(pool: Path, output: Path, seed: int) -> None:
     plot.parent.mkdir(parents=True, exist_ok=True)
     figure(read, selected, stopped, good, plot)
     jitter = rng.uniform(-0.1, 0.1, read.scores.shape)  # breaks ties and nothing else
-    text = report(read, good, selected, stopped, plot.relative_to(output.parent).as_posix(), jitter)
+    shown = plot.relative_to(output.parent).as_posix()
+    text = report(read, good, selected, stopped, jitter, {"plot": shown, "pool": pool.name, "source": source})
     output.write_text(text, encoding="utf-8")
     click.echo(f"{output}, {plot}, {plot.with_suffix('.json')}")
 
