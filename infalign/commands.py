@@ -139,9 +139,13 @@ def _json(points: list[Point]) -> str:
 
 
 def _text(points: list[Point]) -> str:
+    simulated = any(p.win_rate_error for p in points)
     if len(points) == 1:
-        only = points[0]
-        return "\n".join(f"{name:<9}{getattr(only, name):.6g}" for name in ("win_rate", "beta", "kl"))
+        names = ["win_rate", "beta", "kl", *(["win_rate_error"] if simulated else [])]
+        return "\n".join(f"{name:<15}{getattr(points[0], name):.6g}" for name in names)
     head = f"{'procedure':<20}{'transformation':<16}{'kl':>8}{'win_rate':>10}{'beta':>12}"
     rows = [f"{p.procedure:<20}{p.transformation:<16}{p.kl:>8.4g}{p.win_rate:>10.6f}{p.beta:>12.4g}" for p in points]
+    if simulated:
+        head += f"{'win_rate_error':>16}"
+        rows = [f"{row}{p.win_rate_error:>16.6f}" for row, p in zip(rows, points, strict=True)]
     return "\n".join([head, *rows])

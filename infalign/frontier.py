@@ -14,7 +14,7 @@ from infalign.calibration import Estimator
 from infalign.errors import InvalidValue
 from infalign.policies import AnchoredPolicies, Policy, simulate_pieces
 from infalign.procedures import Procedure
-from infalign.transforms import Transformation, parse_transformation, target_kl
+from infalign.transforms import Gaussian, Transformation, parse_transformation, target_kl
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def point(
     """What the written ``transformation`` reaches under ``procedure`` at a KL, or at a β.
 
     With ``anchors`` = K, quantiles are estimated from K reference rewards per prompt, averaged over simulated prompts;
-    ``optimal`` stays the optimum for exact calibration.
+    ``optimal`` stays the optimum for exact calibration, and ``gaussian``, an uncalibrated reward, needs no anchors.
 
     Raises:
         InvalidValue: an unknown transformation, both or neither of ``kl`` and ``beta``, or a KL out of reach.
@@ -74,7 +74,7 @@ def point(
     if (kl is None) == (beta is None):
         raise InvalidValue("kl", kl, "a KL or a beta, exactly one of the two")
     phi = parse_transformation(transformation, procedure, kl=kl, beta=beta)
-    if anchors is None:
+    if anchors is None or isinstance(phi, Gaussian):
         beta = beta_for_kl(phi, kl) if kl is not None else beta or 0
         policy = Policy.of(phi, beta)
         return Point(transformation, str(procedure), policy.kl, policy.win_rate(procedure), beta)

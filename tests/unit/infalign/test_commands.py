@@ -51,6 +51,10 @@ def test_anchors_lower_the_win_rate() -> None:
         return float(json.loads(run("-t", "exp(10)", "--kl", "1", "--json", *more))["win_rate"])
 
     assert win_rate("--anchors", "8") < win_rate("--anchors", "64") < win_rate()
+    assert "win_rate_error" in run("-t", "log", "--anchors", "8")
+    table = run("-t", "log", "-t", "gaussian", "--anchors", "8").splitlines()
+    assert table[0].endswith("win_rate_error")
+    assert float(table[1].split()[-1]) > float(table[2].split()[-1]) == 0  # an uncalibrated reward needs no anchors
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
