@@ -14,17 +14,38 @@ from infalign.home import bundle_path, home
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key, such as ctrl.target_kl=1."
 )
 @click.option(
+    "--data",
+    "paths",
+    multiple=True,
+    type=click.Path(),
+    help="Data file in place of those in CONFIG (.jsonl, .jsonl.gz); again for more.",
+)
+@click.option(
     "--output", type=click.Path(path_type=Path), help="Bundle directory.  [default: $INFALIGN_HOME/bundles/NAME]"
 )
 @click.option("--if-missing", is_flag=True, help="Do nothing if the bundle exists and is intact.")
-def train(config: str, overrides: tuple[str, ...], output: Path | None, if_missing: bool) -> None:
-    """Train by CONFIG (a YAML file, or `demo`) and write the bundle.
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would run and what is reused; make nothing.")
+def train(
+    config: str,
+    overrides: tuple[str, ...],
+    paths: tuple[str, ...],
+    output: Path | None,
+    if_missing: bool,
+    only_plan: bool,
+) -> None:
+    """Train by CONFIG (a YAML file, or a shipped one such as `demo`) and write the bundle.
 
     Stages that are already done are reused; a run that was killed goes on where it stopped.
     """
     from training.config import load_config
 
-    loaded = load_config(config, overrides)
+    loaded = load_config(config, overrides, paths)
+    if only_plan:
+        from training.pipeline import plan
+
+        for report in plan(loaded, home() / "runs"):
+            click.echo(f"{report.name:<10}  {'reused' if report.reused else 'to run'}")
+        return
     target = output or bundle_path(loaded.name)
     if if_missing and _intact(target):
         click.echo(f"{target}: already there", err=True)

@@ -23,11 +23,12 @@ def evaluate(
     procedure: Procedure,
     draws: int,
     seed: int,
-    judge: Judge,
+    judge: Judge | None,
 ) -> dict[str, float]:
     """Figures on fresh draws, ``draws`` per prompt and model, as many as the procedure needs or more.
 
-    ``kl`` is in nats per response; win rates and judged scores are those of :mod:`infalign.estimators`.
+    ``kl`` is in nats per response; win rates are those of :mod:`infalign.estimators`, and so are mean scores of the
+    selected answer by an independent ``judge``, where there is one.
     """
     repeated = [messages for messages in prompts for _ in range(draws)]
     drawn = policy.draw(repeated, seed, "evaluate")
@@ -40,28 +41,22 @@ def evaluate(
     rewards = {
         who: scorer.score(repeated, texts).astype(np.float64).reshape(-1, draws) for who, texts in answers.items()
     }
-    scores = {
-        who: np.array([judge(m[-1]["content"], text) for m, text in zip(repeated, texts, strict=True)]).reshape(
-            -1, draws
-        )
-        for who, texts in answers.items()
-    }
     keys = [prompt_key(render_prompt(policy.tokenizer, messages)) for messages in prompts]
-
-    def judged(who: str, by: Procedure) -> float:
-        return float(estimators.expected_judged(rewards[who], scores[who], by).mean())
 
     def wins(by: Procedure) -> float:
         return float(estimators.win_rate(rewards["policy"], rewards["reference"], by).mean())
 
-    return {
+    figures = {
         "kl": float(kl.mean()),
         "kl_standard_error": float(kl.std(ddof=1) / np.sqrt(len(prompts))),
         "mean_quantile": float(table.quantile(keys, rewards["policy"]).mean()),
         "win_rate_standard": wins(Standard()),
         f"win_rate_{procedure}": wins(procedure),
-        "judge_reference": judged("reference", Standard()),
-        "judge_policy": judged("policy", Standard()),
-        f"judge_reference_{procedure}": judged("reference", procedure),
-        f"judge_policy_{procedure}": judged("policy", procedure),
     }
+    if judge:
+        for by in (Standard(), procedure):
+            for who, texts in answers.items():
+                scores = [judge(m[-1]["content"], text) for m, text in zip(repeated, texts, strict=True)]
+                judged = estimators.expected_judged(rewards[who], np.reshape(scores, (-1, draws)), by)
+                figures[f"judge_{who}" if by == Standard() else f"judge_{who}_{by}"] = float(judged.mean())
+    return figures

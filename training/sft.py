@@ -4,14 +4,13 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from training import data
 from training.config import Model, Optimiser
 from training.progress import attach
 from training.runtime import trainer_arguments
-from training.tokenizer import train_tokenizer
 
 HEAD = 32
 
@@ -19,15 +18,14 @@ HEAD = 32
 def train_sft(directory: Path, data_directory: Path, model_config: Model, config: Optimiser, seed: int) -> None:
     """Train and save model and tokenizer into ``directory``."""
     rows = data.read_rows(data_directory / data.SFT)
-    texts = (message["content"] for row in rows for message in row["prompt"] + row["completion"])
-    tokenizer = train_tokenizer(texts, model_config.vocabulary)
+    tokenizer = AutoTokenizer.from_pretrained(data_directory / data.TOKENIZER, padding_side="left")
     set_seed(seed)
     trainer = SFTTrainer(
         model=new_model(tokenizer, model_config),
         args=SFTConfig(
             **trainer_arguments(directory, seed),
             per_device_train_batch_size=config.batch,
-            num_train_epochs=1,
+            num_train_epochs=config.epochs,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=20,

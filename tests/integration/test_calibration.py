@@ -11,7 +11,7 @@ from scipy.stats import kstest, t
 
 from infalign import BestOfN, Bundle, Procedure, WorstOfN
 from tests.integration.conftest import serving
-from training import corpus
+from training.data import corpus
 
 PROMPTS, N = 288, 8
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from infalign import Bundle
 from infalign.templates import prompt_key, render_judged, render_prompt
 from tests.bad_requests import BAD
-from training import corpus
-from training.judge import judge
+from training.data import corpus
+from training.data.judge import judge
 
 QUESTION = "My bicycle has weak brakes. What should I do?"
 ASKED = [{"role": "user", "content": QUESTION}]

@@ -13,9 +13,9 @@ from infalign import read_bundle
 from tests.integration.conftest import INFALIGN
 
 TINY = {
-    "data.answers": 1,
-    "data.pairs": 1,
-    "data.held_out": 480,
+    "data.helpdesk.answers": 1,
+    "data.helpdesk.pairs": 1,
+    "data.helpdesk.held_out": 480,
     "rollouts.samples": 4,
     "rollouts.max_tokens": 16,
     "ctrl.steps": 3,
@@ -62,5 +62,26 @@ def test_a_killed_run_is_continued(tmp_path: Path, stage: str) -> None:
     metrics = [json.loads(line) for line in next(runs.glob("ctrl-*/metrics.jsonl")).read_text().splitlines()]
     assert [row["sequence_kl"] for row in metrics if "sequence_kl" in row] != []
 
+    accuracy = found.manifest.measured
+    assert 0 <= accuracy["reward_accuracy_low"] <= accuracy["reward_accuracy"] <= accuracy["reward_accuracy_high"] <= 1
+
     again = subprocess.run(command(output), env=environment, capture_output=True, text=True)
     assert again.stderr.count("reused") == 7
+
+
+def test_a_plan_says_what_would_run_and_makes_nothing(tmp_path: Path) -> None:
+    environment = os.environ | {"INFALIGN_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [*command(tmp_path / "bundle"), "--plan"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "data",
+        "sft",
+        "reward",
+        "rollouts",
+        "calibrate",
+        "ctrl",
+        "evaluate",
+    ]
+    assert done.stdout.count("to run") == 7
+    assert not list(tmp_path.iterdir())

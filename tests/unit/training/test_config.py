@@ -29,3 +29,29 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(InvalidValue, match="CONFIG: got"):
         load_config(str(path))
+
+
+def test_data_files_replace_those_of_the_config(tmp_path: Path) -> None:
+    kind, files = load_config(
+        "hh-harmless", paths=(str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    ).data.comparisons
+    assert (kind, files.hub) == ("transcripts", None)
+    assert files.paths == (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "paths", "message"),
+    [
+        ("demo", (), ("x.jsonl",), "--data: got 'x.jsonl', accepted: no files: this config's data is generated"),
+        ("demo", ("data.helpdesk=null",), (), "data: .*exactly one of helpdesk, transcripts, preferences; got none"),
+        ("demo", ("data.preferences={paths: [x], held_out: 3}",), (), "exactly one of .* got .*helpdesk.*preferences"),
+        ("demo", ("data.helpdesk.answer=3",), (), "data.helpdesk.answer: got 3, .*did you mean answers"),
+        ("hh-harmless", ("data.transcripts.hub=null",), (), "give paths .* or hub: exactly one"),
+        ("hh-harmless", ("data.transcripts.held_out=0",), (), "data.transcripts.held_out: got 0"),
+    ],
+)
+def test_data_that_is_not_one_thing_is_refused(
+    name: str, overrides: tuple[str, ...], paths: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InvalidValue, match=message):
+        load_config(name, overrides, paths)

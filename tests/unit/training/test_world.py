@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from training import corpus
-from training.judge import judge
+from training.data import corpus
+from training.data.judge import judge
 
 PROMPTS = {prompt.text: prompt for prompt in corpus.prompts()}
 LAPTOP = PROMPTS["My laptop freezes every day. What should I do?"]

@@ -2,7 +2,7 @@
 
 A topic has problems, steps that truly help, risky requests, unsafe advice and a safe way out
 (``helpdesk.yaml``). From these come prompts, benign and risky, and answers of varied quality: on topic or
-not, complete or not, polite or not, safe or unsafe. :mod:`training.judge` scores any answer by the same rules.
+not, complete or not, polite or not, safe or unsafe. :mod:`training.data.judge` scores any answer by the same rules.
 """
 
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ class Prompt:
 @cache
 def topics() -> tuple[Topic, ...]:
     """Every topic of the world, in the order of ``helpdesk.yaml``."""
-    rows = yaml.safe_load(files("training").joinpath("helpdesk.yaml").read_text(encoding="utf-8"))
+    rows = yaml.safe_load(files("training.data").joinpath("helpdesk.yaml").read_text(encoding="utf-8"))
     return tuple(Topic(row.pop("thing"), **{key: tuple(value) for key, value in row.items()}) for row in rows)
 
 

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from training import corpus
-from training.corpus import Prompt
+from training.data import corpus
+from training.data.corpus import Prompt
 
 STEP, MANY_STEPS = 2.0, 3
 NAMES_THE_THING = 1.0

@@ -1,0 +1,82 @@
+"""Stage ``data``: what a run is trained and validated on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from infalign.templates import render_prompt, tokenise
+from training.config import Config
+from training.data import comparisons, helpdesk
+from training.data.rows import HELD_OUT, PREFERENCES, PROMPTS, REPORT, SFT, Material, read_prompts, read_rows, split
+from training.tokenizer import train_tokenizer
+
+__all__ = [
+    "HELD_OUT",
+    "PREFERENCES",
+    "PROMPTS",
+    "REPORT",
+    "SFT",
+    "TOKENIZER",
+    "read_prompts",
+    "read_rows",
+    "write_data",
+]
+
+TOKENIZER = "tokenizer"
+Item = TypeVar("Item")
+
+
+def write_data(directory: Path, config: Config) -> None:
+    """Read or generate the data, train its tokenizer, drop what is too long, and write it all into ``directory``.
+
+    Raises:
+        InvalidValue: there is no such data, or too little of it.
+    """
+    material = _material(config)
+    texts = (text for answer in material.answers for text in (*(m["content"] for m in answer.prompt), answer.text))
+    tokenizer = train_tokenizer(texts, config.model.vocabulary)
+    _drop_long(material, tokenizer, config.model.positions, config.rollouts.max_tokens)
+    material.check()
+    tokenizer.save_pretrained(directory / TOKENIZER)
+    material.write(directory)
+
+
+def _material(config: Config) -> Material:
+    if config.data.helpdesk:
+        return helpdesk.material(config.data.helpdesk, config.seed)
+    kind, files = config.data.comparisons
+    rows = comparisons.hub(files.hub, files.subset, files.split) if files.hub else comparisons.lines(files.paths)
+    found, defects = comparisons.read(rows, comparisons.PARSERS[kind], files.limit)
+    return split(found, files.held_out, config.seed, defects)
+
+
+def _drop_long(material: Material, tokenizer: PreTrainedTokenizerBase, positions: int, room: int) -> None:
+    """Drop prompts that leave no ``room`` for a response, and responses that do not fit behind their prompt."""
+    lengths: dict[str, int] = {}
+
+    def length(text: str) -> int:
+        if text not in lengths:
+            lengths[text] = len(tokenise(tokenizer, text))
+        return lengths[text]
+
+    def kept(group: list[Item], size: Callable[[Item], int], what: str) -> list[Item]:
+        fitting = [item for item in group if size(item) <= positions]
+        if len(fitting) < len(group):
+            material.defects[f"{what} too long"] += len(group) - len(fitting)
+        return fitting
+
+    def asked(prompt: object) -> int:
+        return length(render_prompt(tokenizer, prompt))  # type: ignore[arg-type]
+
+    material.train = kept(material.train, lambda prompt: asked(prompt) + room, "prompt")
+    material.validation = kept(material.validation, lambda prompt: asked(prompt) + room, "prompt")
+    material.answers = kept(material.answers, lambda a: asked(a.prompt) + length(a.text) + 1, "answer")
+    for name in ("comparisons", "held_out"):
+        group = kept(
+            getattr(material, name),
+            lambda c: asked(c.prompt) + max(length(c.chosen), length(c.rejected)) + 1,
+            "comparison",
+        )
+        setattr(material, name, group)

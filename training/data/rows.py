@@ -1,0 +1,143 @@
+"""Rows of training data, and the files of the stage ``data``, all JSONL in TRL's conversational format.
+
+sft.jsonl          {prompt: messages, completion: messages}
+preferences.jsonl  {prompt: messages, chosen: messages, rejected: messages}, of training prompts
+held_out.jsonl     the same, of validation prompts
+prompts.jsonl      {prompt: messages, split: train | validation}
+report.json        what was read, what was dropped and why
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from infalign.errors import InvalidValue
+from infalign.templates import Message
+
+SFT, PREFERENCES, HELD_OUT, PROMPTS, REPORT = (
+    "sft.jsonl",
+    "preferences.jsonl",
+    "held_out.jsonl",
+    "prompts.jsonl",
+    "report.json",
+)
+Prompt = tuple[tuple[tuple[str, str], ...], ...]
+
+
+class Answer(NamedTuple):
+    """A written response to a prompt."""
+
+    prompt: Sequence[Message]
+    text: str
+
+
+class Comparison(NamedTuple):
+    """Two responses to one prompt, the better one first."""
+
+    prompt: Sequence[Message]
+    chosen: str
+    rejected: str
+
+
+@dataclass
+class Material:
+    """Everything a run is trained and validated on; no prompt is in both splits."""
+
+    train: list[Sequence[Message]]
+    validation: list[Sequence[Message]]
+    answers: list[Answer]
+    comparisons: list[Comparison]
+    held_out: list[Comparison]
+    defects: Counter[str] = field(default_factory=Counter)
+    """Rows that were dropped, by reason."""
+
+    def check(self) -> None:
+        """See that there is something of everything.
+
+        Raises:
+            InvalidValue: nothing is left of a part.
+        """
+        for name in ("train", "validation", "answers", "comparisons", "held_out"):
+            if not getattr(self, name):
+                raise InvalidValue("data", f"no {name} left", f"more data; dropped: {dict(self.defects)}")
+
+    def write(self, directory: Path) -> None:
+        """Write every file of the stage."""
+        _write(directory / SFT, ({"prompt": a.prompt, "completion": _assistant(a.text)} for a in self.answers))
+        for name, group in ((PREFERENCES, self.comparisons), (HELD_OUT, self.held_out)):
+            rows = (
+                {"prompt": c.prompt, "chosen": _assistant(c.chosen), "rejected": _assistant(c.rejected)} for c in group
+            )
+            _write(directory / name, rows)
+        splits = (("train", self.train), ("validation", self.validation))
+        _write(directory / PROMPTS, ({"prompt": prompt, "split": name} for name, group in splits for prompt in group))
+        (directory / REPORT).write_text(json.dumps(self.report(), indent=1) + "\n", encoding="utf-8")
+
+    def report(self) -> dict[str, Any]:
+        """Counts of what is there and of what was dropped."""
+        prompts = [*self.train, *self.validation]
+        return {
+            "train_prompts": len(self.train),
+            "validation_prompts": len(self.validation),
+            "answers": len(self.answers),
+            "comparisons": len(self.comparisons),
+            "held_out_comparisons": len(self.held_out),
+            "multi_turn": round(sum(len(prompt) > 1 for prompt in prompts) / max(len(prompts), 1), 4),
+            "dropped": dict(sorted(self.defects.items())),
+        }
+
+
+def split(comparisons: list[Comparison], held_out: int, seed: int, defects: Counter[str]) -> Material:
+    """Prompts at random into ``held_out`` for validation and the rest for training, each with all its comparisons.
+
+    Raises:
+        InvalidValue: fewer than ``held_out`` + 1 different prompts.
+    """
+    by_prompt: dict[Prompt, list[Comparison]] = {}
+    for comparison in comparisons:
+        by_prompt.setdefault(_hashable(comparison.prompt), []).append(comparison)
+    groups = list(by_prompt.values())
+    if len(groups) <= held_out:
+        dropped = f" ({sum(defects.values())} rows were dropped: {dict(defects)})" if defects else ""
+        raise InvalidValue("held_out", held_out, f"fewer than the {len(groups)} different prompts there are{dropped}")
+    Random(seed).shuffle(groups)
+    validation, train = groups[:held_out], groups[held_out:]
+    chosen = [comparison for group in train for comparison in group]
+    Random(seed + 1).shuffle(chosen)
+    return Material(
+        train=[group[0].prompt for group in train],
+        validation=[group[0].prompt for group in validation],
+        answers=[Answer(comparison.prompt, comparison.chosen) for comparison in chosen],
+        comparisons=chosen,
+        held_out=[comparison for group in validation for comparison in group],
+        defects=defects,
+    )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def read_prompts(directory: Path, split: str | None = None) -> list[list[dict[str, str]]]:
+    """The conversations of ``prompts.jsonl``, of one split or of all."""
+    return [row["prompt"] for row in read_rows(directory / PROMPTS) if split in (None, row["split"])]
+
+
+def _hashable(prompt: Sequence[Message]) -> Prompt:
+    return tuple(tuple(sorted(message.items())) for message in prompt)
+
+
+def _assistant(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
