@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pool
 import pytest
 
 import infalign
@@ -16,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 METHOD = (DOCS / "method.md").read_text(encoding="utf-8")
 POOL = ROOT.parent / "shared" / "data" / "alpaca-eval-pool.jsonl.gz"
-sys.path.insert(0, str(ROOT / "experiments"))
 
 
 def exists(name: str) -> bool:
@@ -79,9 +80,6 @@ def test_the_figures_are_what_the_code_draws() -> None:
 
 
 def test_a_pool_report_is_made_of_any_pool(tmp_path: Path) -> None:
-    import numpy as np
-    import pool
-
     rng = np.random.default_rng(0)
     rows = [{"responses": [{"score": float(score)} for score in rng.normal(size=13).round(1)]} for _ in range(40)]
     source = tmp_path / "pool.jsonl"
@@ -98,8 +96,6 @@ def test_a_pool_report_is_made_of_any_pool(tmp_path: Path) -> None:
     "text", ["not json", '{"responses": [{"text": "x"}]}', '{"responses": []}', '{"responses": [{"score": "x"}]}', ""]
 )
 def test_a_pool_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    import pool
-
     source = tmp_path / "pool.jsonl"
     source.write_text(text)
     with pytest.raises(infalign.InvalidValue, match="POOL: got"):
@@ -108,8 +104,6 @@ def test_a_pool_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.skipif(not POOL.exists(), reason="the real pool of candidates is not beside this checkout")
 def test_the_pool_report_is_reproduced(tmp_path: Path) -> None:
-    import pool
-
     written = (DOCS / "pool.md").read_text()
     source = written.split("Candidates: ")[1].split("\n")[0]
     pool.main([str(POOL), "--output", str(tmp_path / "pool.md"), "--source", source], standalone_mode=False)
