@@ -155,6 +155,10 @@ class CompressedCalibration(Calibration):
     def rank(self, rewards: ArrayLike) -> Floats:
         return np.asarray(np.interp(self.on_grid(rewards), self.anchors, self.ranks))
 
+    def compress(self, anchors: int) -> "CompressedCalibration":
+        """Refused: the rewards that its error would be measured against are gone."""
+        raise InvalidValue("anchors", anchors, "nothing here: this calibration is compressed already")
+
 
 def finite(name: str, values: ArrayLike) -> Floats:
     """``values`` as floats.

@@ -161,6 +161,8 @@ def test_compression_error_shrinks_with_anchors_and_nothing_is_extrapolated() ->
     assert np.array(small[1].interval(0.0)) == pytest.approx(np.array(full.interval(0.0)), abs=0.05)
     with pytest.raises(InvalidValue, match="anchors: got 1"):
         full.compress(1)
+    with pytest.raises(InvalidValue, match="compressed already"):
+        small[1].compress(4)
 
 
 def test_tie_rate_counts_pairs_within_a_prompt() -> None:
