@@ -117,12 +117,7 @@ def kl(policy_log_probs: Samples, reference_log_probs: Samples) -> Floats:
 
     Mean log-ratio of whole responses: unbiased, and may be negative by chance.
     """
-    pairs = _pairs(
-        "reference_log_probs",
-        _rows("policy_log_probs", policy_log_probs),
-        _rows("reference_log_probs", reference_log_probs),
-    )
-    return np.array([np.mean(ours - theirs) for ours, theirs in pairs])
+    return np.array([np.mean(ratio) for ratio in _log_ratios(policy_log_probs, reference_log_probs)])
 
 
 def kl_nonnegative(policy_log_probs: Samples, reference_log_probs: Samples) -> Floats:
@@ -131,12 +126,8 @@ def kl_nonnegative(policy_log_probs: Samples, reference_log_probs: Samples) -> F
     Known as k3 (Schulman, Approximating KL Divergence, 2020). Unbiased too where the policy covers the reference,
     but heavy-tailed where the two are far apart.
     """
-    pairs = _pairs(
-        "reference_log_probs",
-        _rows("policy_log_probs", policy_log_probs),
-        _rows("reference_log_probs", reference_log_probs),
-    )
-    return np.array([np.mean(np.expm1(theirs - ours) + (ours - theirs)) for ours, theirs in pairs])
+    ratios = _log_ratios(policy_log_probs, reference_log_probs)
+    return np.array([np.mean(np.expm1(-ratio) + ratio) for ratio in ratios])
 
 
 def over_prompts(
@@ -193,6 +184,11 @@ def _duel(ours: Floats, theirs: Floats, procedure: Procedure) -> float:
     below = np.concatenate([[0.0], np.cumsum(_weights(procedure, theirs.size))])
     beaten = (below[theirs.searchsorted(ours, "left")] + below[theirs.searchsorted(ours, "right")]) / 2
     return float(_weights(procedure, ours.size) @ beaten)
+
+
+def _log_ratios(policy: Samples, reference: Samples) -> list[Floats]:
+    pairs = _pairs("reference_log_probs", _rows("policy_log_probs", policy), _rows("reference_log_probs", reference))
+    return [ours - theirs for ours, theirs in pairs]
 
 
 def _rows(name: str, samples: Samples) -> list[Floats]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
@@ -86,9 +85,7 @@ def ctrl_reward(scorer: Scorer, table: CalibrationTable, transformation: Transfo
         **_: Any,
     ) -> list[float]:
         rewards = scorer.score(prompts, [completion[0]["content"] for completion in completions])
-        quantiles = np.array(
-            [table.lookup(name).quantile(reward) for name, reward in zip(key, rewards, strict=True)], dtype=np.float64
-        )
+        quantiles = table.quantile(key, rewards)
         values = transformation(quantiles)
         log_metric("reward_raw", float(rewards.mean()))
         log_metric("quantile", float(quantiles.mean()))

@@ -54,9 +54,9 @@ def evaluate(
         f"win_rate_{procedure}": wins(procedure),
     }
     if judge:
-        for by in (Standard(), procedure):
-            for who, texts in answers.items():
-                scores = [judge(m[-1]["content"], text) for m, text in zip(repeated, texts, strict=True)]
-                judged = estimators.expected_judged(rewards[who], np.reshape(scores, (-1, draws)), by)
-                figures[f"judge_{who}" if by == Standard() else f"judge_{who}_{by}"] = float(judged.mean())
+        for who, texts in answers.items():
+            judged = [judge(m[-1]["content"], text) for m, text in zip(repeated, texts, strict=True)]
+            scores = np.reshape(judged, (-1, draws))
+            for by, name in ((Standard(), f"judge_{who}"), (procedure, f"judge_{who}_{procedure}")):
+                figures[name] = float(estimators.expected_judged(rewards[who], scores, by).mean())
     return figures
