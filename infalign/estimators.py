@@ -59,9 +59,21 @@ def win_rate(policy: Samples, reference: Samples, procedure: Procedure) -> Float
     Exact average over all pairs of sub-samples, one of the policy's rewards and one of the reference's.
     """
     policy_rows, reference_rows = _rows("policy", policy), _rows("reference", reference)
-    if len(policy_rows) != len(reference_rows):
-        raise InvalidValue("reference", f"{len(reference_rows)} prompts", f"{len(policy_rows)}, one for each prompt")
+    _one_each(len(policy_rows), len(reference_rows))
     return np.array([_duel(ours, theirs, procedure) for ours, theirs in zip(policy_rows, reference_rows, strict=True)])
+
+
+def judged_win_rate(
+    policy: Samples, policy_scores: Samples, reference: Samples, reference_scores: Samples, procedure: Procedure
+) -> Floats:
+    """How often an independent judge prefers the policy's selected sample, per prompt, shape (P,), its ties half.
+
+    Both sides select by reward, as when serving, and are compared by ``scores``.
+    """
+    ours = _pairs("policy_scores", _rows("policy", policy), _rows("policy_scores", policy_scores))
+    theirs = _pairs("reference_scores", _rows("reference", reference), _rows("reference_scores", reference_scores))
+    _one_each(len(ours), len(theirs))
+    return np.array([_judged_duel(*us, *them, procedure) for us, them in zip(ours, theirs, strict=True)])
 
 
 def attack_success(safety: Samples, threshold: float, n: int) -> Floats:
@@ -184,6 +196,22 @@ def _duel(ours: Floats, theirs: Floats, procedure: Procedure) -> float:
     below = np.concatenate([[0.0], np.cumsum(_weights(procedure, theirs.size))])
     beaten = (below[theirs.searchsorted(ours, "left")] + below[theirs.searchsorted(ours, "right")]) / 2
     return float(_weights(procedure, ours.size) @ beaten)
+
+
+def _judged_duel(ours: Floats, our_scores: Floats, theirs: Floats, their_scores: Floats, procedure: Procedure) -> float:
+    mass = _tied_weights(theirs, procedure)
+    order = np.argsort(their_scores)
+    below = np.concatenate([[0.0], np.cumsum(mass[order])])
+    their_scores = their_scores[order]
+    beaten = (
+        below[their_scores.searchsorted(our_scores, "left")] + below[their_scores.searchsorted(our_scores, "right")]
+    )
+    return float(_tied_weights(ours, procedure) @ beaten / 2)
+
+
+def _one_each(policy: int, reference: int) -> None:
+    if policy != reference:
+        raise InvalidValue("reference", f"{reference} prompts", f"{policy}, one for each prompt")
 
 
 def _log_ratios(policy: Samples, reference: Samples) -> list[Floats]:

@@ -61,8 +61,11 @@ def point(
     beta: float | None = None,
     anchors: int | None = None,
     estimator: Estimator = Estimator.JEFFREYS,
+    aligned_for: Procedure | None = None,
 ) -> Point:
     """What the written ``transformation`` reaches under ``procedure`` at a KL, or at a β.
+
+    ``optimal`` is the optimum for ``procedure``, or for ``aligned_for`` where that differs.
 
     With ``anchors`` = K, quantiles are estimated from K reference rewards per prompt, averaged over simulated prompts;
     ``optimal`` stays the optimum for exact calibration, and ``gaussian``, an uncalibrated reward, needs no anchors.
@@ -73,7 +76,7 @@ def point(
     """
     if (kl is None) == (beta is None):
         raise InvalidValue("kl", kl, "a KL or a beta, exactly one of the two")
-    phi = parse_transformation(transformation, procedure, kl=kl, beta=beta)
+    phi = parse_transformation(transformation, aligned_for or procedure, kl=kl, beta=beta)
     if anchors is None or isinstance(phi, Gaussian):
         beta = beta_for_kl(phi, kl) if kl is not None else beta or 0
         policy = Policy.of(phi, beta)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -47,6 +48,34 @@ def test_judged_selection_is_the_mean_over_all_subsets_and_ties(
         brute.append(np.mean([score for reward, score in subset if reward == selected]))
     found = e.expected_judged([[r for r, _ in pairs]], [[s for _, s in pairs]], kind[0](n))[0]
     assert found == pytest.approx(np.mean(brute))
+
+
+def subset_mean(pairs: list[tuple[float, float]], select: Callable) -> float:
+    """Mean score of the selected, ties shared."""
+    selected = select(reward for reward, _ in pairs)
+    return float(np.mean([score for reward, score in pairs if reward == selected]))
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=5, unique_by=lambda p: p[0]), KINDS, st.data())
+def test_judged_win_rate_is_the_mean_over_all_pairs_of_subsets(
+    ours: list[tuple[float, float]], kind: tuple, data: st.DataObject
+) -> None:
+    theirs = data.draw(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=5, unique_by=lambda p: p[0]))
+    n = data.draw(st.integers(1, min(len(ours), len(theirs))))
+    duels = [
+        (1 + np.sign(subset_mean(list(a), kind[1]) - subset_mean(list(b), kind[1]))) / 2
+        for a in itertools.combinations(ours, n)
+        for b in itertools.combinations(theirs, n)
+    ]
+    sides = [[[value[part] for value in side]] for side in (ours, theirs) for part in (0, 1)]
+    assert e.judged_win_rate(*sides, kind[0](n))[0] == pytest.approx(np.mean(duels))
+
+
+def test_a_judge_that_is_the_reward_gives_the_win_rate() -> None:
+    rng = np.random.default_rng(4)
+    ours, theirs = rng.integers(0, 9, (5, 12)).astype(float), rng.integers(0, 9, (5, 15)).astype(float)
+    judged = e.judged_win_rate(ours, ours, theirs, theirs, BestOfN(4))
+    assert judged == pytest.approx(e.win_rate(ours, theirs, BestOfN(4)))
 
 
 def test_tied_samples_share_their_scores() -> None:
