@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format lock load bench figures pool
+.PHONY: help setup serve test lint format lock load bench figures pool reproduce
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
@@ -48,6 +48,9 @@ figures: setup ## Draw the figures of docs/method.md
 
 pool: setup ## Report on a pool of scored candidates in docs/pool.md: POOL=pool.jsonl.gz SOURCE="who made it"
 	$(BIN)/python experiments/pool.py $(or $(POOL),$(error POOL=pool.jsonl.gz: one JSON object with scored responses per line)) --output docs/pool.md $(if $(SOURCE),--source "$(SOURCE)")
+
+reproduce: setup ## Train every method at equal KL over three seeds, and compare: docs/results (most of an hour)
+	$(BIN)/python experiments/reproduce.py --output docs/results
 
 # uv does not read pip's configuration: say where the CPU build of torch is.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--index $(CPU_INDEX) --index-strategy unsafe-best-match)

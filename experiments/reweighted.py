@@ -57,8 +57,9 @@ def reweight(
 def draw(bundle: Bundle, prompts: int, draws: int, seed: int) -> tuple[Floats, Floats]:
     """Rewards and quantiles of fresh reference responses, (P, M) each."""
     from training.data import corpus
-    from training.rollouts import Sampler, Scorer
     from training.runtime import prepare
+    from training.sampler import Sampler
+    from training.scorer import Scorer
 
     prepare()
     known = corpus.prompts()

@@ -32,7 +32,7 @@ from infalign.transforms import check_transformation
 
 FORMAT = 1
 MANIFEST = "bundle.json"
-PARTS = ("policy", "reference", "reward", "calibration")
+PARTS = ("policy", "reference", "reward", "calibration", "evaluation")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -84,7 +84,7 @@ class Manifest(_Record):
     transformation: Annotated[str, _parsed_by(check_transformation)]
     beta: float = Field(gt=0)
     sampling: SamplingLaw
-    measured: dict[str, float] = Field(description="figures measured on validation prompts")
+    measured: dict[str, float] = Field(description="figures measured on test prompts")
     libraries: dict[str, str]
     files: dict[str, str] = Field(description="relative path -> SHA-256")
 
@@ -107,6 +107,11 @@ class Bundle:
     def reference(self) -> Path:
         """Directory of the model that the policy was aligned from."""
         return self.path / "reference"
+
+    @property
+    def evaluation(self) -> Path:
+        """Directory of the measured figures and the prompts they were measured on."""
+        return self.path / "evaluation"
 
     @property
     def reward_model(self) -> Path:
@@ -169,7 +174,7 @@ def write_bundle(target: Path, parts: dict[str, Path], card: str, **fields: Any)
 
     Args:
         target: the bundle's directory.
-        parts: source directory of each of policy, reference, reward and calibration.
+        parts: source directory of each of policy, reference, reward, calibration and evaluation.
         card: the model card, Markdown.
         fields: the fields of :class:`Manifest` that are not derived from the files.
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from infalign.estimators import Estimate
 from training.config import Config
 
 CARD = """---
@@ -14,16 +15,15 @@ A policy aligned by CTRL (InfAlign, arXiv 2412.19792) for **{procedure}** decodi
 `{transformation}`, its reference, its reward model, and {samples} calibrated reference rewards for each of
 {prompts} prompts. Serve it with `infalign serve`.
 
-Measured on {held_out} validation prompts that no stage trained on, fresh draws:
+## Measured
 
-| figure | value |
-|---|---|
-{figures}
+On {test} test prompts that no stage trained on or chose by: {figures}
+![Win rate against KL, theory as lines](evaluation/win_rate.svg)
 
-KL is in nats per response; win rates compare rewards of policy and reference, both decoded the same way;
-`reward_accuracy` is the share of held-out comparisons that the reward model decides rightly, with its 95%
-interval; rows that begin with `judge` are mean scores of a ground-truth judge, which training never sees after
-the reward model's comparisons. β ended at {beta:.4g}.
+KL is in nats per response. Win rates are of policy over reference, both decoded the same way; theory is the
+optimum's at that KL with {samples} anchors. The judge, where there is one, is independent of the reward model, which
+decides {accuracy} of held-out comparisons rightly. β ended at {beta:.4g}; the weights' distance from the
+reference was scaled by {scale:.3f} to reach the target KL of {target:g}.
 
 {origin}
 """
@@ -33,16 +33,21 @@ READ = """Trained on {answers} answers and {comparisons} comparisons from {train
 dropped, by reason: {dropped}."""
 
 
-def model_card(config: Config, beta: float, report: dict[str, Any], figures: dict[str, float]) -> str:
-    """The card, Markdown; ``report`` is the data stage's."""
+def model_card(
+    config: Config, solved: dict[str, Any], report: dict[str, Any], accuracy: dict[str, Any], figures: str
+) -> str:
+    """The card, Markdown, from what the stages ctrl, data and reward wrote, and the text of the evaluation."""
     return CARD.format(
         name=config.name,
         procedure=config.procedure,
         transformation=config.transformation,
         samples=config.rollouts.samples,
-        prompts=report["train_prompts"] + report["validation_prompts"],
-        held_out=report["validation_prompts"],
+        prompts=report["train_prompts"] + report["validation_prompts"] + report["test_prompts"],
+        test=report["test_prompts"],
         origin=GENERATED if config.data.helpdesk else READ.format(**report),
-        beta=beta,
-        figures="\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items()),
+        beta=solved["beta"],
+        scale=solved["scale"],
+        target=config.ctrl.target_kl,
+        accuracy=Estimate(**accuracy),
+        figures=figures,
     )

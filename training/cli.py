@@ -1,7 +1,8 @@
-"""``infalign train``."""
+"""``infalign train`` and ``infalign evaluate``."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -69,6 +70,37 @@ def train(
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows), file=sys.stderr)
     click.echo(str(bundle.path))
+
+
+@click.command(short_help="Measure a bundle.")
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.argument("prompts", required=False, type=click.Path(path_type=Path))
+@click.option("--draws", type=click.IntRange(2), default=64, show_default=True, help="Responses per prompt and model.")
+@click.option(
+    "-n", "ns", multiple=True, type=click.IntRange(2), default=(2, 4, 8), show_default=True, help="Best and worst of N."
+)
+@click.option("--judge", help="An independent judge: `helpdesk` (the demo's ground truth) or a classifier's directory.")
+@click.option("--limit", type=click.IntRange(1), help="Use so many prompts at most.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--engine", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True, help="What draws."
+)
+@click.option("--json", "as_json", is_flag=True, help="Every figure, instead of the table.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw win rate against KL: .png or .svg.")
+def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure BUNDLE (default: the demo) on fresh draws: win rates with intervals, KL, theory beside it.
+
+    PROMPTS are JSON lines with a `prompt` of text or messages; without them, the test prompts in the bundle are
+    used, which no stage trained on.
+    """
+    from training.runtime import prepare
+
+    prepare()
+    from training.evaluation import report
+    from training.evaluation.command import Request, run
+
+    found = run(Request(bundle or bundle_path("demo"), prompts, **options))
+    click.echo(report.as_json(found) if as_json else report.as_text(found), nl=False)
 
 
 def _intact(target: Path) -> bool:

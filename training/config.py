@@ -1,7 +1,7 @@
 """What a training run is asked to do: a YAML file, checked key by key."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,7 +25,7 @@ class _Section(BaseModel):
 class HelpDesk(_Section):
     """The generated help desk."""
 
-    held_out: int = Field(gt=0, description="prompts kept for validation, never trained on")
+    held_out: int = Field(ge=2, description="prompts never trained on: a third for validation, the rest for the test")
     answers: int = Field(gt=0, description="written answers per training prompt (twice as many for risky ones)")
     pairs: int = Field(gt=0, description="comparisons per prompt for the reward model")
 
@@ -37,7 +37,7 @@ class Files(_Section):
     hub: str | None = Field(None, description="a dataset of the hub instead, such as Anthropic/hh-rlhf")
     subset: str | None = Field(None, description="data_dir of the hub's dataset, such as harmless-base")
     split: str = Field("train", description="split of the hub's dataset")
-    held_out: int = Field(gt=0, description="prompts kept for validation, never trained on")
+    held_out: int = Field(ge=2, description="prompts never trained on: a third for validation, the rest for the test")
     limit: int | None = Field(None, gt=0, description="use so many rows at most")
 
     @model_validator(mode="after")
@@ -92,8 +92,12 @@ class Rollouts(_Section):
 
 
 class Ctrl(_Section):
-    """Optimisation of E[Φ(C)] − β KL by RLOO."""
+    """Optimisation of E[Φ(C)] − β KL."""
 
+    solver: Literal["rloo", "regression"] = Field(
+        "rloo", description="rloo draws from the policy as it trains, regression learns from the stored rollouts alone"
+    )
+    seed: int | None = Field(None, ge=0, description="of this stage, where it is to differ from the run's")
     target_kl: float = Field(gt=0, le=10, description="nats from the reference that the measured KL is steered to")
     learning_rate: float = Field(gt=0)
     prompts: int = Field(gt=0, description="prompts per step")

@@ -1,16 +1,11 @@
 """The pipeline: data → sft → reward → rollouts → calibrate → ctrl → evaluate → bundle.
 
-Each stage leaves a directory named by its name and the hash of everything it was made from (its part of the config, its
-own source, the directories it read, library versions), and is reused when that directory exists. A stage works
-in a hidden sibling that is renamed when complete: a killed run is continued by the next one, and nothing half
-made is ever read. A plan goes through the same stages without building them.
+What a stage is, and how it is kept, says :mod:`training.stages`; a plan goes through the same stages and builds none.
 """
 
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -25,55 +20,34 @@ from infalign.calibration import CalibrationTable
 from infalign.errors import InvalidValue
 from infalign.procedures import Procedure, parse_procedure
 from infalign.transforms import parse_transformation
-from training import calibrate, ctrl, data, evaluate, reward_model, rollouts, runtime, sft, tokenizer
+from training import (
+    calibrate,
+    ctrl,
+    data,
+    evaluation,
+    judges,
+    models,
+    optimisers,
+    reward_model,
+    rollouts,
+    runtime,
+    sampler,
+    scorer,
+    sft,
+    solvers,
+    tokenizer,
+)
 from training.card import model_card
 from training.config import Config
 from training.data import comparisons, corpus, helpdesk, judge, rows
+from training.evaluation import draws as evaluation_draws
+from training.evaluation import figures as evaluation_figures
+from training.evaluation import report
+from training.solvers import regression, rloo, settling, task
+from training.stages import LIBRARIES, StageReport, Stages
 
-LIBRARIES = ("infalign", "torch", "transformers", "trl")
-FEWEST_DRAWS, MOST_DRAWS = 16, 4096
+FEWEST_DRAWS, MOST_DRAWS = 64, 4096
 """Per prompt and model when evaluating."""
-
-
-@dataclass(frozen=True)
-class StageReport:
-    """One row of the summary."""
-
-    name: str
-    seconds: float
-    reused: bool
-
-
-class Stages:
-    """Runs stages below one root and remembers what each took; ``dry`` only says what it would do.
-
-    One process at a time may use a root: what a killed run left unfinished is removed.
-    """
-
-    def __init__(self, root: Path, dry: bool = False) -> None:
-        self.root, self.dry = root, dry
-        self.reports: list[StageReport] = []
-        if not dry:
-            root.mkdir(parents=True, exist_ok=True)
-            for unfinished in root.glob(".*-*"):
-                shutil.rmtree(unfinished)
-
-    def run(self, name: str, build: Callable[[Path], Any], modules: tuple[Any, ...], *inputs: Any) -> Path:
-        """The directory of stage ``name``, built by ``build`` unless it exists; ``inputs`` are JSON values or paths."""
-        sources = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in modules]
-        made_from = [str(item.name) if isinstance(item, Path) else item for item in inputs]
-        libraries = {library: version(library) for library in LIBRARIES}
-        key = hashlib.sha256(json.dumps([sources, made_from, libraries], sort_keys=True).encode()).hexdigest()[:12]
-        finished = self.root / f"{name}-{key}"
-        started = time.monotonic()
-        reused = finished.exists()
-        if not reused and not self.dry:
-            unfinished = self.root / f".{name}-{key}"
-            unfinished.mkdir()
-            build(unfinished)
-            unfinished.rename(finished)
-        self.reports.append(StageReport(name, time.monotonic() - started, reused))
-        return finished
 
 
 @dataclass(frozen=True)
@@ -100,11 +74,11 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
     stages = Stages(runs / config.name)
     parts = _run(config, stages)
     started = time.monotonic()
-    figures = _read(parts.measured / "figures.json")
+    figures = _read(parts.measured / report.MEASURED)
     accuracy = _read(parts.reward / "accuracy.json")
     figures |= {"reward_accuracy": accuracy["value"]}
     figures |= {f"reward_accuracy_{end}": accuracy[end] for end in ("low", "high") if accuracy[end] == accuracy[end]}
-    beta = _read(parts.policy / "beta.json")
+    solved = _read(parts.policy / "solved.json")
     bundle = write_bundle(
         output,
         {
@@ -112,13 +86,20 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
             "reference": parts.reference / "model",
             "reward": parts.reward / "model",
             "calibration": parts.calibration,
+            "evaluation": parts.measured,
         },
-        model_card(config, beta, _read(parts.data / data.REPORT), figures),
+        model_card(
+            config,
+            solved,
+            _read(parts.data / data.REPORT),
+            accuracy,
+            (parts.measured / report.TEXT).read_text(encoding="utf-8"),
+        ),
         name=config.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         procedure=config.procedure,
         transformation=config.transformation,
-        beta=beta,
+        beta=solved["beta"],
         sampling=SamplingLaw(max_tokens=config.rollouts.max_tokens),
         measured=figures,
         libraries={library: version(library) for library in LIBRARIES},
@@ -127,12 +108,17 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
     return bundle, stages.reports
 
 
+def run(config: Config, runs: Path) -> Parts:
+    """Run every stage but the bundle."""
+    return _run(config, Stages(runs / config.name))
+
+
 def _run(config: Config, stages: Stages) -> Parts:
-    """Every stage but the bundle."""
     seed = config.seed
     law = SamplingLaw(max_tokens=config.rollouts.max_tokens)
     procedure = parse_procedure(config.procedure)
-    draws = enough_draws(procedure)
+    procedures = evaluation_figures.procedures_of(procedure)
+    draws = max(map(enough_draws, procedures))
     transformation = parse_transformation(config.transformation, procedure, kl=config.ctrl.target_kl)
     if transformation.span < float("inf"):
         transformation = transformation.normalised()
@@ -151,7 +137,7 @@ def _run(config: Config, stages: Stages) -> Parts:
     reference = stages.run(
         "sft",
         lambda to: sft.train_sft(to, written, config.model, config.sft, seed),
-        (sft, runtime),
+        (sft, models, optimisers, runtime),
         config.model.model_dump(),
         config.sft.model_dump(),
         seed,
@@ -160,7 +146,7 @@ def _run(config: Config, stages: Stages) -> Parts:
     reward = stages.run(
         "reward",
         lambda to: reward_model.train_reward_model(to, written, reference / "model", config.reward, seed),
-        (reward_model, runtime),
+        (reward_model, models, optimisers, scorer, runtime),
         config.reward.model_dump(),
         seed,
         written,
@@ -177,7 +163,7 @@ def _run(config: Config, stages: Stages) -> Parts:
             config.rollouts.samples,
             seed,
         ),
-        (rollouts,),
+        (rollouts, sampler, scorer),
         config.rollouts.model_dump(),
         seed,
         written,
@@ -195,24 +181,32 @@ def _run(config: Config, stages: Stages) -> Parts:
     )
 
     @cache
-    def scorer() -> rollouts.Scorer:
-        return rollouts.Scorer.load(reward / "model")
+    def judged_by() -> scorer.Scorer:
+        return scorer.Scorer.load(reward / "model")
 
     @cache
     def table() -> CalibrationTable:
         return load_calibration(calibration)[0]
 
     def align(to: Path) -> None:
-        prompts = data.read_prompts(written, "train")
-        beta = ctrl.train_ctrl(
-            to, prompts, reference / "model", scorer(), table(), transformation, config.ctrl, law.max_tokens, seed
+        asked = solvers.Task(
+            directory=to,
+            prompts=data.read_prompts(written, "train"),
+            rollouts=drawn,
+            reference=reference / "model",
+            scorer=judged_by(),
+            table=table(),
+            transformation=transformation,
+            law=law,
+            config=config.ctrl,
+            seed=seed if config.ctrl.seed is None else config.ctrl.seed,
         )
-        (to / "beta.json").write_text(json.dumps(beta), encoding="utf-8")
+        ctrl.train_ctrl(asked, data.read_prompts(written, "validation"))
 
     policy = stages.run(
         "ctrl",
         align,
-        (ctrl, rollouts, runtime),
+        (ctrl, rloo, regression, task, settling, models, optimisers, sampler, scorer, runtime),
         config.ctrl.model_dump(),
         config.procedure,
         config.transformation,
@@ -225,21 +219,32 @@ def _run(config: Config, stages: Stages) -> Parts:
     )
 
     def measure(to: Path) -> None:
-        figures = evaluate.evaluate(
-            rollouts.Sampler.load(policy / "model", law),
-            rollouts.Sampler.load(reference / "model", law),
-            scorer(),
-            table(),
-            data.read_prompts(written, "validation"),
-            procedure,
+        prompts = data.read_prompts(written, "test")
+        sampled = evaluation.collect(
+            sampler.Sampler.load(policy / "model", law),
+            sampler.Sampler.load(reference / "model", law),
+            judged_by(),
+            judges.helpdesk if config.data.helpdesk else None,
+            prompts,
             draws,
             seed + 1,
-            _ground_truth() if config.data.helpdesk else None,
         )
-        (to / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        evaluation.save_draws(to, sampled)
+        found = evaluation.evaluate(sampled, procedures, config.transformation, procedure, config.rollouts.samples)
+        report.write(to, found, prompts, config.rollouts.samples)
 
     measured = stages.run(
-        "evaluate", measure, (evaluate,), config.procedure, seed, policy, reference, reward, calibration
+        "evaluate",
+        measure,
+        (evaluation_draws, evaluation_figures, report, judges, sampler, scorer),
+        config.procedure,
+        config.transformation,
+        seed,
+        written,
+        policy,
+        reference,
+        reward,
+        calibration,
     )
     return Parts(written, reference, reward, calibration, policy, measured)
 
@@ -276,8 +281,3 @@ def enough_draws(procedure: Procedure) -> int:
         if draws > MOST_DRAWS:
             raise InvalidValue("procedure", str(procedure), f"one that {MOST_DRAWS} draws are enough for")
     return draws
-
-
-def _ground_truth() -> evaluate.Judge:
-    by_text = {prompt.text: prompt for prompt in corpus.prompts()}
-    return lambda question, answer: judge.judge(by_text[question], answer).score

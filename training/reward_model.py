@@ -15,10 +15,10 @@ from trl import RewardConfig, RewardTrainer
 from infalign.estimators import Estimate, over_prompts
 from training import data
 from training.config import Optimiser
+from training.models import save_model
 from training.progress import attach
-from training.rollouts import Scorer
 from training.runtime import trainer_arguments
-from training.sft import save_model
+from training.scorer import Scorer
 
 SIDES = ("chosen", "rejected")
 
@@ -26,7 +26,7 @@ SIDES = ("chosen", "rejected")
 def train_reward_model(directory: Path, data_directory: Path, start: Path, config: Optimiser, seed: int) -> None:
     """Train and save model and tokenizer into ``directory``; ``start`` is the model directory to start from.
 
-    ``accuracy.json`` says how often the better of two responses to a validation prompt has the higher reward.
+    ``accuracy.json`` says how often the better of two responses to a held-out prompt has the higher reward.
     """
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(start)

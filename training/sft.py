@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from training import data
 from training.config import Model, Optimiser
+from training.models import new_model, save_model
 from training.progress import attach
 from training.runtime import trainer_arguments
-
-HEAD = 32
 
 
 def train_sft(directory: Path, data_directory: Path, model_config: Model, config: Optimiser, seed: int) -> None:
@@ -40,30 +38,3 @@ def train_sft(directory: Path, data_directory: Path, model_config: Model, config
     attach(trainer, "sft", ("loss",), directory)
     trainer.train()
     save_model(trainer.model, tokenizer, directory)
-
-
-def new_model(tokenizer: PreTrainedTokenizerFast, config: Model) -> LlamaForCausalLM:
-    """A Llama with random weights that fits ``tokenizer``."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden,
-            intermediate_size=3 * config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.hidden // HEAD,
-            num_key_value_heads=config.hidden // HEAD,
-            head_dim=HEAD,
-            max_position_embeddings=config.positions,
-            tie_word_embeddings=True,
-            initializer_range=0.05,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def save_model(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Weights, configuration and tokenizer; no optimiser state and no pickles."""
-    model.save_pretrained(directory / "model")
-    tokenizer.save_pretrained(directory / "model")

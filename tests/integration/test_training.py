@@ -15,7 +15,7 @@ from tests.integration.conftest import INFALIGN
 TINY = {
     "data.helpdesk.answers": 1,
     "data.helpdesk.pairs": 1,
-    "data.helpdesk.held_out": 480,
+    "data.helpdesk.held_out": 36,
     "rollouts.samples": 4,
     "rollouts.max_tokens": 16,
     "ctrl.steps": 3,
@@ -59,6 +59,11 @@ def test_a_killed_run_is_continued(tmp_path: Path, stage: str) -> None:
     assert not list(runs.glob(".*-*"))
     found = read_bundle(output)
     assert found.table.samples == 4
+    solved = json.loads(next(runs.glob("ctrl-*/solved.json")).read_text())
+    assert solved["kl"]["value"] == pytest.approx(found.manifest.measured["kl"], abs=0.05)
+    evaluated = json.loads((found.evaluation / "figures.json").read_text())
+    assert [row["procedure"] for row in evaluated["decoded"]][:3] == ["standard", "best-of-2", "best-of-4"]
+    assert "best-of-4" in (output / "README.md").read_text()
     metrics = [json.loads(line) for line in next(runs.glob("ctrl-*/metrics.jsonl")).read_text().splitlines()]
     assert [row["sequence_kl"] for row in metrics if "sequence_kl" in row] != []
 
@@ -85,3 +90,18 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tmp_path: Path) -> None:
     ]
     assert done.stdout.count("to run") == 7
     assert not list(tmp_path.iterdir())
+
+
+def test_the_other_solver_learns_from_the_rollouts_and_settles(tmp_path: Path) -> None:
+    environment = os.environ | {"INFALIGN_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    solver = ["--set", "ctrl.solver=regression", "--set", "ctrl.target_kl=0.01", "--set", "transformation=identity"]
+    more = ["--set", "ctrl.steps=30", "--set", "ctrl.prompts=16", "--set", "ctrl.generations=4"]
+    done = subprocess.run(
+        [*command(tmp_path / "bundle"), *solver, *more], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = [json.loads(line) for line in next(tmp_path.glob("runs/demo/ctrl-*/metrics.jsonl")).open()]
+    assert metrics[-1]["step"] == 30
+    assert metrics[-1]["loss"] < metrics[0]["loss"] * 1.5
+    solved = json.loads(next(tmp_path.glob("runs/demo/ctrl-*/solved.json")).read_text())
+    assert 0 < solved["kl"]["value"] <= 0.011

@@ -72,6 +72,7 @@ def _drop_long(material: Material, tokenizer: PreTrainedTokenizerBase, positions
 
     material.train = kept(material.train, lambda prompt: asked(prompt) + room, "prompt")
     material.validation = kept(material.validation, lambda prompt: asked(prompt) + room, "prompt")
+    material.test = kept(material.test, lambda prompt: asked(prompt) + room, "prompt")
     material.answers = kept(material.answers, lambda a: asked(a.prompt) + length(a.text) + 1, "answer")
     for name in ("comparisons", "held_out"):
         group = kept(

@@ -106,7 +106,7 @@ def prompts() -> tuple[Prompt, ...]:
 
 
 def split_prompts(held_out: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Shuffled prompts as (train, validation), ``held_out`` of them in the second."""
+    """Shuffled prompts as (train, held out), ``held_out`` of them in the second."""
     shuffled = list(prompts())
     Random(seed).shuffle(shuffled)
     return shuffled[held_out:], shuffled[:held_out]

@@ -1,5 +1,6 @@
 """The generated help desk: prompts, written answers of varied quality, and comparisons made with the judge."""
 
+from collections.abc import Sequence
 from random import Random
 
 from infalign.templates import Message
@@ -7,7 +8,7 @@ from training.config import HelpDesk
 from training.data import corpus
 from training.data.corpus import Prompt
 from training.data.judge import judge
-from training.data.rows import Answer, Comparison, Material
+from training.data.rows import Answer, Comparison, Material, thirds
 
 TIES_BEFORE_GIVING_UP = 50
 GARBLED, ASTRAY = 0.05, 0.2
@@ -15,7 +16,9 @@ GARBLED, ASTRAY = 0.05, 0.2
 
 def material(config: HelpDesk, seed: int) -> Material:
     """Generate the data set of the help desk."""
-    train, validation = corpus.split_prompts(config.held_out, seed)
+    train, held_out = corpus.split_prompts(config.held_out, seed)
+    asked: list[Sequence[Message]] = [_user(prompt.text) for prompt in held_out]
+    validation, test = thirds(asked)
     random = Random(seed)
     answers = [
         Answer(_user(prompt.text), corpus.write_answer(prompt, random))
@@ -25,13 +28,14 @@ def material(config: HelpDesk, seed: int) -> Material:
     random.shuffle(answers)
     comparisons = [_compare(prompt, random) for prompt in train for _ in range(config.pairs)]
     random.shuffle(comparisons)
-    unseen = Random(f"{seed} validation")
+    unseen = Random(f"{seed} held out")
     return Material(
         train=[_user(prompt.text) for prompt in train],
-        validation=[_user(prompt.text) for prompt in validation],
+        validation=validation,
+        test=test,
         answers=answers,
         comparisons=comparisons,
-        held_out=[_compare(prompt, unseen) for prompt in validation for _ in range(config.pairs)],
+        held_out=[_compare(prompt, unseen) for prompt in held_out for _ in range(config.pairs)],
     )
 
 

@@ -2,8 +2,8 @@
 
 sft.jsonl          {prompt: messages, completion: messages}
 preferences.jsonl  {prompt: messages, chosen: messages, rejected: messages}, of training prompts
-held_out.jsonl     the same, of validation prompts
-prompts.jsonl      {prompt: messages, split: train | validation}
+held_out.jsonl     the same, of the other prompts
+prompts.jsonl      {prompt: messages, split: train | validation | test}
 report.json        what was read, what was dropped and why
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from infalign.errors import InvalidValue
 from infalign.templates import Message
@@ -25,6 +25,7 @@ SFT, PREFERENCES, HELD_OUT, PROMPTS, REPORT = (
     "prompts.jsonl",
     "report.json",
 )
+Item = TypeVar("Item")
 Prompt = tuple[tuple[tuple[str, str], ...], ...]
 
 
@@ -49,6 +50,9 @@ class Material:
 
     train: list[Sequence[Message]]
     validation: list[Sequence[Message]]
+    """For steering and choosing."""
+    test: list[Sequence[Message]]
+    """For the figures that are reported."""
     answers: list[Answer]
     comparisons: list[Comparison]
     held_out: list[Comparison]
@@ -61,7 +65,7 @@ class Material:
         Raises:
             InvalidValue: nothing is left of a part.
         """
-        for name in ("train", "validation", "answers", "comparisons", "held_out"):
+        for name in ("train", "validation", "test", "answers", "comparisons", "held_out"):
             if not getattr(self, name):
                 raise InvalidValue("data", f"no {name} left", f"more data; dropped: {dict(self.defects)}")
 
@@ -73,16 +77,17 @@ class Material:
                 {"prompt": c.prompt, "chosen": _assistant(c.chosen), "rejected": _assistant(c.rejected)} for c in group
             )
             _write(directory / name, rows)
-        splits = (("train", self.train), ("validation", self.validation))
+        splits = (("train", self.train), ("validation", self.validation), ("test", self.test))
         _write(directory / PROMPTS, ({"prompt": prompt, "split": name} for name, group in splits for prompt in group))
         (directory / REPORT).write_text(json.dumps(self.report(), indent=1) + "\n", encoding="utf-8")
 
     def report(self) -> dict[str, Any]:
         """Counts of what is there and of what was dropped."""
-        prompts = [*self.train, *self.validation]
+        prompts = [*self.train, *self.validation, *self.test]
         return {
             "train_prompts": len(self.train),
             "validation_prompts": len(self.validation),
+            "test_prompts": len(self.test),
             "answers": len(self.answers),
             "comparisons": len(self.comparisons),
             "held_out_comparisons": len(self.held_out),
@@ -92,7 +97,7 @@ class Material:
 
 
 def split(comparisons: list[Comparison], held_out: int, seed: int, defects: Counter[str]) -> Material:
-    """Prompts at random into ``held_out`` for validation and the rest for training, each with all its comparisons.
+    """Prompts at random: ``held_out`` for validation and test, the rest for training, each with all its comparisons.
 
     Raises:
         InvalidValue: fewer than ``held_out`` + 1 different prompts.
@@ -105,17 +110,25 @@ def split(comparisons: list[Comparison], held_out: int, seed: int, defects: Coun
         dropped = f" ({sum(defects.values())} rows were dropped: {dict(defects)})" if defects else ""
         raise InvalidValue("held_out", held_out, f"fewer than the {len(groups)} different prompts there are{dropped}")
     Random(seed).shuffle(groups)
-    validation, train = groups[:held_out], groups[held_out:]
+    kept, train = groups[:held_out], groups[held_out:]
+    validation, test = thirds([group[0].prompt for group in kept])
     chosen = [comparison for group in train for comparison in group]
     Random(seed + 1).shuffle(chosen)
     return Material(
         train=[group[0].prompt for group in train],
-        validation=[group[0].prompt for group in validation],
+        validation=validation,
+        test=test,
         answers=[Answer(comparison.prompt, comparison.chosen) for comparison in chosen],
         comparisons=chosen,
-        held_out=[comparison for group in validation for comparison in group],
+        held_out=[comparison for group in kept for comparison in group],
         defects=defects,
     )
+
+
+def thirds(held_out: list[Item]) -> tuple[list[Item], list[Item]]:
+    """A third of what is held out for validation, the rest for the test."""
+    count = max(1, len(held_out) // 3)
+    return held_out[:count], held_out[count:]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

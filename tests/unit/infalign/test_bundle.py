@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from infalign import BundleError, CalibrationTable, Estimator, read_bundle, write_bundle
-from infalign.bundle import CalibrationRecord, SamplingLaw, directory_digest, hash_files, save_calibration
+from infalign.bundle import PARTS, CalibrationRecord, SamplingLaw, directory_digest, hash_files, save_calibration
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing
 
 LAW = SamplingLaw(max_tokens=16)
@@ -14,7 +14,7 @@ TEMPLATE_SHA = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824
 
 def parts(root: Path, reward: str = "reward") -> dict[str, Path]:
     """Directories that look like models to the bundle, and a calibration made for them."""
-    for name in ("policy", "reference", "reward"):
+    for name in ("policy", "reference", "reward", "evaluation"):
         (root / name).mkdir(parents=True, exist_ok=True)
         (root / name / "config.json").write_text(f'{{"model": "{name}"}}')
         (root / name / "chat_template.jinja").write_text("hello")
@@ -31,7 +31,7 @@ def parts(root: Path, reward: str = "reward") -> dict[str, Path]:
         resolution=1e-4,
     )
     save_calibration(root / "calibration", table, record)
-    return {name: root / name for name in ("policy", "reference", "reward", "calibration")}
+    return {name: root / name for name in PARTS}
 
 
 def write(target: Path, sources: dict[str, Path], **changes: object) -> None:

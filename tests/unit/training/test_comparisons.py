@@ -118,7 +118,7 @@ def test_no_prompt_is_in_both_splits_and_nothing_is_lost(prompts: list[int], hel
     material = split(comparisons, held_out, seed, Counter())
     trained = {comparison.prompt[0]["content"] for comparison in material.comparisons}
     validated = {comparison.prompt[0]["content"] for comparison in material.held_out}
-    assert len(validated) == held_out == len(material.validation)
+    assert len(validated) == held_out == len(material.validation) + len(material.test)
     assert not trained & validated
     assert sorted(map(str, material.comparisons + material.held_out)) == sorted(map(str, comparisons))
     assert [answer.text for answer in material.answers] == [comparison.chosen for comparison in material.comparisons]
@@ -152,14 +152,14 @@ def test_the_stage_writes_every_file_and_reports_what_it_dropped(tmp_path: Path)
     rows = [*many(), None, row(transcript(""), transcript("b")), row(transcript("a" + long), transcript("b"))]
     target = written(tmp_path, rows, "model.positions=64")
     report = json.loads((target / REPORT).read_text())
-    assert report["validation_prompts"] == 2
-    assert report["train_prompts"] + report["validation_prompts"] == 13
+    assert report["validation_prompts"] == report["test_prompts"] == 1
+    assert report["train_prompts"] + report["validation_prompts"] + report["test_prompts"] == 13
     assert report["dropped"]["not an object"] == report["dropped"]["empty response"] == 1
     assert report["dropped"]["comparison too long"] == 1
     assert report["multi_turn"] == pytest.approx(1 / 13, abs=1e-4)
     counts = {name: len(read_rows(target / name)) for name in (SFT, PREFERENCES, HELD_OUT, PROMPTS)}
     assert counts[PREFERENCES] + counts[HELD_OUT] == 12
-    assert {len(read_prompts(target, "train")), len(read_prompts(target, "validation"))} == {11, 2}
+    assert [len(read_prompts(target, split)) for split in ("train", "validation", "test")] == [11, 1, 1]
 
 
 def test_prompts_that_leave_no_room_are_dropped_with_a_count(tmp_path: Path) -> None:

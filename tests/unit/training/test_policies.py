@@ -1,0 +1,141 @@
+"""Drawing from models, their KL, settling at a target, and the optimiser, on models of a few thousand weights."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from infalign.bundle import SamplingLaw
+from training.config import Model
+from training.models import new_model
+from training.optimisers import MuonAdam
+from training.sampler import Sampler, sequence_kl
+from training.solvers.settling import settle
+from training.tokenizer import train_tokenizer
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("Why?", "What is the way to the station?", "How so?")]
+LAW = SamplingLaw(max_tokens=6)
+
+
+def model(seed: int = 0) -> Sampler:
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(["what is the way to the station"], 300)
+    network = new_model(tokenizer, Model(vocabulary=300, hidden=32, layers=1, positions=64))
+    return Sampler(network.eval(), tokenizer, LAW)
+
+
+def moved(sampler: Sampler, by: float) -> Sampler:
+    torch.manual_seed(1)
+    network = copy.deepcopy(sampler.model)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight += by * torch.randn_like(weight)
+    return Sampler(network, sampler.tokenizer, sampler.law)
+
+
+def log_ratio(policy: Sampler, reference: Sampler, drawn: list[list[int]], prompts: list) -> np.ndarray:
+    """Sample by sample, without padding."""
+    found = []
+    for messages, tail in zip(prompts, drawn, strict=True):
+        text = policy.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        head = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*head, *tail]])
+        each = []
+        for network in (policy.model, reference.model):
+            with torch.no_grad():
+                logs = network(input_ids=ids).logits[0, len(head) - 1 : -1].log_softmax(dim=-1)
+            each.append(float(logs.gather(1, torch.tensor(tail)[:, None]).sum()))
+        found.append(each[0] - each[1])
+    return np.array(found)
+
+
+def test_kl_is_the_mean_log_ratio_of_the_policys_draws() -> None:
+    reference = model()
+    policy = moved(reference, 0.1)
+    prompts = [messages for messages in PROMPTS for _ in range(300)]
+    drawn = policy.draw(prompts, 0)
+    exact, sampled = sequence_kl(policy, reference, prompts, drawn), log_ratio(policy, reference, drawn, prompts)
+    assert np.all(exact >= 0)
+    assert exact.mean() == pytest.approx(sampled.mean(), abs=4 * sampled.std() / np.sqrt(sampled.size))
+    assert exact.std() < sampled.std()
+    assert sequence_kl(reference, reference, prompts, drawn) == pytest.approx(0, abs=1e-5)
+
+
+def test_kl_does_not_depend_on_what_is_in_the_batch() -> None:
+    reference = model()
+    policy = moved(reference, 0.1)
+    drawn = [[5, 6, 7, 8], [9], [10, 11, 1]]
+    alone = [sequence_kl(policy, reference, [p], [d])[0] for p, d in zip(PROMPTS, drawn, strict=True)]
+    assert sequence_kl(policy, reference, PROMPTS, drawn) == pytest.approx(alone, abs=1e-5)
+
+
+def test_responses_come_in_the_order_of_their_prompts() -> None:
+    cold = Sampler(model().model, model().tokenizer, SamplingLaw(max_tokens=6, temperature=1e-4))
+    assert cold.draw(PROMPTS, 0) == [cold.draw([prompt], 5)[0] for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(("by", "target"), [(0.12, 0.05), (0.12, 0.2), (0.05, 0.03)])
+def test_a_policy_settles_at_its_target(by: float, target: float) -> None:
+    reference = model()
+    policy = moved(reference, by)
+    settled = settle(policy, reference, PROMPTS, target, 64, 0)
+    assert settled.kl.value == pytest.approx(target, rel=0.05)
+    prompts = [messages for messages in PROMPTS for _ in range(300)]
+    again = sequence_kl(policy, reference, prompts, policy.draw(prompts, 9))
+    assert again.mean() == pytest.approx(target, rel=0.25)
+
+
+def test_a_target_too_far_away_is_approached_and_recorded() -> None:
+    reference = model()
+    settled = settle(moved(reference, 0.02), reference, PROMPTS, 5.0, 16, 0)
+    assert settled.scale == pytest.approx(1.25)
+    assert settled.kl.value < 1
+
+
+def test_a_policy_that_never_moved_stays() -> None:
+    reference = model()
+    settled = settle(Sampler(copy.deepcopy(reference.model), reference.tokenizer, LAW), reference, PROMPTS, 0.5, 4, 0)
+    assert settled.kl.value == pytest.approx(0, abs=1e-4)
+
+
+def descend(network: torch.nn.Module, optimiser: MuonAdam, steps: int) -> None:
+    ids = torch.arange(3, 15)[None]
+    for _ in range(steps):
+        optimiser.zero_grad()
+        network(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+
+
+def loss(network: torch.nn.Module) -> float:
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        return float(network(input_ids=ids, labels=ids).loss)
+
+
+def test_the_optimiser_learns_and_goes_on_from_its_state() -> None:
+    whole, halves = model().model, model().model
+    optimiser = MuonAdam(whole, 0.01)
+    before = loss(whole)
+    descend(whole, optimiser, 6)
+    assert loss(whole) < before - 1
+    first = MuonAdam(halves, 0.01)
+    descend(halves, first, 3)
+    second = MuonAdam(halves, 0.01)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    descend(halves, second, 3)
+    for ours, theirs in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("keep", [lambda name: "embed" in name, lambda name: "proj" in name])
+def test_what_is_frozen_stays(keep: Callable[[str], bool]) -> None:
+    network = model().model
+    for name, weight in network.named_parameters():
+        weight.requires_grad_(keep(name))
+    before = {name: weight.clone() for name, weight in network.named_parameters()}
+    descend(network, MuonAdam(network, 0.01), 1)
+    assert {name for name, weight in network.named_parameters() if not torch.equal(weight, before[name])} == {
+        name for name in before if keep(name)
+    }

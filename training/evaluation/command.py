@@ -1,0 +1,122 @@
+"""What ``infalign evaluate`` does: measure a bundle again, on its own test prompts or on others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infalign.bundle import Bundle, read_bundle
+from infalign.errors import InvalidValue
+from infalign.plots import check_path, save
+from infalign.procedures import parse_procedure
+from infalign.templates import Message, render_prompt, tokenise
+from training.data.comparisons import lines
+from training.evaluation import report
+from training.evaluation.draws import Drawer, collect
+from training.evaluation.figures import Evaluation, check_draws, evaluate, procedures_of
+from training.judges import load_judge
+from training.sampler import Sampler
+from training.scorer import Scorer
+
+ENGINES = ("vllm", "transformers")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured, and how."""
+
+    bundle: Path
+    prompts: Path | None
+    """JSON lines with a ``prompt`` of messages or of text; the bundle's own test prompts if None."""
+    limit: int | None
+    draws: int
+    ns: tuple[int, ...]
+    judge: str | None
+    engine: str
+    seed: int
+    plot: Path | None
+
+
+def run(request: Request) -> Evaluation:
+    """Measure, and draw the picture if one is asked for.
+
+    Raises:
+        BundleError: there is no intact bundle.
+        InvalidValue: prompts that cannot be used, too few draws for an N, or a judge that is none.
+    """
+    bundle = read_bundle(request.bundle)
+    trained_for = parse_procedure(bundle.manifest.procedure)
+    procedures = procedures_of(trained_for, request.ns)
+    check_draws(request.draws, procedures)
+    if request.plot:
+        check_path(request.plot)
+    judge = load_judge(request.judge) if request.judge else None
+    law = bundle.manifest.sampling
+    policy, reference = Sampler.load(bundle.policy, law), Sampler.load(bundle.reference, law)
+    prompts = read_prompts(request.prompts or bundle.evaluation / report.PROMPTS, policy, request.limit)
+    scorer = Scorer.load(bundle.reward_model)
+    drawers = _vllm(bundle) if request.engine == "vllm" else None
+    drawn = collect(policy, reference, scorer, judge, prompts, request.draws, request.seed, drawers)
+    samples = bundle.table.samples
+    found = evaluate(drawn, procedures, bundle.manifest.transformation, trained_for, samples)
+    if request.plot:
+        shown = [str(procedure) for procedure in procedures]
+        save(report.picture([found], samples, shown), request.plot, report.measured(found))
+    return found
+
+
+def read_prompts(path: Path, policy: Sampler, limit: int | None) -> list[Sequence[Message]]:
+    """The different prompts of a file, the first ``limit`` of them.
+
+    Raises:
+        InvalidValue: no such file, a line that is no prompt, or one that leaves no room for a response.
+    """
+    found: list[Sequence[Message]] = []
+    room = policy.model.config.max_position_embeddings - policy.law.max_tokens
+    for number, row in enumerate(lines([str(path)]), 1):
+        where = f"{path}, line {number}"
+        prompt = _conversation(row.get("prompt") if isinstance(row, dict) else row)
+        if prompt is None:
+            raise InvalidValue(where, str(row)[:80], '{"prompt": text, or messages with role and content}')
+        length = len(tokenise(policy.tokenizer, render_prompt(policy.tokenizer, prompt)))
+        if length > room:
+            raise InvalidValue(where, f"{length} tokens", f"{room} at most, to leave room for {policy.law.max_tokens}")
+        if prompt not in found:
+            found.append(prompt)
+        if len(found) == limit:
+            break
+    if not found:
+        raise InvalidValue("prompts", str(path), "at least one prompt")
+    return found
+
+
+def _conversation(prompt: Any) -> Sequence[Message] | None:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    fine = isinstance(prompt, list) and all(
+        isinstance(message, dict)
+        and set(message) == {"role", "content"}
+        and all(isinstance(value, str) for value in message.values())
+        for message in prompt
+    )
+    return prompt if fine and prompt else None
+
+
+class _OneAtATime:
+    """A vLLM engine that is started when it draws and stopped after: two would share one GPU's memory."""
+
+    def __init__(self, bundle: Bundle, directory: Path) -> None:
+        self.bundle, self.directory = bundle, directory
+
+    def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "draws") -> list[list[int]]:
+        from training.vllm_sampler import VllmSampler
+
+        engine = VllmSampler.load(self.directory, self.bundle.manifest.sampling)
+        try:
+            return engine.draw(prompts, seed, stage)
+        finally:
+            engine.close()
+
+
+def _vllm(bundle: Bundle) -> tuple[Drawer, Drawer]:
+    return _OneAtATime(bundle, bundle.policy), _OneAtATime(bundle, bundle.reference)

@@ -1,0 +1,98 @@
+"""Solver ``regression``: off-policy, on the stored rollouts alone, without drawing anything while it trains.
+
+The optimum is known in closed form on every response: log π*/π_ref = Φ(C)/β − log Z, where Z is the mean of
+e^{Φ/β} over the prompt's own rollouts. The policy's log-ratio is fitted to it by least squares (arXiv 2507.08068).
+It never sees what the policy itself would say: where the target rises steeply, mass strays to responses that no
+rollout resembles. docs/training.md says where it holds.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from transformers import AutoTokenizer
+
+from infalign.frontier import beta_for_kl
+from infalign.templates import prompt_key, render_prompt, tokenise
+from training.data import read_rows
+from training.models import load_causal
+from training.optimisers import MuonAdam
+from training.progress import bar
+from training.sampler import Sampler, log_probabilities
+from training.solvers.task import Solution, Task
+
+WARM_UP, CLIP, LOGGED_EVERY = 5, 1.0, 10
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The stored responses to one prompt."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+    targets: NDArray[np.float64]
+    """log π*/π_ref of each."""
+
+
+def solve(task: Task) -> Solution:
+    """Fit at theory's β for the target KL."""
+    config = task.config
+    torch.manual_seed(task.seed)
+    random = np.random.default_rng(task.seed)
+    tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left")
+    policy = Sampler(load_causal(task.reference), tokenizer, task.law)
+    reference = Sampler.load(task.reference, task.law)
+    beta = beta_for_kl(task.transformation, config.target_kl)
+    stored = list(read_rollouts(task, tokenizer, beta))
+    weights = [weight for weight in policy.model.parameters() if weight.requires_grad]
+    optimiser = MuonAdam(policy.model, config.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / WARM_UP, 1) * (1 - step / config.steps)
+    )
+    order: list[int] = []
+    with bar("ctrl", config.steps) as progress, (task.directory / "metrics.jsonl").open("w", encoding="utf-8") as log:
+        for step in range(1, config.steps + 1):
+            if len(order) < config.prompts:
+                order = random.permutation(len(stored)).tolist()
+            picked, order = order[: config.prompts], order[config.prompts :]
+            prompts, responses, targets = [], [], []
+            for row in picked:
+                group = stored[row]
+                chosen = random.choice(len(group.responses), min(config.generations, len(group.responses)), False)
+                prompts += [group.prompt] * len(chosen)
+                responses += [group.responses[k] for k in chosen]
+                targets += group.targets[chosen].tolist()
+            with torch.no_grad():
+                theirs = log_probabilities(reference.model, tokenizer, prompts, responses)
+            ours = log_probabilities(policy.model, tokenizer, prompts, responses)
+            wanted = torch.tensor(targets, dtype=ours.dtype, device=ours.device)
+            loss = ((ours - theirs - wanted) ** 2).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, CLIP)
+            optimiser.step()
+            schedule.step()
+            progress.update(1)
+            if step % LOGGED_EVERY == 0 or step == config.steps:
+                explained = 1 - float(loss) / max(float(wanted.var(unbiased=False)), 1e-12)
+                log.write(json.dumps({"step": step, "loss": float(loss), "r2": explained, "beta": beta}) + "\n")
+                progress.set_postfix(r2=f"{explained:.3f}")
+    return Solution(policy.model, tokenizer, beta)
+
+
+def read_rollouts(task: Task, tokenizer: Any, beta: float) -> Iterator[Rollouts]:
+    """The stored rollouts of the task's prompts, with their targets at ``beta``."""
+    wanted = {prompt_key(render_prompt(tokenizer, messages)) for messages in task.prompts}
+    for row in read_rows(task.rollouts / "rollouts.jsonl"):
+        rendered = render_prompt(tokenizer, row["prompt"])
+        key = prompt_key(rendered)
+        if key in wanted:
+            rewards = np.asarray(row["rewards"], dtype=np.float64)
+            tilt = task.values([key] * len(rewards), rewards) / beta
+            yield Rollouts(tokenise(tokenizer, rendered), row["tokens"], tilt - logsumexp(tilt) + math.log(len(tilt)))

@@ -1,0 +1,114 @@
+"""Solver ``rloo``: on-policy, by TRL's RLOO, which subtracts β times the sequence's log-ratio from the reward.
+
+That is the objective of InfAlign (arXiv 2412.19792, section 4) unmodified. C comes from the stored reference rewards
+of each prompt; nothing is refreshed from the policy.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, TrainerCallback
+from trl import RLOOConfig, RLOOTrainer
+
+from infalign.frontier import beta_for_kl
+from infalign.templates import Message, prompt_key, render_prompt
+from training.optimisers import MuonAdam
+from training.progress import attach
+from training.runtime import trainer_arguments
+from training.sampler import InverseCdfSampler
+from training.solvers.task import Solution, Task
+
+KL_MEMORY, GAIN = 0.9, 0.05
+
+
+def solve(task: Task) -> Solution:
+    """Start at theory's β for the target KL, then steer it by the KL of the training draws."""
+    config = task.config
+    tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(task.reference, dtype="auto")
+    # TRL hands generate no logits processors; torch.multinomial, its own way to draw, takes a third of a step on CPU.
+    model.generate = partial(model.generate, logits_processor=LogitsProcessorList([InverseCdfSampler()]))
+    rows = [
+        {"prompt": list(messages), "key": prompt_key(render_prompt(tokenizer, messages))} for messages in task.prompts
+    ]
+    steer = SteerKL(config.target_kl)
+    trainer = RLOOTrainer(
+        model=model,
+        reward_funcs=ctrl_reward(task),
+        args=RLOOConfig(
+            **trainer_arguments(task.directory, task.seed),
+            model_init_kwargs={"dtype": "auto"},
+            per_device_train_batch_size=config.prompts * config.generations,
+            num_generations=config.generations,
+            max_completion_length=task.law.max_tokens,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            generation_kwargs={"do_sample": False},  # InverseCdfSampler draws
+            beta=beta_for_kl(task.transformation, config.target_kl),
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=5,
+            max_steps=config.steps,
+            logging_steps=1,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[steer],
+        optimizers=(MuonAdam(model, config.learning_rate), None),
+    )
+    attach(trainer, "ctrl", ("sequence_kl", "quantile"), task.directory)
+    steer.trainer = trainer
+    trainer.train()
+    del model.generate
+    return Solution(model, tokenizer, float(trainer.beta))
+
+
+def ctrl_reward(task: Task) -> Callable[..., list[float]]:
+    """Φ(C(reward)) as a TRL reward function; the dataset column ``key`` names each prompt's calibration."""
+
+    def transformed(
+        prompts: list[list[Message]],
+        completions: list[list[Message]],
+        key: list[str],
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> list[float]:
+        rewards = task.scorer.score(prompts, [completion[0]["content"] for completion in completions])
+        values = task.values(key, rewards.astype(np.float64))
+        log_metric("reward_raw", float(rewards.mean()))
+        log_metric("quantile", float(task.table.quantile(key, rewards).mean()))
+        log_metric("transformed", float(values.mean()))
+        return [float(value) for value in values]
+
+    return transformed
+
+
+class SteerKL(TrainerCallback):  # type: ignore[misc]
+    """Moves the trainer's β so that the measured KL settles at the target.
+
+    TRL logs KL per token; the policy's is that times the mean length, in nats per response, logged here as
+    ``sequence_kl`` (a running mean). A third of the run is left to theory's β first, or β would fall while the
+    policy is still on its way.
+    """
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+        self.trainer: Any = None
+        self.total = self.weight = 0.0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        if "kl" not in logs:
+            return
+        kl = float(logs["kl"]) * float(logs["completions/mean_length"])
+        self.total = KL_MEMORY * self.total + (1 - KL_MEMORY) * kl
+        self.weight = KL_MEMORY * self.weight + (1 - KL_MEMORY)
+        logs["sequence_kl"] = self.total / self.weight
+        if state.global_step > state.max_steps / 3:
+            error = max(-1.0, min(1.0, logs["sequence_kl"] / self.target - 1))
+            self.trainer.beta *= math.exp(GAIN * error)
+        logs["beta"] = self.trainer.beta

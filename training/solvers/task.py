@@ -1,0 +1,57 @@
+"""What every solver is given, and what it gives back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infalign.bundle import SamplingLaw
+from infalign.calibration import CalibrationTable
+from infalign.templates import Message
+from infalign.transforms import Gaussian, Transformation
+from training.config import Ctrl
+from training.scorer import Scorer
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One policy to be found."""
+
+    directory: Path
+    """For ``metrics.jsonl`` and whatever the solver needs while it works."""
+    prompts: Sequence[Sequence[Message]]
+    """All of them in ``table``."""
+    rollouts: Path
+    """The stage's directory: the reference's scored responses to every prompt."""
+    reference: Path
+    scorer: Scorer
+    table: CalibrationTable
+    transformation: Transformation
+    law: SamplingLaw
+    config: Ctrl
+    seed: int
+
+    def values(self, keys: Sequence[str], rewards: Floats) -> Floats:
+        """What is to be maximised of each reward: Φ(C), or for ``gaussian`` the raw reward, standardised.
+
+        The latter is the baseline that calibrates nothing: mean and deviation are those of all reference rewards.
+        """
+        if isinstance(self.transformation, Gaussian):
+            anchors = self.table.rewards
+            return np.asarray((rewards - anchors.mean()) / anchors.std())
+        return self.transformation(self.table.quantile(keys, rewards))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A policy, in memory."""
+
+    model: Any
+    tokenizer: Any
+    beta: float
+    """Where β ended."""

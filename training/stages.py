@@ -1,0 +1,65 @@
+"""Stages: what a run has already made is never made again.
+
+Each stage leaves a directory named by its name and the hash of everything it was made from (its part of the config, its
+own source, the directories it read, library versions), and is reused when that directory exists. A stage works
+in a hidden sibling that is renamed when complete: a killed run is continued by the next one, and nothing half
+made is ever read.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+LOCKS = ".locks"
+LIBRARIES = ("infalign", "torch", "transformers", "trl")
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One row of the summary."""
+
+    name: str
+    seconds: float
+    reused: bool
+
+
+class Stages:
+    """Runs stages below one root and remembers what each took; ``dry`` only says what it would do.
+
+    Processes may share a root: a stage that two of them need is built by one, while the other waits for it.
+    """
+
+    def __init__(self, root: Path, dry: bool = False) -> None:
+        self.root, self.dry = root, dry
+        self.reports: list[StageReport] = []
+        if not dry:
+            (root / LOCKS).mkdir(parents=True, exist_ok=True)
+
+    def run(self, name: str, build: Callable[[Path], Any], modules: tuple[Any, ...], *inputs: Any) -> Path:
+        """The directory of stage ``name``, built by ``build`` unless it exists; ``inputs`` are JSON values or paths."""
+        sources = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in modules]
+        made_from = [str(item.name) if isinstance(item, Path) else item for item in inputs]
+        libraries = {library: version(library) for library in LIBRARIES}
+        key = hashlib.sha256(json.dumps([sources, made_from, libraries], sort_keys=True).encode()).hexdigest()[:12]
+        finished = self.root / f"{name}-{key}"
+        started = time.monotonic()
+        reused = finished.exists()
+        if not reused and not self.dry:
+            with FileLock(self.root / LOCKS / finished.name):
+                reused = finished.exists()
+                if not reused:
+                    unfinished = self.root / f".{name}-{key}"
+                    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
+                    unfinished.mkdir()
+                    build(unfinished)
+                    unfinished.rename(finished)
+        self.reports.append(StageReport(name, time.monotonic() - started, reused))
+        return finished

@@ -1,0 +1,94 @@
+"""A causal LM that draws responses, by vLLM's batch mode: prompts are prefilled once for all their responses."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from infalign.bundle import SamplingLaw
+from infalign.templates import Message, render_prompt, tokenise
+from training.progress import bar
+
+PROMPTS_AT_ONCE, CPU_KV_CACHE, CPU_SEQUENCES = 64, 512 << 20, 256
+
+
+@dataclass(frozen=True)
+class VllmSampler:
+    """An offline vLLM engine; one per process at a time on a GPU."""
+
+    engine: Any
+    tokenizer: Any
+    law: SamplingLaw
+
+    @classmethod
+    def load(cls, directory: Path, law: SamplingLaw, **options: Any) -> "VllmSampler":
+        """From a model directory; ``options`` are vLLM's own engine arguments, such as tensor_parallel_size."""
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # seeds reach the worker, and nothing is left over
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            positions = json.loads((directory / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+            options = {
+                "dtype": "float32",
+                "enforce_eager": True,
+                "gpu_memory_utilization": 0.05,
+                "kv_cache_memory_bytes": CPU_KV_CACHE,
+                "distributed_executor_backend": "uni",
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(positions, 8192),
+                "max_num_seqs": CPU_SEQUENCES,
+            } | options
+        engine = LLM(model=str(directory), generation_config="vllm", disable_log_stats=True, **options)
+        return cls(engine, AutoTokenizer.from_pretrained(directory), law)
+
+    def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "rollouts") -> list[list[int]]:
+        """One response to each prompt, as token ids, the end token included; repeat a prompt to draw more.
+
+        Every run of equal prompts is drawn with a seed of its own, made from ``seed`` and its number.
+        """
+        from vllm import SamplingParams, TokensPrompt
+
+        groups = [(messages, len(list(same))) for messages, same in groupby(prompts)]
+        drawn: list[list[int]] = []
+        with bar(stage, len(prompts)) as progress:
+            for start in range(0, len(groups), PROMPTS_AT_ONCE):
+                batch = groups[start : start + PROMPTS_AT_ONCE]
+                outputs = self.engine.generate(
+                    [
+                        TokensPrompt(prompt_token_ids=tokenise(self.tokenizer, render_prompt(self.tokenizer, messages)))
+                        for messages, _ in batch
+                    ],
+                    [
+                        SamplingParams(
+                            n=count,
+                            temperature=self.law.temperature,
+                            top_p=self.law.top_p,
+                            top_k=self.law.top_k,
+                            max_tokens=self.law.max_tokens,
+                            # vLLM gives response j of a prompt the seed plus j
+                            seed=(seed * len(groups) + start + number) * max(count for _, count in groups),
+                            detokenize=False,
+                        )
+                        for number, (_, count) in enumerate(batch)
+                    ],
+                    use_tqdm=False,
+                )
+                for output in outputs:
+                    drawn += [list(response.token_ids) for response in output.outputs]
+                progress.update(sum(count for _, count in batch))
+        return drawn
+
+    def text(self, drawn: Sequence[Sequence[int]]) -> list[str]:
+        """Responses as text, without special tokens."""
+        return list(self.tokenizer.batch_decode(list(drawn), skip_special_tokens=True))
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self.engine.llm_engine.engine_core.shutdown()
