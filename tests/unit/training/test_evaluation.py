@@ -29,14 +29,14 @@ def distilled(judged: bool = True, prompts: int = 400, draws: int = 32) -> Draws
 
 @pytest.fixture(scope="module")
 def found() -> Evaluation:
-    return evaluate(distilled(), procedures_of(BestOfN(4)), "log", BestOfN(4), 1000)
+    return evaluate(distilled(), procedures_of(BestOfN(4)), "log", BestOfN(4), 256)
 
 
 @pytest.mark.parametrize("procedure", ["standard", "best-of-4", "worst-of-2"])
 def test_a_policy_on_the_frontier_is_measured_there(found: Evaluation, procedure: str) -> None:
     row = found.under(procedure)
-    assert row.win_rate.low < row.theory + 0.002
-    assert row.win_rate.high > row.theory - 0.002
+    assert row.win_rate.low < row.theory + 0.004
+    assert row.win_rate.high > row.theory - 0.004
     assert row.win_rate.high - row.win_rate.low < 0.04
 
 
