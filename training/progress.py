@@ -7,9 +7,11 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
+from training.curves import draw_curves
+
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """One bar per stage with the figures worth watching; every logged figure goes to ``metrics.jsonl``."""
+    """One bar per stage with the figures worth watching; all are logged to ``metrics.jsonl`` and drawn at the end."""
 
     def __init__(self, stage: str, watched: tuple[str, ...], metrics: Path) -> None:
         self.stage, self.watched, self.metrics = stage, watched, metrics
@@ -31,6 +33,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar:
             self.bar.close()
+        draw_curves(self.metrics)
 
 
 def attach(trainer: Any, stage: str, watched: tuple[str, ...], directory: Path) -> None:

@@ -61,7 +61,7 @@ def run(request: Request) -> Evaluation:
     found = evaluate(drawn, procedures, bundle.manifest.transformation, trained_for, samples)
     if request.plot:
         shown = [str(procedure) for procedure in procedures]
-        save(report.picture([found], samples, shown), request.plot, report.measured(found))
+        save(report.picture(found, samples, shown), request.plot, report.measured(found))
     return found
 
 

@@ -24,7 +24,7 @@ FIGURES, MEASURED, TEXT, PROMPTS, PICTURE = (
     "win_rate.svg",
 )
 COLUMNS = ("decoded by", "win rate", "theory", "judged win rate", "judge: policy", "judge: reference")
-STEPS, MOST_KL = 24, 4.0
+STEPS, MOST_KL = 16, 4.0
 """Of the drawn frontier."""
 
 
@@ -79,23 +79,25 @@ def measured(evaluation: Evaluation) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value == value}
 
 
-def picture(evaluations: Sequence[Evaluation], anchors: int, procedures: Sequence[str]) -> Figure:
-    """Win rate against KL for each of ``procedures``: the frontier with K anchors as lines, evaluations as dots."""
-    transformations = list(dict.fromkeys(e.transformation for e in evaluations))
-    furthest = min(MOST_KL, 1.5 * max(e.kl.value for e in evaluations))
+def picture(evaluation: Evaluation, anchors: int, procedures: Sequence[str]) -> Figure:
+    """Win rate against KL for each of ``procedures``: the frontier with K anchors as lines, the measured as a dot.
+
+    Identity, the best without knowing of the procedure, is drawn for comparison.
+    """
+    trained_for = parse_procedure(evaluation.procedure)
+    furthest = min(MOST_KL, 1.5 * evaluation.kl.value)
     curves: list[Point] = []
     for text in procedures:
-        for transformation in transformations:
+        procedure = parse_procedure(text)
+        for transformation in dict.fromkeys((evaluation.transformation, "identity")):
             for step in range(1, STEPS + 1):
+                kl = furthest * step / STEPS
                 try:
-                    curves.append(
-                        point(transformation, parse_procedure(text), kl=furthest * step / STEPS, anchors=anchors)
-                    )
+                    curves.append(point(transformation, procedure, kl=kl, anchors=anchors, aligned_for=trained_for))
                 except InvalidValue:  # so few anchors reach no further
                     break
     dots = [
-        Point(e.transformation, text, e.kl.value, e.under(text).win_rate.value, 0.0)
-        for e in evaluations
+        Point(evaluation.transformation, text, evaluation.kl.value, evaluation.under(text).win_rate.value, 0.0)
         for text in procedures
     ]
     return frontier_figure(curves, dots)
@@ -110,7 +112,7 @@ def write(directory: Path, evaluation: Evaluation, prompts: Sequence[Sequence[Me
         for messages in prompts:
             file.write(json.dumps({"prompt": messages}, ensure_ascii=False) + "\n")
     shown = list(dict.fromkeys(("standard", evaluation.procedure)))
-    figure = picture([evaluation], anchors, shown)
+    figure = picture(evaluation, anchors, shown)
     save(figure, directory / PICTURE, {"kl": evaluation.kl.value, **measured(evaluation)})
 
 
