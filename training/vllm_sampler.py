@@ -45,7 +45,9 @@ class VllmSampler:
                 "max_num_batched_tokens": max(positions, 8192),
                 "max_num_seqs": CPU_SEQUENCES,
             } | options
-        engine = LLM(model=str(directory), generation_config="vllm", disable_log_stats=True, **options)
+        engine = LLM(
+            model=str(directory), generation_config="vllm", disable_log_stats=True, use_tqdm_on_load=False, **options
+        )
         return cls(engine, AutoTokenizer.from_pretrained(directory), law)
 
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "rollouts") -> list[list[int]]:

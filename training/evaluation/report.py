@@ -24,7 +24,7 @@ FIGURES, MEASURED, TEXT, PROMPTS, PICTURE = (
     "win_rate.svg",
 )
 COLUMNS = ("decoded by", "win rate", "theory", "judged win rate", "judge: policy", "judge: reference")
-STEPS, MOST_KL = 16, 4.0
+STEPS, LEAST_KL, MOST_KL = 16, 0.05, 4.0
 """Of the drawn frontier."""
 
 
@@ -85,7 +85,7 @@ def picture(evaluation: Evaluation, anchors: int, procedures: Sequence[str]) -> 
     Identity, the best without knowing of the procedure, is drawn for comparison.
     """
     trained_for = parse_procedure(evaluation.procedure)
-    furthest = min(MOST_KL, 1.5 * evaluation.kl.value)
+    furthest = min(MOST_KL, max(LEAST_KL, 1.5 * evaluation.kl.value))
     curves: list[Point] = []
     for text in procedures:
         procedure = parse_procedure(text)

@@ -78,6 +78,7 @@ def test_the_same_policy_on_both_sides_is_at_zero_and_wins_half() -> None:
     found = evaluate(Draws(side, side, np.zeros(400)), [Standard()], "exp(10)", BestOfN(4), 64)
     assert (found.kl.value, found.under("standard").theory) == (0, 0.5)
     assert found.under("standard").win_rate.value == pytest.approx(0.5)
+    assert report.picture(found, 64, ["standard"]).axes[0].lines
 
 
 def test_too_few_draws_are_refused() -> None:
