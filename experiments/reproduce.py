@@ -227,6 +227,7 @@ def main(output: Path, seeds: int, workers: int, overrides: tuple[str, ...], met
             _write(found, config, output, seeds)
             click.echo(f"{len(found)} of {len(jobs)}: {method.name}, seed {seed}", err=True)
     _write(found, config, output, seeds)
+    draw(Results(found), config.rollouts.samples, output / "win_rates.svg")  # a minute, so once
     click.echo((output / "reproduce.md").read_text(encoding="utf-8"))
 
 
@@ -247,7 +248,6 @@ def _write(found: dict[tuple[str, int], dict[str, Any]], config: Any, output: Pa
         "[picture](win_rates.svg), [numbers](reproduce.json)."
     )
     (output / "reproduce.md").write_text(report(results, config.rollouts.samples, settings), encoding="utf-8")
-    draw(results, config.rollouts.samples, output / "win_rates.svg")
     numbers = [
         {
             "method": name,

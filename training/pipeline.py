@@ -13,8 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from infalign.bundle import Bundle, SamplingLaw, load_calibration, write_bundle
 from infalign.calibration import CalibrationTable
 from infalign.errors import InvalidValue
@@ -276,7 +274,7 @@ def enough_draws(procedure: Procedure) -> int:
         InvalidValue: they would be more than the evaluation draws.
     """
     draws = FEWEST_DRAWS
-    while np.isnan(procedure.order_weights(draws)).any():
+    while not evaluation_figures.enough(draws, procedure):
         draws *= 2
         if draws > MOST_DRAWS:
             raise InvalidValue("procedure", str(procedure), f"one that {MOST_DRAWS} draws are enough for")

@@ -87,10 +87,6 @@ class VllmSampler:
                 progress.update(sum(count for _, count in batch))
         return drawn
 
-    def text(self, drawn: Sequence[Sequence[int]]) -> list[str]:
-        """Responses as text, without special tokens."""
-        return list(self.tokenizer.batch_decode(list(drawn), skip_special_tokens=True))
-
     def close(self) -> None:
         """Give the engine's memory back."""
         self.engine.llm_engine.engine_core.shutdown()

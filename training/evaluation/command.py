@@ -5,20 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infalign.bundle import Bundle, read_bundle
+from infalign.bundle import SamplingLaw, read_bundle
 from infalign.errors import InvalidValue
 from infalign.plots import check_path, save
 from infalign.procedures import parse_procedure
 from infalign.templates import Message, render_prompt, tokenise
 from training.data.comparisons import lines
 from training.evaluation import report
-from training.evaluation.draws import Drawer, collect
+from training.evaluation.draws import collect
 from training.evaluation.figures import Evaluation, check_draws, evaluate, procedures_of
 from training.judges import load_judge
 from training.sampler import Sampler
 from training.scorer import Scorer
-
-ENGINES = ("vllm", "transformers")
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,9 @@ def run(request: Request) -> Evaluation:
     policy, reference = Sampler.load(bundle.policy, law), Sampler.load(bundle.reference, law)
     prompts = read_prompts(request.prompts or bundle.evaluation / report.PROMPTS, policy, request.limit)
     scorer = Scorer.load(bundle.reward_model)
-    drawers = _vllm(bundle) if request.engine == "vllm" else None
+    drawers = (
+        (_OneAtATime(bundle.policy, law), _OneAtATime(bundle.reference, law)) if request.engine == "vllm" else None
+    )
     drawn = collect(policy, reference, scorer, judge, prompts, request.draws, request.seed, drawers)
     samples = bundle.table.samples
     found = evaluate(drawn, procedures, bundle.manifest.transformation, trained_for, samples)
@@ -105,18 +105,14 @@ def _conversation(prompt: Any) -> Sequence[Message] | None:
 class _OneAtATime:
     """A vLLM engine that is started when it draws and stopped after: two would share one GPU's memory."""
 
-    def __init__(self, bundle: Bundle, directory: Path) -> None:
-        self.bundle, self.directory = bundle, directory
+    def __init__(self, directory: Path, law: SamplingLaw) -> None:
+        self.directory, self.law = directory, law
 
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "draws") -> list[list[int]]:
         from training.vllm_sampler import VllmSampler
 
-        engine = VllmSampler.load(self.directory, self.bundle.manifest.sampling)
+        engine = VllmSampler.load(self.directory, self.law)
         try:
             return engine.draw(prompts, seed, stage)
         finally:
             engine.close()
-
-
-def _vllm(bundle: Bundle) -> tuple[Drawer, Drawer]:
-    return _OneAtATime(bundle, bundle.policy), _OneAtATime(bundle, bundle.reference)

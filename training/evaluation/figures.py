@@ -71,6 +71,11 @@ def procedures_of(trained_for: Procedure, ns: Sequence[int] = NS) -> tuple[Proce
     return tuple({str(procedure): procedure for procedure in every}.values())
 
 
+def enough(count: int, procedure: Procedure) -> bool:
+    """Whether ``count`` draws per prompt say anything of ``procedure``."""
+    return not np.isnan(procedure.order_weights(count)).any()
+
+
 def check_draws(count: int, procedures: Sequence[Procedure]) -> None:
     """See that ``count`` draws per prompt are enough for every procedure.
 
@@ -78,7 +83,7 @@ def check_draws(count: int, procedures: Sequence[Procedure]) -> None:
         InvalidValue: they are not.
     """
     for procedure in procedures:
-        if np.isnan(procedure.order_weights(count)).any():
+        if not enough(count, procedure):
             raise InvalidValue("draws", count, f"enough for {procedure}")
 
 

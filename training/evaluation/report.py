@@ -113,7 +113,7 @@ def write(directory: Path, evaluation: Evaluation, prompts: Sequence[Sequence[Me
             file.write(json.dumps({"prompt": messages}, ensure_ascii=False) + "\n")
     shown = list(dict.fromkeys(("standard", evaluation.procedure)))
     figure = picture(evaluation, anchors, shown)
-    save(figure, directory / PICTURE, {"kl": evaluation.kl.value, **measured(evaluation)})
+    save(figure, directory / PICTURE, measured(evaluation))
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from infalign.frontier import beta_for_kl
 from infalign.templates import prompt_key, render_prompt, tokenise
+from training.curves import draw_curves
 from training.data import read_rows
 from training.models import load_causal
 from training.optimisers import MuonAdam
@@ -83,6 +84,7 @@ def solve(task: Task) -> Solution:
                 explained = 1 - float(loss) / max(float(wanted.var(unbiased=False)), 1e-12)
                 log.write(json.dumps({"step": step, "loss": float(loss), "r2": explained, "beta": beta}) + "\n")
                 progress.set_postfix(r2=f"{explained:.3f}")
+    draw_curves(task.directory / "metrics.jsonl")
     return Solution(policy.model, tokenizer, beta)
 
 
@@ -94,5 +96,5 @@ def read_rollouts(task: Task, tokenizer: Any, beta: float) -> Iterator[Rollouts]
         key = prompt_key(rendered)
         if key in wanted:
             rewards = np.asarray(row["rewards"], dtype=np.float64)
-            tilt = task.values([key] * len(rewards), rewards) / beta
+            tilt = task.values(task.table.quantile([key] * len(rewards), rewards), rewards) / beta
             yield Rollouts(tokenise(tokenizer, rendered), row["tokens"], tilt - logsumexp(tilt) + math.log(len(tilt)))

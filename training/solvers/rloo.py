@@ -79,9 +79,10 @@ def ctrl_reward(task: Task) -> Callable[..., list[float]]:
         **_: Any,
     ) -> list[float]:
         rewards = task.scorer.score(prompts, [completion[0]["content"] for completion in completions])
-        values = task.values(key, rewards.astype(np.float64))
+        quantiles = task.table.quantile(key, rewards)
+        values = task.values(quantiles, rewards.astype(np.float64))
         log_metric("reward_raw", float(rewards.mean()))
-        log_metric("quantile", float(task.table.quantile(key, rewards).mean()))
+        log_metric("quantile", float(quantiles.mean()))
         log_metric("transformed", float(values.mean()))
         return [float(value) for value in values]
 

@@ -8,8 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from infalign.estimators import Estimate, over_prompts
 from infalign.templates import Message
 from training.sampler import Sampler, sequence_kl
@@ -36,8 +34,11 @@ def settle(
     change = {name: value - start[name] for name, value in policy.model.state_dict().items()}
     repeated = [messages for messages in prompts for _ in range(draws)]
 
-    def measured(scale: float) -> Estimate:
+    def move(scale: float) -> None:
         policy.model.load_state_dict({name: start[name] + scale * change[name] for name in start})
+
+    def measured(scale: float) -> Estimate:
+        move(scale)
         drawn = policy.draw(repeated, seed, "settle")
         return over_prompts(sequence_kl(policy, reference, repeated, drawn).reshape(-1, draws).mean(axis=1))
 
@@ -48,8 +49,7 @@ def settle(
             break
         found.append(Settled(scale, measured(scale)))
     best = min(found, key=lambda tried: abs(tried.kl.value - target))
-    with torch.no_grad():
-        policy.model.load_state_dict({name: start[name] + best.scale * change[name] for name in start})
+    move(best.scale)
     return best
 
 

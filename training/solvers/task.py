@@ -36,7 +36,7 @@ class Task:
     config: Ctrl
     seed: int
 
-    def values(self, keys: Sequence[str], rewards: Floats) -> Floats:
+    def values(self, quantiles: Floats, rewards: Floats) -> Floats:
         """What is to be maximised of each reward: Φ(C), or for ``gaussian`` the raw reward, standardised.
 
         The latter is the baseline that calibrates nothing: mean and deviation are those of all reference rewards.
@@ -44,7 +44,7 @@ class Task:
         if isinstance(self.transformation, Gaussian):
             anchors = self.table.rewards
             return np.asarray((rewards - anchors.mean()) / anchors.std())
-        return self.transformation(self.table.quantile(keys, rewards))
+        return self.transformation(quantiles)
 
 
 @dataclass(frozen=True)
