@@ -3,7 +3,7 @@
 Each stage leaves a directory named by its name and the hash of everything it was made from (its part of the config, its
 own source, the directories it read, library versions), and is reused when that directory exists. A stage works
 in a hidden sibling that is renamed when complete: a killed run is continued by the next one, and nothing half
-made is ever read.
+made is ever read. A stage that resumes finds in that sibling what its killed predecessor left; any other begins anew.
 """
 
 import hashlib
@@ -43,8 +43,18 @@ class Stages:
         if not dry:
             (root / LOCKS).mkdir(parents=True, exist_ok=True)
 
-    def run(self, name: str, build: Callable[[Path], Any], modules: tuple[Any, ...], *inputs: Any) -> Path:
-        """The directory of stage ``name``, built by ``build`` unless it exists; ``inputs`` are JSON values or paths."""
+    def run(
+        self,
+        name: str,
+        build: Callable[[Path], Any],
+        modules: tuple[Any, ...],
+        *inputs: Any,
+        resumes: bool = False,
+    ) -> Path:
+        """The directory of stage ``name``, built by ``build`` unless it exists; ``inputs`` are JSON values or paths.
+
+        With ``resumes``, ``build`` is given what a killed run left, made from the same inputs, and goes on from there.
+        """
         sources = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in modules]
         made_from = [str(item.name) if isinstance(item, Path) else item for item in inputs]
         libraries = {library: version(library) for library in LIBRARIES}
@@ -57,8 +67,9 @@ class Stages:
                 reused = finished.exists()
                 if not reused:
                     unfinished = self.root / f".{name}-{key}"
-                    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
-                    unfinished.mkdir()
+                    if not resumes:
+                        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
+                    unfinished.mkdir(exist_ok=resumes)
                     build(unfinished)
                     unfinished.rename(finished)
         self.reports.append(StageReport(name, time.monotonic() - started, reused))
