@@ -3,6 +3,7 @@
 InfAlignError
 ├── InvalidValue            a value that is not accepted (also a ValueError)
 ├── NotConverged            a numerical solution was not found, or did not pass its check
+├── EngineFailed            what draws responses offline did not start, or died
 └── BundleError             a bundle that must not be used
     ├── BundleMissing       there is no bundle, or a part of it is missing
     ├── BundleCorrupt       a file differs from what was written
@@ -27,6 +28,10 @@ class InvalidValue(InfAlignError, ValueError):
 
 class NotConverged(InfAlignError):
     """A numerical solution was not found, or did not pass its check."""
+
+
+class EngineFailed(InfAlignError):
+    """What draws responses offline did not start, or died."""
 
 
 class BundleError(InfAlignError):

@@ -8,18 +8,21 @@ from transformers import AutoTokenizer
 from infalign.bundle import CalibrationRecord, SamplingLaw, directory_digest, save_calibration
 from infalign.calibration import CalibrationTable, Estimator
 from infalign.templates import prompt_key, render_prompt, template_hash
-from training.data import read_rows
+from training.rollouts import read_rollouts
 
 RESOLUTION = 1e-4
 
 
 def write_calibration(directory: Path, rollouts: Path, reference: Path, reward: Path, law: SamplingLaw) -> None:
-    """Write table and record of ``rollouts.jsonl`` into ``directory``."""
+    """Write table and record of the stage's rollouts into ``directory``."""
     tokenizer = AutoTokenizer.from_pretrained(reference)
-    rows = read_rows(rollouts / "rollouts.jsonl")
+    keys, rewards = [], []
+    for row in read_rollouts(rollouts):
+        keys.append(prompt_key(render_prompt(tokenizer, row.prompt)))
+        rewards.append(row.rewards)
     table = CalibrationTable(
-        tuple(prompt_key(render_prompt(tokenizer, row["prompt"])) for row in rows),
-        np.array([row["rewards"] for row in rows], dtype=np.float64),
+        tuple(keys),
+        np.array(rewards, dtype=np.float64),
         Estimator.JEFFREYS,
         RESOLUTION,
     )

@@ -84,11 +84,31 @@ class Optimiser(_Section):
     epochs: int = Field(1, gt=0, description="passes over the data")
 
 
+class Ray(_Section):
+    """Actors of Ray Data, each with an engine and the reward model of its own, that draw shards side by side."""
+
+    address: str = Field("local", description="of a cluster, or auto for the one this machine is in; local starts one")
+    replicas: int = Field(gt=0, description="actors")
+    gpus: int = Field(0, ge=0, le=1, description="GPUs of an actor")
+
+
 class Rollouts(_Section):
     """The reference's responses that calibration is made from."""
 
     samples: int = Field(gt=0, description="K, responses per prompt")
     max_tokens: int = Field(gt=0, description="length limit of a response")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="what draws; vllm shares a prompt's prefix among its responses, but takes 20 to 50 s to start, "
+        "more than a demo-sized model on CPU gains by it",
+    )
+    shard: int = Field(256, gt=0, description="prompts drawn, scored and written together; a killed run repeats one")
+    ray: Ray | None = Field(None, description="draws shards on a Ray cluster; in this process without")
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """The keys that decide what is drawn: where it is drawn makes no difference."""
+        return self.model_dump(exclude={"ray"})
 
 
 class Ctrl(_Section):

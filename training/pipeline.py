@@ -32,8 +32,11 @@ from training import (
     sampler,
     scorer,
     sft,
+    shards,
     solvers,
     tokenizer,
+    vllm_sampler,
+    workers,
 )
 from training.card import model_card
 from training.config import Config
@@ -112,6 +115,7 @@ def run(config: Config, runs: Path) -> Parts:
 
 
 def _run(config: Config, stages: Stages) -> Parts:
+    workers.check(config.rollouts)
     seed = config.seed
     law = SamplingLaw(max_tokens=config.rollouts.max_tokens)
     procedure = parse_procedure(config.procedure)
@@ -150,23 +154,21 @@ def _run(config: Config, stages: Stages) -> Parts:
         written,
         reference,
     )
+    by_vllm = config.rollouts.engine == "vllm"
+    job = shards.Job(reference / "model", reward / "model", law, config.rollouts.engine, config.rollouts.samples, seed)
     drawn = stages.run(
         "rollouts",
         lambda to: rollouts.write_rollouts(
-            to,
-            data.read_prompts(written),
-            reference / "model",
-            reward / "model",
-            law,
-            config.rollouts.samples,
-            seed,
+            to, data.read_prompts(written), job, config.rollouts.shard, config.rollouts.ray
         ),
-        (rollouts, sampler, scorer),
-        config.rollouts.model_dump(),
+        (rollouts, shards, vllm_sampler if by_vllm else sampler, scorer),
+        config.rollouts.drawn,
+        vllm_sampler.vllm_version() if by_vllm else None,
         seed,
         written,
         reference,
         reward,
+        resumes=True,
     )
     calibration = stages.run(
         "calibrate",

@@ -32,7 +32,7 @@ class Scorer:
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.float32]:
         """Raw rewards, shape (len(responses),); equal texts are scored once, so that they tie exactly."""
         texts = [render_judged(self.tokenizer, *pair) for pair in zip(prompts, responses, strict=True)]
-        unique = sorted(set(texts), key=len)
+        unique = sorted(dict.fromkeys(texts), key=len)  # not a set: its order, and with it the padding, is random
         rewards: dict[str, float] = {}
         for start in range(0, len(unique), SCORE_BATCH):
             batch = unique[start : start + SCORE_BATCH]

