@@ -65,7 +65,7 @@ def measure(method: Method, seed: int, overrides: tuple[str, ...], threads: int)
 
     torch.set_num_threads(threads)
     from infalign import estimators
-    from training.config import load_config
+    from training.configs import load_config
     from training.evaluation.draws import load_draws
     from training.pipeline import run
     from training.runtime import prepare
@@ -210,7 +210,7 @@ def draw(results: Results, anchors: int, output: Path) -> None:
 @click.option("--methods", type=click.IntRange(1, len(METHODS)), default=len(METHODS), help="Only the first so many.")
 def main(output: Path, seeds: int, workers: int, overrides: tuple[str, ...], methods: int) -> None:
     """Train every method, measure it, and write table, picture and JSON."""
-    from training.config import load_config
+    from training.configs import load_config
 
     config = load_config("demo", overrides)
     found: dict[tuple[str, int], dict[str, Any]] = {}

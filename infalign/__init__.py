@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infalign.bundle import Bundle, read_bundle, write_bundle
+    from infalign.bundle import Bundle, read_bundle
+    from infalign.bundling import NewPolicy, join_bundles, write_bundle
     from infalign.calibration import Calibration, CalibrationTable, CompressedCalibration, Estimator
     from infalign.errors import BundleError, InfAlignError, InvalidValue, NotConverged
     from infalign.estimators import Estimate, over_prompts
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from infalign.transforms import Exponential, Gaussian, Identity, Log, Transformation, parse_transformation
 
 _HOMES = {
-    "bundle": ("Bundle", "read_bundle", "write_bundle"),
+    "bundle": ("Bundle", "read_bundle"),
+    "bundling": ("NewPolicy", "join_bundles", "write_bundle"),
     "calibration": ("Calibration", "CalibrationTable", "CompressedCalibration", "Estimator"),
     "errors": ("BundleError", "InfAlignError", "InvalidValue", "NotConverged"),
     "estimators": ("Estimate", "over_prompts"),
@@ -55,6 +57,7 @@ __all__ = [
     "InfAlignError",
     "InvalidValue",
     "Log",
+    "NewPolicy",
     "NotConverged",
     "Optimal",
     "Point",
@@ -66,6 +69,7 @@ __all__ = [
     "Transformation",
     "WorstOfN",
     "beta_for_kl",
+    "join_bundles",
     "optimal",
     "over_prompts",
     "parse_procedure",

@@ -1,92 +1,63 @@
 """The bundle: the directory that training writes and the server reads.
 
 bundle.json               who made what, and the SHA-256 of every other file
-policy/ reference/        Hugging Face causal LMs (safetensors, tokenizer, chat template)
+reference/                a Hugging Face causal LM (safetensors, tokenizer, chat template)
+policy/                   another, the aligned one; or, of several policies on one reference,
+adapters/NAME/            PEFT adapters
 reward/                   AutoModelForSequenceClassification with one label
 calibration/              references.safetensors (prompt keys, reference rewards) + calibration.json
+evaluation/NAME/          what each policy was measured to reach, and on what
 README.md                 model card
 
-Writing is atomic (a temporary sibling, renamed when complete); reading verifies every hash and that the parts
-were made for each other, and refuses by name. No pickles.
+Reading verifies every hash and that the parts were made for each other, and refuses by name. No pickles.
+:mod:`infalign.bundling` writes bundles.
 """
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors.numpy import load_file, save_file
 
-from infalign.calibration import CalibrationTable, Estimator
-from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing
-from infalign.procedures import parse_procedure
-from infalign.transforms import check_transformation
+from infalign.calibration import CalibrationTable
+from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, InvalidValue
+from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "bundle.json"
-PARTS = ("policy", "reference", "reward", "calibration", "evaluation")
+SHARED = ("reference", "reward", "calibration")
+"""Parts that every policy of a bundle has in common."""
+WHOLE = "policy"
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+@dataclass(frozen=True)
+class BundledPolicy:
+    """One policy of a bundle on disk."""
 
+    name: str
+    bundle: Path
+    record: PolicyRecord
 
-class SamplingLaw(_Record):
-    """How candidates are drawn from a model; a calibration holds only for its own law."""
+    @property
+    def directory(self) -> Path:
+        """The aligned model, or the adapter that makes it of the reference."""
+        return self.bundle / self.record.path
 
-    temperature: float = Field(1.0, gt=0, description="softmax temperature")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1 keeps everything")
-    top_k: int = Field(0, ge=0, description="most likely tokens kept; 0 keeps everything")
-    max_tokens: int = Field(gt=0, description="length limit of a response, in tokens")
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter on the reference."""
+        return self.record.path != WHOLE
 
-
-class CalibrationRecord(_Record):
-    """What a calibration was made with (``calibration/calibration.json``)."""
-
-    reference: str = Field(description="digest of the reference that was sampled")
-    reward_model: str = Field(description="digest of the reward model that scored")
-    chat_template: str = Field(description="SHA-256 of the chat template that prompts were rendered with")
-    sampling: SamplingLaw
-    samples: int = Field(gt=0, description="K, reference rewards per prompt")
-    prompts: int = Field(gt=0, description="prompts in the table")
-    estimator: Estimator
-    resolution: float = Field(gt=0, description="grid that rewards are compared on")
-
-
-def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
-    def check(text: str) -> str:
-        parse(text)
-        return text
-
-    return AfterValidator(check)
-
-
-class Manifest(_Record):
-    """``bundle.json``."""
-
-    format: int
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="model name that the server answers to")
-    created: str = Field(description="UTC, ISO 8601")
-    policy: str = Field(description="digest of policy/")
-    reference: str = Field(description="digest of reference/")
-    reward_model: str = Field(description="digest of reward/")
-    calibration: str = Field(description="digest of calibration/")
-    procedure: Annotated[str, _parsed_by(parse_procedure)]
-    transformation: Annotated[str, _parsed_by(check_transformation)]
-    beta: float = Field(gt=0)
-    sampling: SamplingLaw
-    measured: dict[str, float] = Field(description="figures measured on test prompts")
-    libraries: dict[str, str]
-    files: dict[str, str] = Field(description="relative path -> SHA-256")
+    @property
+    def evaluation(self) -> Path:
+        """Directory of the measured figures and the prompts they were measured on."""
+        return self.bundle / "evaluation" / self.name
 
 
 @dataclass(frozen=True)
@@ -99,19 +70,26 @@ class Bundle:
     table: CalibrationTable
 
     @property
-    def policy(self) -> Path:
-        """Directory of the aligned model."""
-        return self.path / "policy"
+    def policies(self) -> dict[str, BundledPolicy]:
+        """Every policy by its name, the default first."""
+        names = sorted(self.manifest.policies, key=lambda name: (name != self.manifest.name, name))
+        return {name: BundledPolicy(name, self.path, self.manifest.policies[name]) for name in names}
+
+    def policy(self, name: str | None = None) -> BundledPolicy:
+        """The policy of that name, or the default.
+
+        Raises:
+            InvalidValue: there is none of that name.
+        """
+        found = self.policies.get(name or self.manifest.name)
+        if found is None:
+            raise InvalidValue("policy", name, ", ".join(self.policies))
+        return found
 
     @property
     def reference(self) -> Path:
         """Directory of the model that the policy was aligned from."""
         return self.path / "reference"
-
-    @property
-    def evaluation(self) -> Path:
-        """Directory of the measured figures and the prompts they were measured on."""
-        return self.path / "evaluation"
 
     @property
     def reward_model(self) -> Path:
@@ -135,6 +113,11 @@ def digest(files: dict[str, str], part: str = "") -> str:
 def directory_digest(root: Path) -> str:
     """:func:`digest` of a directory that is not yet part of a bundle."""
     return digest(hash_files(root))
+
+
+def adapter_rank(directory: Path) -> int:
+    """Rank of the adapter in ``directory``, by its own configuration."""
+    return int(_read_json(directory / "adapter_config.json")["r"])
 
 
 def save_calibration(directory: Path, table: CalibrationTable, record: CalibrationRecord) -> None:
@@ -167,47 +150,6 @@ def load_calibration(directory: Path) -> tuple[CalibrationTable, CalibrationReco
     return CalibrationTable(keys, rewards, record.estimator, record.resolution), record
 
 
-def write_bundle(target: Path, parts: dict[str, Path], card: str, **fields: Any) -> Bundle:
-    """Assemble a bundle at ``target``, atomically; an older bundle there is replaced.
-
-    One process at a time may write a target: what a killed one left beside it is removed.
-
-    Args:
-        target: the bundle's directory.
-        parts: source directory of each of policy, reference, reward, calibration and evaluation.
-        card: the model card, Markdown.
-        fields: the fields of :class:`Manifest` that are not derived from the files.
-
-    Raises:
-        BundleError: the parts do not fit each other; nothing is written then.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        for part in PARTS:
-            shutil.copytree(parts[part], staging / part)
-        (staging / "README.md").write_text(card, encoding="utf-8")
-        files = hash_files(staging)
-        manifest = Manifest(
-            format=FORMAT,
-            policy=digest(files, "policy"),
-            reference=digest(files, "reference"),
-            reward_model=digest(files, "reward"),
-            calibration=digest(files, "calibration"),
-            files=files,
-            **fields,
-        )
-        (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        verified = read_bundle(staging)
-        _fsync(staging)
-        _replace(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return replace(verified, path=target)
-
-
 def read_bundle(path: Path) -> Bundle:
     """Read and verify a bundle.
 
@@ -230,9 +172,12 @@ def read_bundle(path: Path) -> Bundle:
             raise BundleCorrupt(f"{path}: {name} has changed (SHA-256 {found[name][:12]}, written {expected[:12]})")
     if extra := sorted(found.keys() - manifest.files.keys()):
         raise BundleCorrupt(f"{path}: {extra[0]} was not written with the bundle")
-    for part in PARTS:
+    for part in (*SHARED, *(policy.path for policy in manifest.policies.values()), "evaluation"):
         if not any(name.startswith(f"{part}/") for name in found):
             raise BundleMissing(f"{path}: {part}/ is missing")
+    for name, policy in manifest.policies.items():
+        if digest(found, policy.path) != policy.digest:
+            raise BundleMismatch(f"{path}: {policy.path}/ is not the policy {name} that the manifest names")
     table, record = load_calibration(path / "calibration")
     _check_fit(path, manifest, record, digest(found, "reference"), digest(found, "reward"))
     return Bundle(path, manifest, record, table)
@@ -252,7 +197,8 @@ def _check_fit(path: Path, manifest: Manifest, record: CalibrationRecord, refere
             f"{path}: the calibration was made under another sampling law ({record.sampling}) "
             f"than the bundle's ({manifest.sampling})"
         )
-    for model in ("policy", "reference"):
+    rendering = ("policy", "reference") if (path / "policy").is_dir() else ("reference",)
+    for model in rendering:
         template = path / model / "chat_template.jinja"
         if not template.is_file():
             raise BundleMissing(f"{path}: {model}/chat_template.jinja is missing")
@@ -282,30 +228,3 @@ def _parse(model: type[ModelT], path: Path) -> ModelT:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(root: Path) -> None:
-    for path in [*root.rglob("*"), root]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _replace(staging: Path, target: Path) -> None:
-    """Move ``staging`` to ``target``; what was there goes only once the new one is in place."""
-    staging.chmod(0o755)
-    retired = None
-    if target.exists():
-        retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        target.rename(retired / "old")
-    try:
-        staging.rename(target)
-    except OSError:
-        if retired:
-            (retired / "old").rename(target)
-        raise
-    finally:
-        if retired:
-            shutil.rmtree(retired, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""``infalign frontier``: which transformation, at which KL, for which procedure, and what it gains."""
+"""``infalign frontier``: which transformation, at which KL, for which procedure, gains what; ``infalign join``."""
 
 import json
 import math
@@ -149,3 +149,22 @@ def _text(points: list[Point]) -> str:
         head += f"{'win_rate_error':>16}"
         rows = [f"{row}{p.win_rate_error:>16.6f}" for row, p in zip(rows, points, strict=True)]
     return "\n".join([head, *rows])
+
+
+@click.command(short_help="Put the adapters of several bundles into one.")
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="BUNDLE BUNDLE...")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Bundle directory.")
+def join(bundles: tuple[Path, ...], output: Path) -> None:
+    """Write one bundle with every adapter of the BUNDLEs, each still aligned for its own procedure.
+
+    They must have been trained on one reference, with one reward model and one calibration. The first one's
+    policy answers requests that name none.
+    """
+    from infalign.bundle import read_bundle
+    from infalign.bundling import join_bundles
+
+    if len(bundles) < 2:
+        raise click.UsageError("BUNDLE: accepted: two or more")
+    joined = join_bundles([read_bundle(path) for path in bundles], output)
+    click.echo("\n".join(f"{name}  {policy.record.procedure}" for name, policy in joined.policies.items()), err=True)
+    click.echo(str(joined.path))

@@ -32,11 +32,12 @@ CLIENT_CLOSED_REQUEST = 499
 
 @dataclass(frozen=True)
 class Served:
-    """What is served: the bundle, the tokenizers of policy and reward model, and the name clients use."""
+    """What is served: the bundle, the tokenizers of policy and reward model, the names that clients use."""
 
     bundle: Bundle
     tokenizers: tuple[Any, Any]
-    model: str
+    models: tuple[str, ...]
+    """The first answers requests that name none."""
 
 
 def create_app(
@@ -61,7 +62,7 @@ def create_app(
         summary="Best-of-N and Worst-of-N decoding with calibrated rewards",
         lifespan=lifespan,
     )
-    app.state.serving = Serving(served.model, decoder, settings, metrics)
+    app.state.serving = Serving(served.models, decoder, settings, metrics)
     for router in (decoding.router, openai.router, operations.router):
         app.include_router(router)
     _answer_errors(app)

@@ -59,8 +59,11 @@ def serve(bundle: Path | None, reference: bool, **options: Any) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    model = found.reference if reference else found.policy
-    name = found.manifest.name + ("-reference" if reference else "")
+    adapters = {name: policy.directory for name, policy in found.policies.items() if policy.is_adapter}
+    if reference:
+        adapters = {}
+    names = (f"{found.manifest.name}-reference",) if reference else tuple(found.policies)
+    model = found.reference if reference or adapters else found.policy().directory
     tokenizers = AutoTokenizer.from_pretrained(model), AutoTokenizer.from_pretrained(found.reward_model)
     failures: list[BaseException] = []
 
@@ -68,10 +71,10 @@ def serve(bundle: Path | None, reference: bool, **options: Any) -> int:
         failures.append(error)
         signal.raise_signal(signal.SIGTERM)
 
-    engines = VllmEngines(model, found.reward_model, settings)
-    app = create_app(settings, engines, Served(found, tokenizers, name), stop)
+    engines = VllmEngines(model, found.reward_model, settings, adapters)
+    app = create_app(settings, engines, Served(found, tokenizers, names), stop)
     host, port = listener.getsockname()[:2]
-    print(f"serving {name} ({found.path}) on http://{host}:{port}", file=sys.stderr)
+    print(f"serving {', '.join(names)} ({found.path}) on http://{host}:{port}", file=sys.stderr)
     # uvicorn drains, then raises the signal anew: end as after Ctrl-C, with our own exit code.
     signal.signal(signal.SIGTERM, _interrupt)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from infalign.bundle import SamplingLaw
 from infalign.calibration import Calibration, CalibrationTable
+from infalign.manifest import SamplingLaw
 from infalign.procedures import FixedN
 from infalign.templates import Message, prompt_key, render_judged, render_prompt, tokenise
 from server.engines import Completion, Engines, EnginesDown, Sampling

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from infalign import Bundle, CalibrationTable, Estimator
-from infalign.bundle import CalibrationRecord, Manifest, SamplingLaw
+from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord, SamplingLaw
 from infalign.templates import prompt_key
 from server.app import Served
 from server.engines import Completion, EnginesDown, Sampling
@@ -94,19 +94,19 @@ def fake_served(anchors: Sequence[float] = range(10)) -> Served:
         resolution=1e-4,
     )
     manifest = Manifest(
-        format=1,
+        format=2,
         name="fake",
         created="now",
-        policy="p",
+        policies={
+            "fake": PolicyRecord(
+                path="policy", digest="p", procedure="best-of-4", transformation="exp(10)", beta=0.1, measured={}
+            )
+        },
         reference="r",
         reward_model="w",
         calibration="c",
-        procedure="best-of-4",
-        transformation="exp(10)",
-        beta=0.1,
         sampling=LAW,
-        measured={},
         libraries={},
         files={},
     )
-    return Served(Bundle(Path("nowhere"), manifest, record, table), (tokenizer, tokenizer), "fake")
+    return Served(Bundle(Path("nowhere"), manifest, record, table), (tokenizer, tokenizer), ("fake",))

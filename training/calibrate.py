@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from infalign.bundle import CalibrationRecord, SamplingLaw, directory_digest, save_calibration
+from infalign.bundle import directory_digest, save_calibration
 from infalign.calibration import CalibrationTable, Estimator
+from infalign.manifest import CalibrationRecord, SamplingLaw
 from infalign.templates import prompt_key, render_prompt, template_hash
 from training.rollouts import read_rollouts
 

@@ -8,6 +8,8 @@ import click
 
 from infalign.home import bundle_path, home
 
+STAGES = ("data", "sft", "reward", "rollouts", "calibrate", "ctrl", "evaluate")
+
 
 @click.command(short_help="Train a CTRL checkpoint.")
 @click.argument("config", metavar="CONFIG")
@@ -25,6 +27,7 @@ from infalign.home import bundle_path, home
     "--output", type=click.Path(path_type=Path), help="Bundle directory.  [default: $INFALIGN_HOME/bundles/NAME]"
 )
 @click.option("--if-missing", is_flag=True, help="Do nothing if the bundle exists and is intact.")
+@click.option("--until", type=click.Choice(STAGES), help="Stop after this stage and say where it left what it made.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would run and what is reused; make nothing.")
 def train(
     config: str,
@@ -32,19 +35,20 @@ def train(
     paths: tuple[str, ...],
     output: Path | None,
     if_missing: bool,
+    until: str | None,
     only_plan: bool,
 ) -> None:
     """Train by CONFIG (a YAML file, or a shipped one such as `demo`) and write the bundle.
 
     Stages that are already done are reused; a run that was killed goes on where it stopped.
     """
-    from training.config import load_config
+    from training.configs import load_config
 
     loaded = load_config(config, overrides, paths)
     if only_plan:
         from training.pipeline import plan
 
-        for report in plan(loaded, home() / "runs"):
+        for report in plan(loaded, home() / "runs", until):
             click.echo(f"{report.name:<10}  {'reused' if report.reused else 'to run'}")
         return
     target = output or bundle_path(loaded.name)
@@ -61,20 +65,23 @@ def train(
     with FileLock(runs / f"{loaded.name}.lock"):
         if if_missing and _intact(target):
             return
-        prepare()
+        prepare(loaded)
         from training.pipeline import train as run
+        from training.reward_model import accuracy_figures, read_accuracy
 
-        bundle, reports = run(loaded, runs, target)
+        made, reports = run(loaded, runs, target, until)
     rows = [(report.name, "reused" if report.reused else f"{report.seconds:.1f} s") for report in reports]
-    rows += [(name, f"{value:.3f}") for name, value in bundle.manifest.measured.items()]
+    measured = accuracy_figures(read_accuracy(made)) if isinstance(made, Path) else made.policy().record.measured
+    rows += [(name, f"{value:.3f}") for name, value in measured.items()]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows), file=sys.stderr)
-    click.echo(str(bundle.path))
+    click.echo(str(made if isinstance(made, Path) else made.path))
 
 
 @click.command(short_help="Measure a bundle.")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.argument("prompts", required=False, type=click.Path(path_type=Path))
+@click.option("--policy", help="One of several in the bundle.  [default: the bundle's own]")
 @click.option("--draws", type=click.IntRange(2), default=64, show_default=True, help="Responses per prompt and model.")
 @click.option(
     "-n", "ns", multiple=True, type=click.IntRange(2), default=(2, 4, 8), show_default=True, help="Best and worst of N."
@@ -99,7 +106,7 @@ def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, **options
     from training.evaluation import report
     from training.evaluation.command import Request, run
 
-    found = run(Request(bundle or bundle_path("demo"), prompts, **options))
+    found = run(Request(bundle=bundle or bundle_path("demo"), prompts=prompts, **options))
     click.echo(report.as_json(found) if as_json else report.as_text(found), nl=False)
 
 

@@ -1,12 +1,13 @@
 """Stage ``ctrl``: the policy, aligned for its decoding procedure by a solver and settled at the target KL."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from infalign.templates import Message
 from training.models import save_model
-from training.sampler import Sampler
+from training.sampler import load_pair
 from training.solvers import SOLVERS, Task
 from training.solvers.settling import settle
 
@@ -16,11 +17,16 @@ SETTLING_DRAWS = 32
 
 def train_ctrl(task: Task, validation: Sequence[Sequence[Message]]) -> None:
     """Save the policy into the task's directory, and in ``solved.json`` β, α, and the KL it reached."""
-    solution = SOLVERS[task.config.solver](task)
-    policy = Sampler(solution.model.eval(), solution.tokenizer, task.law)
-    reference = Sampler.load(task.reference, task.law)
+    trained = task.directory / "trained"
+    beta = trained / "beta.json"  # written last: a killed run that got here settles what it has
+    if not beta.is_file():
+        found = SOLVERS[task.config.solver](task, trained)
+        beta.write_text(json.dumps(found), encoding="utf-8")
+    policy, reference = load_pair(trained, task.reference, task.law)
     settled = settle(policy, reference, validation, task.config.target_kl, SETTLING_DRAWS, task.seed)
-    save_model(policy.model, policy.tokenizer, task.directory)
+    save_model(policy.model, policy.tokenizer, task.directory / "model")
     (task.directory / "solved.json").write_text(
-        json.dumps({"beta": solution.beta, **asdict(settled)}, indent=1) + "\n", encoding="utf-8"
+        json.dumps({"beta": json.loads(beta.read_text(encoding="utf-8")), **asdict(settled)}, indent=1) + "\n",
+        encoding="utf-8",
     )
+    shutil.rmtree(trained)

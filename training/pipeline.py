@@ -3,9 +3,10 @@
 What a stage is, and how it is kept, says :mod:`training.stages`; a plan goes through the same stages and builds none.
 """
 
-import hashlib
 import json
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -13,9 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from infalign.bundle import Bundle, SamplingLaw, load_calibration, write_bundle
+from infalign.bundle import Bundle, load_calibration
+from infalign.bundling import NewPolicy, write_bundle
 from infalign.calibration import CalibrationTable
 from infalign.errors import InvalidValue
+from infalign.manifest import SamplingLaw
 from infalign.procedures import Procedure, parse_procedure
 from infalign.transforms import parse_transformation
 from training import (
@@ -26,6 +29,7 @@ from training import (
     judges,
     models,
     optimisers,
+    progress,
     reward_model,
     rollouts,
     runtime,
@@ -40,12 +44,13 @@ from training import (
 )
 from training.card import model_card
 from training.config import Config
-from training.data import comparisons, corpus, helpdesk, judge, rows
+from training.data import corpus, examples, files, helpdesk, judge, rows
 from training.evaluation import draws as evaluation_draws
 from training.evaluation import figures as evaluation_figures
 from training.evaluation import report
+from training.reward_model import accuracy_figures, read_accuracy
 from training.solvers import regression, rloo, settling, task
-from training.stages import LIBRARIES, StageReport, Stages
+from training.stages import LIBRARIES, StageReport, Stages, Stopped
 
 FEWEST_DRAWS, MOST_DRAWS = 64, 4096
 """Per prompt and model when evaluating."""
@@ -63,31 +68,43 @@ class Parts:
     measured: Path
 
 
-def plan(config: Config, runs: Path) -> list[StageReport]:
+def plan(config: Config, runs: Path, until: str | None = None) -> list[StageReport]:
     """Every stage of a run, and whether it is already done; nothing is made."""
-    stages = Stages(runs / config.name, dry=True)
-    _run(config, stages)
+    stages = Stages(runs / config.name, dry=True, until=until)
+    with suppress(Stopped):
+        _run(config, stages)
     return stages.reports
 
 
-def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageReport]]:
-    """Run every stage that is not already done and write the bundle at ``output``."""
-    stages = Stages(runs / config.name)
-    parts = _run(config, stages)
+def train(
+    config: Config, runs: Path, output: Path, until: str | None = None
+) -> tuple[Bundle | Path, list[StageReport]]:
+    """Run every stage that is not already done and write the bundle at ``output``.
+
+    With ``until`` the run stops after the stage of that name, and its directory is what comes back.
+    """
+    stages = Stages(runs / config.name, until=until)
+    try:
+        parts = _run(config, stages)
+    except Stopped as stopped:
+        return stopped.directory, stages.reports
     started = time.monotonic()
-    figures = _read(parts.measured / report.MEASURED)
-    accuracy = _read(parts.reward / "accuracy.json")
-    figures |= {"reward_accuracy": accuracy["value"]}
-    figures |= {f"reward_accuracy_{end}": accuracy[end] for end in ("low", "high") if accuracy[end] == accuracy[end]}
     solved = _read(parts.policy / "solved.json")
+    accuracy = read_accuracy(parts.reward)
+    figures = _read(parts.measured / report.MEASURED) | accuracy_figures(accuracy)
     bundle = write_bundle(
         output,
+        {"reference": parts.reference / "model", "reward": parts.reward / "model", "calibration": parts.calibration},
         {
-            "policy": parts.policy / "model",
-            "reference": parts.reference / "model",
-            "reward": parts.reward / "model",
-            "calibration": parts.calibration,
-            "evaluation": parts.measured,
+            config.name: NewPolicy(
+                parts.policy / "model",
+                parts.measured,
+                models.is_adapter(parts.policy / "model"),
+                config.procedure,
+                config.transformation,
+                solved["beta"],
+                figures,
+            )
         },
         model_card(
             config,
@@ -98,11 +115,7 @@ def train(config: Config, runs: Path, output: Path) -> tuple[Bundle, list[StageR
         ),
         name=config.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        procedure=config.procedure,
-        transformation=config.transformation,
-        beta=solved["beta"],
         sampling=SamplingLaw(max_tokens=config.rollouts.max_tokens),
-        measured=figures,
         libraries={library: version(library) for library in LIBRARIES},
     )
     stages.reports.append(StageReport("bundle", time.monotonic() - started, reused=False))
@@ -125,34 +138,50 @@ def _run(config: Config, stages: Stages) -> Parts:
     if transformation.span < float("inf"):
         transformation = transformation.normalised()
 
+    model, compute = config.model, config.compute
     written = stages.run(
         "data",
         lambda to: data.write_data(to, config),
-        (data, rows, helpdesk, comparisons, corpus, judge, tokenizer),
+        (data, files, rows, helpdesk, examples, corpus, judge, tokenizer),
         config.data.model_dump(),
-        _digests(config),
-        config.model.vocabulary,
-        config.model.positions,
+        model.model_dump(),
+        _digests(() if config.data.helpdesk else config.data.files.paths),
+        _digests([path for path in (model.base.path, model.base.chat_template) if path] if model.base else ()),
+        [bool(config.sft), bool(config.reward.train)],
         config.rollouts.max_tokens,
         seed,
     )
     reference = stages.run(
         "sft",
-        lambda to: sft.train_sft(to, written, config.model, config.sft, seed),
-        (sft, models, optimisers, runtime),
-        config.model.model_dump(),
-        config.sft.model_dump(),
+        lambda to: sft.make_reference(to, written, model.origin, config.sft, seed, compute),
+        (sft, models, optimisers, runtime, progress),
+        model.model_dump(),
+        config.sft.model_dump() if config.sft else None,
+        compute.precision,
         seed,
         written,
+        resumes=True,
     )
+
+    def judge_by(to: Path) -> None:
+        if config.reward.train:
+            reward_model.train_reward_model(to, written, reference / "model", config.reward.train, seed, compute)
+        elif config.reward.classifier:
+            reward_model.adopt_classifier(to, config.reward.classifier)
+        reward_model.measure(to, written, config.reward.classifier)
+
+    adopted = config.reward.classifier
     reward = stages.run(
         "reward",
-        lambda to: reward_model.train_reward_model(to, written, reference / "model", config.reward, seed),
-        (reward_model, models, optimisers, scorer, runtime),
+        judge_by,
+        (reward_model, models, optimisers, scorer, runtime, progress, tokenizer),
         config.reward.model_dump(),
+        _digests([path for path in (adopted.path, adopted.chat_template) if path] if adopted else ()),
+        compute.precision,
         seed,
         written,
-        reference,
+        *([reference] if config.reward.train else []),
+        resumes=True,
     )
     by_vllm = config.rollouts.engine == "vllm"
     job = shards.Job(reference / "model", reward / "model", law, config.rollouts.engine, config.rollouts.samples, seed)
@@ -199,6 +228,7 @@ def _run(config: Config, stages: Stages) -> Parts:
             transformation=transformation,
             law=law,
             config=config.ctrl,
+            compute=compute,
             seed=seed if config.ctrl.seed is None else config.ctrl.seed,
         )
         ctrl.train_ctrl(asked, data.read_prompts(written, "validation"))
@@ -206,23 +236,24 @@ def _run(config: Config, stages: Stages) -> Parts:
     policy = stages.run(
         "ctrl",
         align,
-        (ctrl, rloo, regression, task, settling, models, optimisers, sampler, scorer, runtime),
+        (ctrl, rloo, regression, task, settling, models, optimisers, sampler, scorer, runtime, progress),
         config.ctrl.model_dump(),
         config.procedure,
         config.transformation,
         law.model_dump(),
+        compute.precision,
         seed,
         written,
         reference,
         reward,
         calibration,
+        resumes=True,
     )
 
     def measure(to: Path) -> None:
         prompts = data.read_prompts(written, "test")
         sampled = evaluation.collect(
-            sampler.Sampler.load(policy / "model", law),
-            sampler.Sampler.load(reference / "model", law),
+            *sampler.load_pair(policy / "model", reference / "model", law),
             judged_by(),
             judges.helpdesk if config.data.helpdesk else None,
             prompts,
@@ -249,20 +280,9 @@ def _run(config: Config, stages: Stages) -> Parts:
     return Parts(written, reference, reward, calibration, policy, measured)
 
 
-def _digests(config: Config) -> list[str]:
-    """SHA-256 of every data file: another file under the same name is other data.
-
-    Raises:
-        InvalidValue: there is no such file.
-    """
-    if config.data.helpdesk:
-        return []
-    found = []
-    for path in map(Path, config.data.comparisons[1].paths):
-        if not path.is_file():
-            raise InvalidValue("data", str(path), "a file of JSON lines, .jsonl or .jsonl.gz")
-        found.append(hashlib.sha256(path.read_bytes()).hexdigest())
-    return found
+def _digests(paths: Iterable[str]) -> list[str]:
+    """Of every file or directory that is there; a name on the hub stands for itself."""
+    return [files.digest(Path(path)) for path in paths if Path(path).exists() or Path(path).suffix in files.SUFFIXES]
 
 
 def _read(path: Path) -> Any:

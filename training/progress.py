@@ -1,6 +1,7 @@
 """A progress bar for a trainer, and its figures as JSON lines."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.bar: tqdm[Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = bar(self.stage, state.max_steps)
+        self.bar = bar(self.stage, state.max_steps, state.global_step)
+        if self.metrics.exists():  # of a killed run: what it logged after its last checkpoint is logged again
+            rows = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= state.global_step]
+            self.metrics.write_text("".join(kept), encoding="utf-8")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar:
@@ -36,13 +41,20 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         draw_curves(self.metrics)
 
 
-def attach(trainer: Any, stage: str, watched: tuple[str, ...], directory: Path) -> None:
+def attach(trainer: Any, stage: str, watched: tuple[str, ...], directory: Path, report_to: Sequence[str] = ()) -> None:
     """Give ``trainer`` our bar and metrics file in place of its printed dictionaries."""
     trainer.remove_callback(PrinterCallback)
+    if not trainer.is_world_process_zero():
+        return
     trainer.add_callback(Progress(stage, watched, directory / "metrics.jsonl"))
+    if "tensorboard" in report_to:
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(directory / "tensorboard"))))
 
 
-def bar(stage: str, total: int) -> "tqdm[Any]":
+def bar(stage: str, total: int, done: int = 0) -> "tqdm[Any]":
     """A bar named after its stage."""
     layout = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}"
-    return tqdm(total=total, desc=f"{stage:>10}", bar_format=layout, mininterval=1.0)
+    return tqdm(total=total, initial=done, desc=f"{stage:>10}", bar_format=layout, mininterval=1.0)

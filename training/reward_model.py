@@ -1,4 +1,8 @@
-"""Stage ``reward``: a Bradley–Terry reward model on the comparisons, started from the reference."""
+"""Stage ``reward``: a Bradley–Terry reward model on the comparisons, or a classifier that exists already.
+
+Either way a high reward is *good* in what the stage leaves: the sign of a classifier whose output means harm is turned
+in its last layer, once, so that nothing after it has a sign to get wrong.
+"""
 
 import json
 from collections.abc import Sequence
@@ -12,30 +16,34 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from trl import RewardConfig, RewardTrainer
 
+from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, over_prompts
 from training import data
-from training.config import Optimiser
-from training.models import save_model
+from training.config import Classifier, Compute, Optimiser
+from training.models import lora, save_model, save_trained
 from training.progress import attach
-from training.runtime import trainer_arguments
+from training.runtime import train, trainer_arguments
 from training.scorer import Scorer
+from training.tokenizer import check_padding, set_template
 
 SIDES = ("chosen", "rejected")
+ACCURACY = "accuracy.json"
 
 
-def train_reward_model(directory: Path, data_directory: Path, start: Path, config: Optimiser, seed: int) -> None:
-    """Train and save model and tokenizer into ``directory``; ``start`` is the model directory to start from.
-
-    ``accuracy.json`` says how often the better of two responses to a held-out prompt has the higher reward.
-    """
+def train_reward_model(
+    directory: Path, data_directory: Path, start: Path, config: Optimiser, seed: int, compute: Compute
+) -> None:
+    """Train, from the model in ``start``, and save model and tokenizer into ``directory``/model."""
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(start)
-    model = AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, dtype=torch.float32)
+
+    def headed() -> Any:
+        return AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, dtype="auto")
+
     trainer = RewardTrainer(
-        model=model,
+        model=headed(),
         args=RewardConfig(
-            **trainer_arguments(directory, seed),
-            per_device_train_batch_size=config.batch,
+            **trainer_arguments(directory, "reward", seed, compute, config.batch),
             num_train_epochs=config.epochs,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
@@ -45,12 +53,63 @@ def train_reward_model(directory: Path, data_directory: Path, start: Path, confi
         ),
         train_dataset=Dataset.from_list(data.read_rows(data_directory / data.PREFERENCES)),
         processing_class=tokenizer,
+        peft_config=lora(config.lora, "SEQ_CLS") if config.lora else None,
     )
-    attach(trainer, "reward", ("loss", "accuracy"), directory)
-    trainer.train()
-    save_model(trainer.model, tokenizer, directory)
-    accuracy = held_out_accuracy(Scorer.load(directory / "model"), data.read_rows(data_directory / data.HELD_OUT))
-    (directory / "accuracy.json").write_text(json.dumps(asdict(accuracy), indent=1) + "\n", encoding="utf-8")
+    attach(trainer, "reward", ("loss", "accuracy"), directory, compute.report_to)
+    train(trainer)
+    save_trained(trainer, tokenizer, directory / "model", merge_onto=headed)
+
+
+def adopt_classifier(directory: Path, config: Classifier) -> None:
+    """Save the classifier, with the sign turned if high is worse, into ``directory``/model.
+
+    Raises:
+        InvalidValue: there is none, or it cannot judge conversations.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.path)
+        model = AutoModelForSequenceClassification.from_pretrained(config.path, dtype="auto")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        accepted = f"a sequence classifier, by directory or hub id ({reason})"
+        raise InvalidValue("reward.classifier.path", config.path, accepted) from error
+    if model.config.num_labels != 1:
+        raise InvalidValue("reward.classifier.path", f"{model.config.num_labels} outputs", "a classifier with one")
+    set_template(tokenizer, config.chat_template, "reward.classifier.chat_template", config.path)
+    check_padding(tokenizer, "reward.classifier.path")
+    if config.higher_is == "worse":
+        turn_sign(model)
+    save_model(model, tokenizer, directory / "model")
+
+
+@torch.no_grad()
+def turn_sign(model: Any) -> None:
+    """Negate the output of a classifier, in place: weight and bias of its last linear layer."""
+    head = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    head.weight.neg_()
+    if head.bias is not None:
+        head.bias.neg_()
+
+
+def measure(directory: Path, data_directory: Path, stated: Classifier | None) -> None:
+    """Write ``accuracy.json``: how often the better of two responses to a held-out prompt has the higher reward.
+
+    Without held-out comparisons there is nothing to measure, and no file.
+
+    Raises:
+        InvalidValue: the comparisons contradict the sign that the config states.
+    """
+    rows = data.read_rows(data_directory / data.HELD_OUT)
+    if not rows:
+        return
+    accuracy = held_out_accuracy(Scorer.load(directory / "model"), rows)
+    if stated and accuracy.high < 0.5:
+        raise InvalidValue(
+            "reward.classifier.higher_is",
+            stated.higher_is,
+            f"the other sign: with this one it decides only {accuracy} of the held-out comparisons rightly",
+        )
+    (directory / ACCURACY).write_text(json.dumps(asdict(accuracy), indent=1) + "\n", encoding="utf-8")
 
 
 def held_out_accuracy(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> Estimate:
@@ -61,3 +120,17 @@ def held_out_accuracy(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> Estimat
     for prompt, difference in zip(prompts, chosen - rejected, strict=True):
         by_prompt.setdefault(json.dumps(prompt), []).append((np.sign(difference) + 1) / 2)
     return over_prompts([np.mean(right) for right in by_prompt.values()])
+
+
+def read_accuracy(directory: Path) -> Estimate | None:
+    """What :func:`measure` has written, if there was anything to measure."""
+    file = directory / ACCURACY
+    return Estimate(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def accuracy_figures(accuracy: Estimate | None) -> dict[str, float]:
+    """The accuracy for a manifest, with its interval where there is one."""
+    if accuracy is None:
+        return {}
+    figures = {"": accuracy.value, "_low": accuracy.low, "_high": accuracy.high}
+    return {f"reward_accuracy{end}": value for end, value in figures.items() if value == value}

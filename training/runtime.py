@@ -1,18 +1,24 @@
 """Settings of the process that make small-model training on CPU quick, and its libraries quiet."""
 
 import ctypes
+import json
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+from infalign.errors import InvalidValue
+from training.config import Compute, Config
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+CHECKPOINTS = "checkpoints"
 
 
-def prepare() -> None:
-    """Call once, before torch is used.
+def prepare(config: Config | None = None) -> None:
+    """Call once, before torch is used; the hub is asked for nothing unless ``config`` names something on it.
 
     Keeping freed memory instead of handing it back to the kernel takes a quarter off SFT's time: glibc's
     defaults map and unmap every activation anew.
@@ -23,7 +29,8 @@ def prepare() -> None:
             libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
             libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
             libc.mallopt(M_TOP_PAD, 1 << 28)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if config is None or not config.from_hub:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     import datasets
     import transformers
@@ -36,19 +43,53 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
-def trainer_arguments(directory: Path, seed: int) -> dict[str, Any]:
-    """What every TRL trainer here is told alike: where it runs, and to leave bars, reports and checkpoints to us."""
+def trainer_arguments(directory: Path, stage: str, seed: int, compute: Compute, batch: int) -> dict[str, Any]:
+    """What every TRL trainer here is told alike: where it runs, how it splits ``batch``, when it saves a checkpoint.
+
+    Raises:
+        InvalidValue: the batch cannot be split evenly.
+    """
     import torch
 
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    each = min(compute.sequences or batch, batch // processes)
+    if not each or batch % (each * processes):
+        shares = f"a divisor of the batch of {batch} in {stage}, shared by {processes} processes"
+        raise InvalidValue("compute.sequences", compute.sequences, shares)
     return {
-        "output_dir": str(directory / "trainer"),
+        "output_dir": str(directory / CHECKPOINTS),
+        "per_device_train_batch_size": each,
+        "gradient_accumulation_steps": batch // (each * processes),
         "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,
-        "gradient_checkpointing": False,
+        "bf16": compute.precision == "bfloat16",
+        "gradient_checkpointing": compute.gradient_checkpointing,
         "adam_beta2": 0.98,
-        "save_strategy": "no",
-        "report_to": "none",
+        "save_strategy": "steps",
+        "save_steps": compute.save_every,
+        "save_total_limit": 1,
+        "run_name": stage,
+        "report_to": [service for service in compute.report_to if service != "tensorboard"] or "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
         "seed": seed,
     }
+
+
+def train(trainer: Any) -> None:
+    """Train, from the last checkpoint that a killed run left whole, and remove the checkpoints at the end."""
+    checkpoints = Path(trainer.args.output_dir)
+    whole = [found for found in checkpoints.glob("checkpoint-*") if _is_whole(found)]
+    last = max(whole, key=lambda found: int(found.name.rpartition("-")[2]), default=None)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """The trainer's state is what a checkpoint is completed with."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

@@ -17,9 +17,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from infalign.bundle import SamplingLaw
+from infalign.manifest import SamplingLaw
 from infalign.templates import Message, render_prompt, tokenise
-from training.models import load_causal
+from training.models import WithoutAdapter, is_adapter, load_causal, put_adapter
 from training.progress import bar
 
 GENERATE_BATCH, SEGMENT, COMPARE_BATCH = 1024, 16, 256
@@ -105,6 +105,15 @@ class Sampler:
             processors.append(TopPLogitsWarper(law.top_p))
         processors.append(InverseCdfSampler())
         return processors
+
+
+def load_pair(policy: Path, reference: Path, law: SamplingLaw) -> tuple[Sampler, Sampler]:
+    """Policy and reference; where the policy is an adapter, both on one copy of the reference's weights."""
+    theirs = Sampler.load(reference, law)
+    if not is_adapter(policy):
+        return Sampler.load(policy, law), theirs
+    both = put_adapter(policy, theirs.model)
+    return Sampler(both, theirs.tokenizer, law), Sampler(WithoutAdapter(both), theirs.tokenizer, law)
 
 
 def log_probabilities(

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from infalign.bundle import SamplingLaw
 from infalign.errors import EngineFailed
+from infalign.manifest import SamplingLaw
 from infalign.templates import Message
 from training.sampler import Sampler
 from training.scorer import Scorer

@@ -31,14 +31,24 @@ class StageReport:
     reused: bool
 
 
+class Stopped(Exception):
+    """The stage that a run was to stop after is done; ``directory`` is where."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(str(directory))
+        self.directory = directory
+
+
 class Stages:
     """Runs stages below one root and remembers what each took; ``dry`` only says what it would do.
+
+    ``until`` names the stage after which :class:`Stopped` is raised.
 
     Processes may share a root: a stage that two of them need is built by one, while the other waits for it.
     """
 
-    def __init__(self, root: Path, dry: bool = False) -> None:
-        self.root, self.dry = root, dry
+    def __init__(self, root: Path, dry: bool = False, until: str | None = None) -> None:
+        self.root, self.dry, self.until = root, dry, until
         self.reports: list[StageReport] = []
         if not dry:
             (root / LOCKS).mkdir(parents=True, exist_ok=True)
@@ -73,4 +83,6 @@ class Stages:
                     build(unfinished)
                     unfinished.rename(finished)
         self.reports.append(StageReport(name, time.monotonic() - started, reused))
+        if name == self.until:
+            raise Stopped(finished)
         return finished

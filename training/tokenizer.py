@@ -1,8 +1,14 @@
-"""The tokenizer of a model made from scratch: byte-level BPE, so that any text has tokens, and a chat template."""
+"""Tokenizers: a byte-level BPE with a chat template for models from scratch, and that of a base model, checked."""
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from infalign.errors import InvalidValue
+from infalign.templates import render_judged
+from training.config import Base
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -29,3 +35,65 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE, padding_side="left"
     )
+
+
+def base_tokenizer(base: Base) -> Any:
+    """The tokenizer of a base model, with what the config changes of it.
+
+    Raises:
+        InvalidValue: there is none, it has no chat template, it pads with the token that ends a turn, or its template
+            does not end a turn with that token (no response would end).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path, padding_side="left")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidValue("model.base.path", base.path, f"a causal LM, by directory or hub id ({reason})") from error
+    set_template(tokenizer, base.chat_template, "model.base.chat_template", base.path)
+    for key, attribute in (("pad_token", "pad_token"), ("end_token", "eos_token")):
+        token = getattr(base, key)
+        if token is not None:
+            if token not in tokenizer.get_vocab():
+                raise InvalidValue(f"model.base.{key}", token, f"a token in the vocabulary of {base.path}")
+            setattr(tokenizer, attribute, token)
+    check_padding(tokenizer, "model.base.pad_token")
+    turn = render_judged(tokenizer, [{"role": "user", "content": "question"}], "answer").rstrip()
+    if not turn.endswith(tokenizer.eos_token):
+        raise InvalidValue(
+            "model.base.end_token",
+            tokenizer.eos_token,
+            f"the token that the chat template ends a turn with; it ends one with {turn.rpartition('answer')[2]!r}",
+        )
+    return tokenizer
+
+
+def set_template(tokenizer: Any, file: str | None, key: str, owner: str) -> None:
+    """Give ``tokenizer`` the chat template in ``file``, or see that it has one of its own.
+
+    Raises:
+        InvalidValue: neither, under the name ``key``.
+    """
+    if file:
+        try:
+            tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidValue(key, file, f"a file with a Jinja template ({error})") from error
+    if not tokenizer.chat_template:
+        raise InvalidValue(key, None, f"a file with a Jinja chat template, as {owner} has none")
+
+
+def check_padding(tokenizer: Any, key: str) -> None:
+    """See that padding is not the end token: a reward model, which reads its output at the end, would miss it.
+
+    Raises:
+        InvalidValue: it is, or there is no padding token; under the name ``key``.
+    """
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        unused = [token for token in special if token not in (tokenizer.eos_token, tokenizer.bos_token)][:3]
+        raise InvalidValue(
+            key,
+            tokenizer.pad_token,
+            f"a padding token that is not the end token {tokenizer.eos_token!r} and that no text contains"
+            + (f", such as {' or '.join(unused)}" if unused else ""),
+        )

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import AutoTokenizer
 
-from infalign.bundle import SamplingLaw
+from infalign.bundle import adapter_rank
 from infalign.errors import EngineFailed
+from infalign.manifest import SamplingLaw
 from infalign.templates import Message, render_prompt, tokenise
 from training.progress import bar
 
@@ -35,10 +36,15 @@ class VllmSampler:
     engine: Any
     tokenizer: Any
     law: SamplingLaw
+    adapter: Any = None
+    """vLLM's request for the adapter, if there is one."""
 
     @classmethod
-    def load(cls, directory: Path, law: SamplingLaw, **options: Any) -> "VllmSampler":
-        """From a model directory; ``options`` are vLLM's own engine arguments, such as tensor_parallel_size."""
+    def load(cls, directory: Path, law: SamplingLaw, adapter: Path | None = None, **options: Any) -> "VllmSampler":
+        """From a model directory, with an adapter on it if one is given.
+
+        ``options`` are vLLM's own engine arguments, such as tensor_parallel_size.
+        """
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # seeds reach the worker, and nothing is left over
         from vllm import LLM
@@ -56,6 +62,14 @@ class VllmSampler:
                 "max_num_batched_tokens": max(positions, 8192),
                 "max_num_seqs": CPU_SEQUENCES,
             } | options
+        request = None
+        if adapter:
+            from vllm.config.lora import MaxLoRARanks
+            from vllm.lora.request import LoRARequest
+
+            request = LoRARequest(adapter.name, 1, str(adapter))
+            rank = min(size for size in get_args(MaxLoRARanks) if size >= adapter_rank(adapter))
+            options = {"enable_lora": True, "max_lora_rank": rank} | options
         try:
             engine = LLM(
                 model=str(directory),
@@ -67,7 +81,7 @@ class VllmSampler:
         except Exception as error:  # of whatever type: vLLM has many, and names the reason in the text
             reason = " ".join(str(error).split())
             raise EngineFailed(f"vLLM did not start on {directory}: {reason}") from error
-        return cls(engine, AutoTokenizer.from_pretrained(directory), law)
+        return cls(engine, AutoTokenizer.from_pretrained(directory), law, request)
 
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "rollouts") -> list[list[int]]:
         """One response to each prompt, as token ids, the end token included; repeat a prompt to draw more.
@@ -102,6 +116,7 @@ class VllmSampler:
                         for number, (_, count) in enumerate(batch)
                     ],
                     use_tqdm=False,
+                    lora_request=self.adapter,
                 )
                 for output in outputs:
                     drawn += [list(response.token_ids) for response in output.outputs]

@@ -17,6 +17,8 @@ class Sampling:
     top_k: int
     max_tokens: int
     seed: int
+    policy: str
+    """Name of the one that draws."""
     stop: tuple[str, ...] = ()
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -32,10 +34,10 @@ class Completion:
 
 
 class Engines(Protocol):
-    """A policy that generates and a reward model that scores."""
+    """Policies that generate and a reward model that scores."""
 
     context: int
-    """Tokens that prompt and response may have together, in the policy and in the reward model."""
+    """Tokens that prompt and response may have together, in the policies and in the reward model."""
 
     async def start(self) -> None:
         """Bring both up; raises what stopped them."""

@@ -4,12 +4,13 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
+from infalign.bundle import adapter_rank
 from server.engines.base import Completion, EnginesDown, Sampling
 from server.settings import Settings
 
@@ -19,12 +20,17 @@ BATCHED_TOKENS = 4096
 class VllmEngines:
     """Both engines on this machine; on CPU each computes on one thread, since two fight over the cores.
 
+    Where ``adapters`` are given, ``policy`` is what they sit on, and each candidate is drawn with the one it names.
     vLLM's statistics are those of the policy: its Prometheus logger keeps one engine per process.
     """
 
-    def __init__(self, policy: Path, reward_model: Path, settings: Settings) -> None:
+    def __init__(
+        self, policy: Path, reward_model: Path, settings: Settings, adapters: Mapping[str, Path] | None = None
+    ) -> None:
         self.context = min(_positions(policy), _positions(reward_model))
         self._policy_path, self._reward_path, self._settings = policy, reward_model, settings
+        self._adapters = dict(adapters or {})
+        self._requests: dict[str, Any] = {}
         self._policy: Any = None
         self._reward: Any = None
 
@@ -54,8 +60,9 @@ class VllmEngines:
                 common["dtype"] = "float32"
         else:
             common["gpu_memory_utilization"] = self._settings.gpu_memory
+        lora = self._lora()
         self._policy, self._reward = await asyncio.gather(
-            asyncio.to_thread(_launch, self._policy_path, generation_config="vllm", **common),
+            asyncio.to_thread(_launch, self._policy_path, generation_config="vllm", **lora, **common),
             asyncio.to_thread(_launch, self._reward_path, runner="pooling", disable_log_stats=True, **common),
         )
 
@@ -75,7 +82,8 @@ class VllmEngines:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         engine = self._running(self._policy)
-        output = await _last(engine.generate({"prompt_token_ids": prompt}, params, uuid4().hex))
+        adapter = self._requests.get(sampling.policy)
+        output = await _last(engine.generate({"prompt_token_ids": prompt}, params, uuid4().hex, lora_request=adapter))
         drawn = output.outputs[0]
         return Completion(drawn.text, len(drawn.token_ids), drawn.finish_reason or "stop")
 
@@ -102,6 +110,23 @@ class VllmEngines:
                 # Its finaliser shuts down once more at exit, with the interpreter half gone, and prints a stack trace.
                 type(engine).__del__ = lambda _: None
         self._policy = self._reward = None
+
+    def _lora(self) -> dict[str, Any]:
+        """VLLM's options for the adapters, and the requests that name them."""
+        if not self._adapters:
+            return {}
+        from vllm.config.lora import MaxLoRARanks
+        from vllm.lora.request import LoRARequest
+
+        self._requests = {
+            name: LoRARequest(name, number, str(path)) for number, (name, path) in enumerate(self._adapters.items(), 1)
+        }
+        rank = max(map(adapter_rank, self._adapters.values()))
+        return {
+            "enable_lora": True,
+            "max_loras": len(self._adapters),
+            "max_lora_rank": min(size for size in get_args(MaxLoRARanks) if size >= rank),
+        }
 
     def _running(self, engine: Any) -> Any:
         if engine is None:

@@ -1,4 +1,4 @@
-"""What the endpoints share: the served model, sampling from a request, and giving up when the client has gone."""
+"""What the endpoints share: the served policies, sampling from a request, and giving up when the client has gone."""
 
 import asyncio
 import random
@@ -28,15 +28,19 @@ class ClientGone(Exception):
 class Serving:
     """What a request is served with, in ``app.state.serving``."""
 
-    model: str
+    models: tuple[str, ...]
+    """Names of the policies; the first answers requests that name none."""
     decoder: Decoder
     settings: Settings
     metrics: Metrics
 
-    def check_model(self, model: str | None) -> None:
-        """Raise UnknownModel unless ``model`` is left out or the one served."""
-        if model not in (None, self.model):
-            raise UnknownModel(f"model: got {model!r}, accepted: {self.model}", "model")
+    def model(self, asked: str | None) -> str:
+        """The policy that answers a request; raises UnknownModel if there is none of that name."""
+        if asked is None:
+            return self.models[0]
+        if asked not in self.models:
+            raise UnknownModel(f"model: got {asked!r}, accepted: {', '.join(self.models)}", "model")
+        return asked
 
     def check_n(self, field: str, n: int) -> None:
         """Raise BadRequest if more candidates are asked for than the operator allows."""
@@ -51,6 +55,7 @@ class Serving:
             top_p=law.top_p if body.top_p is None else body.top_p,
             top_k=law.top_k if body.top_k is None else body.top_k,
             max_tokens=law.max_tokens if max_tokens is None else max_tokens,
+            policy=self.model(body.model),
             seed=random.getrandbits(31) if body.seed is None else body.seed,
             stop=body.stops,
             presence_penalty=body.presence_penalty,

@@ -35,25 +35,24 @@ async def worst_of_n(body: DecodingRequest, request: Request, server: Server) ->
 @router.post("/rewards", summary="Reward and quantile of given responses")
 async def rewards(body: RewardsRequest, request: Request, server: Server) -> RewardsAnswer:
     """Score responses that the client brings."""
-    server.check_model(body.model)
+    model = server.model(body.model)
     server.check_n("responses", len(body.responses))
     work = server.decoder.rewards(conversation(body.messages, body.prompt), body.responses)
     scored, calibration = await while_connected(request, work)
-    return RewardsAnswer(model=server.model, rewards=scored, calibration=calibration_info(calibration))
+    return RewardsAnswer(model=model, rewards=scored, calibration=calibration_info(calibration))
 
 
 async def _decode(
     body: DecodingRequest, request: Request, server: Serving, kind: type[BestOfN] | type[WorstOfN]
 ) -> DecodingAnswer:
-    server.check_model(body.model)
+    sampling = server.sampling(body, body.max_tokens)
     server.check_n("n", body.n)
     procedure: FixedN = kind(body.n)
-    sampling = server.sampling(body, body.max_tokens)
     decoded = await server.decode(request, conversation(body.messages, body.prompt), procedure, sampling)
     return DecodingAnswer(
         id=f"decoding-{uuid4().hex}",
         created=int(time.time()),
-        model=server.model,
+        model=sampling.policy,
         procedure=str(procedure),
         selected=decoded.ranked[: body.top],
         candidates=decoded.in_drawn_order if body.return_candidates else None,

@@ -40,15 +40,15 @@ async def completions(body: CompletionRequest, request: Request, server: Server)
 
 @router.get("/models")
 async def models(server: Server) -> dict[str, Any]:
-    """The served model."""
-    card = {"id": server.model, "object": "model", "created": 0, "owned_by": "infalign"}
-    return {"object": "list", "data": [card]}
+    """The served policies."""
+    cards = [{"id": name, "object": "model", "created": 0, "owned_by": "infalign"} for name in server.models]
+    return {"object": "list", "data": cards}
 
 
 async def _decode(
     body: ChatRequest | CompletionRequest, request: Request, server: Serving, asked: Conversation, limit: int | None
 ) -> tuple[Decoded, FixedN]:
-    server.check_model(body.model)
+    sampling = server.sampling(body, limit)
     procedure: FixedN
     if body.best_of is not None:
         field, drawn, procedure = "best_of", body.best_of, BestOfN(body.best_of)
@@ -57,7 +57,7 @@ async def _decode(
     else:
         field, drawn, procedure = "n", body.n, Standard()
     server.check_n(field, drawn)
-    return await server.decode(request, asked, procedure, server.sampling(body, limit), drawn), procedure
+    return await server.decode(request, asked, procedure, sampling, drawn), procedure
 
 
 def _standing(candidate: Candidate) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _answer(
         id=f"{prefix}-{uuid4().hex}",
         object=kind,
         created=int(time.time()),
-        model=server.model,
+        model=server.model(body.model),
         choices=choices,
         usage=usage(decoded),
         procedure=str(procedure),

@@ -1,6 +1,6 @@
 """``/health``, ``/ready`` and ``/metrics``, for those who run the server."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -20,13 +20,13 @@ async def health() -> dict[str, str]:
 
 
 @router.get("/ready")
-async def ready(server: Server) -> dict[str, str]:
+async def ready(server: Server) -> dict[str, Any]:
     """Bundle loaded and both engines up; 503 until then, and after an engine has died."""
     try:
         await server.decoder.engines.check()
     except EnginesDown as error:
         raise Unavailable(f"not ready: {error}") from error
-    return {"status": "ready", "model": server.model}
+    return {"status": "ready", "models": list(server.models)}
 
 
 @router.get("/metrics", response_class=Response)

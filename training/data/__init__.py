@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from infalign.templates import render_prompt, tokenise
-from training.config import Config
-from training.data import comparisons, helpdesk
+from training.config import Base, Config
+from training.data import examples, helpdesk
+from training.data.files import hub, lines
 from training.data.rows import HELD_OUT, PREFERENCES, PROMPTS, REPORT, SFT, Material, read_prompts, read_rows, split
-from training.tokenizer import train_tokenizer
+from training.tokenizer import base_tokenizer, train_tokenizer
 
 __all__ = [
     "HELD_OUT",
@@ -25,31 +27,48 @@ __all__ = [
 ]
 
 TOKENIZER = "tokenizer"
+PARSERS = {
+    "transcripts": examples.transcripts,
+    "preferences": examples.preferences,
+    "prompts": examples.prompts,
+}
 Item = TypeVar("Item")
 
 
 def write_data(directory: Path, config: Config) -> None:
-    """Read or generate the data, train its tokenizer, drop what is too long, and write it all into ``directory``.
+    """Read or generate the data, settle its tokenizer, drop what is too long, and write it all into ``directory``.
 
     Raises:
-        InvalidValue: there is no such data, or too little of it.
+        InvalidValue: there is no such data, too little of it, or a base model whose tokenizer cannot be used.
     """
     material = _material(config)
-    texts = (text for answer in material.answers for text in (*(m["content"] for m in answer.prompt), answer.text))
-    tokenizer = train_tokenizer(texts, config.model.vocabulary)
+    origin = config.model.origin
+    if isinstance(origin, Base):
+        tokenizer = base_tokenizer(origin)
+    else:
+        texts = (text for answer in material.answers for text in (*(m["content"] for m in answer.prompt), answer.text))
+        tokenizer = train_tokenizer(texts, origin.vocabulary)
     _drop_long(material, tokenizer, config.model.positions, config.rollouts.max_tokens)
-    material.check()
+    needed = ["train", "validation", "test"]
+    needed += ["answers"] if config.sft else []
+    needed += ["comparisons", "held_out"] if config.reward.train else []
+    material.check(needed)
     tokenizer.save_pretrained(directory / TOKENIZER)
     material.write(directory)
 
 
 def _material(config: Config) -> Material:
+    source, seed = config.data.source, config.seed
     if config.data.helpdesk:
-        return helpdesk.material(config.data.helpdesk, config.seed)
-    kind, files = config.data.comparisons
-    rows = comparisons.hub(files.hub, files.subset, files.split) if files.hub else comparisons.lines(files.paths)
-    found, defects = comparisons.read(rows, comparisons.PARSERS[kind], files.limit)
-    return split(found, files.held_out, config.seed, defects)
+        return helpdesk.material(config.data.helpdesk, seed)
+    files = config.data.files
+    rows = hub(files.hub, files.subset, files.split) if files.hub else lines(files.paths)
+    if config.data.pools:
+        parse = examples.pools(config.data.pools.pairs, config.data.pools.answers, Random(seed))
+    else:
+        parse = PARSERS[source]
+    found, defects = examples.read(rows, parse, files.limit)
+    return split(found, files.held_out, seed, defects)
 
 
 def _drop_long(material: Material, tokenizer: PreTrainedTokenizerBase, positions: int, room: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from infalign.errors import InvalidValue
 from infalign.templates import Message
+from training.data.examples import Example
 
 SFT, PREFERENCES, HELD_OUT, PROMPTS, REPORT = (
     "sft.jsonl",
@@ -59,13 +60,13 @@ class Material:
     defects: Counter[str] = field(default_factory=Counter)
     """Rows that were dropped, by reason."""
 
-    def check(self) -> None:
-        """See that there is something of everything.
+    def check(self, needed: Iterable[str]) -> None:
+        """See that there is something of every part that is ``needed``.
 
         Raises:
             InvalidValue: nothing is left of a part.
         """
-        for name in ("train", "validation", "test", "answers", "comparisons", "held_out"):
+        for name in needed:
             if not getattr(self, name):
                 raise InvalidValue("data", f"no {name} left", f"more data; dropped: {dict(self.defects)}")
 
@@ -96,15 +97,15 @@ class Material:
         }
 
 
-def split(comparisons: list[Comparison], held_out: int, seed: int, defects: Counter[str]) -> Material:
-    """Prompts at random: ``held_out`` for validation and test, the rest for training, each with all its comparisons.
+def split(examples: list[Example], held_out: int, seed: int, defects: Counter[str]) -> Material:
+    """Prompts at random: ``held_out`` for validation and test, the rest for training, each with all that is known.
 
     Raises:
         InvalidValue: fewer than ``held_out`` + 1 different prompts.
     """
-    by_prompt: dict[Prompt, list[Comparison]] = {}
-    for comparison in comparisons:
-        by_prompt.setdefault(_hashable(comparison.prompt), []).append(comparison)
+    by_prompt: dict[Prompt, list[Example]] = {}
+    for example in examples:
+        by_prompt.setdefault(_hashable(example.prompt), []).append(example)
     groups = list(by_prompt.values())
     if len(groups) <= held_out:
         dropped = f" ({sum(defects.values())} rows were dropped: {dict(defects)})" if defects else ""
@@ -112,17 +113,21 @@ def split(comparisons: list[Comparison], held_out: int, seed: int, defects: Coun
     Random(seed).shuffle(groups)
     kept, train = groups[:held_out], groups[held_out:]
     validation, test = thirds([group[0].prompt for group in kept])
-    chosen = [comparison for group in train for comparison in group]
-    Random(seed + 1).shuffle(chosen)
+    learnt = [example for group in train for example in group]
+    Random(seed + 1).shuffle(learnt)
     return Material(
         train=[group[0].prompt for group in train],
         validation=validation,
         test=test,
-        answers=[Answer(comparison.prompt, comparison.chosen) for comparison in chosen],
-        comparisons=chosen,
-        held_out=[comparison for group in kept for comparison in group],
+        answers=[Answer(example.prompt, text) for example in learnt for text in example.answers],
+        comparisons=_comparisons(learnt),
+        held_out=_comparisons(example for group in kept for example in group),
         defects=defects,
     )
+
+
+def _comparisons(examples: Iterable[Example]) -> list[Comparison]:
+    return [Comparison(example.prompt, *pair) for example in examples for pair in example.pairs]
 
 
 def thirds(held_out: list[Item]) -> tuple[list[Item], list[Item]]:

@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from infalign.bundle import SamplingLaw, read_bundle
+from infalign.bundle import read_bundle
 from infalign.errors import InvalidValue
+from infalign.manifest import SamplingLaw
 from infalign.plots import check_path, save
 from infalign.procedures import parse_procedure
 from infalign.templates import Message, render_prompt, tokenise
-from training.data.comparisons import lines
+from training.data.examples import Defect, conversation
+from training.data.files import lines
 from training.evaluation import report
 from training.evaluation.draws import collect
 from training.evaluation.figures import Evaluation, check_draws, evaluate, procedures_of
 from training.judges import load_judge
-from training.sampler import Sampler
+from training.sampler import Sampler, load_pair
 from training.scorer import Scorer
 
 
@@ -24,6 +25,8 @@ class Request:
     """What is to be measured, and how."""
 
     bundle: Path
+    policy: str | None
+    """Its name; the bundle's default if None."""
     prompts: Path | None
     """JSON lines with a ``prompt`` of messages or of text; the bundle's own test prompts if None."""
     limit: int | None
@@ -43,22 +46,27 @@ def run(request: Request) -> Evaluation:
         InvalidValue: prompts that cannot be used, too few draws for an N, or a judge that is none.
     """
     bundle = read_bundle(request.bundle)
-    trained_for = parse_procedure(bundle.manifest.procedure)
+    chosen = bundle.policy(request.policy)
+    trained_for = parse_procedure(chosen.record.procedure)
     procedures = procedures_of(trained_for, request.ns)
     check_draws(request.draws, procedures)
     if request.plot:
         check_path(request.plot)
     judge = load_judge(request.judge) if request.judge else None
     law = bundle.manifest.sampling
-    policy, reference = Sampler.load(bundle.policy, law), Sampler.load(bundle.reference, law)
-    prompts = read_prompts(request.prompts or bundle.evaluation / report.PROMPTS, policy, request.limit)
+    policy, reference = load_pair(chosen.directory, bundle.reference, law)
+    prompts = read_prompts(request.prompts or chosen.evaluation / report.PROMPTS, policy, request.limit)
     scorer = Scorer.load(bundle.reward_model)
-    drawers = (
-        (_OneAtATime(bundle.policy, law), _OneAtATime(bundle.reference, law)) if request.engine == "vllm" else None
-    )
+    drawers = None
+    if request.engine == "vllm":
+        theirs = _OneAtATime(bundle.reference, None, law)
+        if chosen.is_adapter:
+            drawers = _OneAtATime(bundle.reference, chosen.directory, law), theirs
+        else:
+            drawers = _OneAtATime(chosen.directory, None, law), theirs
     drawn = collect(policy, reference, scorer, judge, prompts, request.draws, request.seed, drawers)
     samples = bundle.table.samples
-    found = evaluate(drawn, procedures, bundle.manifest.transformation, trained_for, samples)
+    found = evaluate(drawn, procedures, chosen.record.transformation, trained_for, samples)
     if request.plot:
         shown = [str(procedure) for procedure in procedures]
         save(report.picture(found, samples, shown), request.plot, report.measured(found))
@@ -75,9 +83,11 @@ def read_prompts(path: Path, policy: Sampler, limit: int | None) -> list[Sequenc
     room = policy.model.config.max_position_embeddings - policy.law.max_tokens
     for number, row in enumerate(lines([str(path)]), 1):
         where = f"{path}, line {number}"
-        prompt = _conversation(row.get("prompt") if isinstance(row, dict) else row)
-        if prompt is None:
-            raise InvalidValue(where, str(row)[:80], '{"prompt": text, or messages with role and content}')
+        try:
+            prompt = conversation(row.get("prompt") if isinstance(row, dict) else row)
+        except Defect as defect:
+            expected = f'{{"prompt": text, or messages with role and content}} ({defect})'
+            raise InvalidValue(where, str(row)[:80], expected) from defect
         length = len(tokenise(policy.tokenizer, render_prompt(policy.tokenizer, prompt)))
         if length > room:
             raise InvalidValue(where, f"{length} tokens", f"{room} at most, to leave room for {policy.law.max_tokens}")
@@ -90,28 +100,16 @@ def read_prompts(path: Path, policy: Sampler, limit: int | None) -> list[Sequenc
     return found
 
 
-def _conversation(prompt: Any) -> Sequence[Message] | None:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    fine = isinstance(prompt, list) and all(
-        isinstance(message, dict)
-        and set(message) == {"role", "content"}
-        and all(isinstance(value, str) for value in message.values())
-        for message in prompt
-    )
-    return prompt if fine and prompt else None
-
-
 class _OneAtATime:
     """A vLLM engine that is started when it draws and stopped after: two would share one GPU's memory."""
 
-    def __init__(self, directory: Path, law: SamplingLaw) -> None:
-        self.directory, self.law = directory, law
+    def __init__(self, directory: Path, adapter: Path | None, law: SamplingLaw) -> None:
+        self.directory, self.adapter, self.law = directory, adapter, law
 
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "draws") -> list[list[int]]:
         from training.vllm_sampler import VllmSampler
 
-        engine = VllmSampler.load(self.directory, self.law)
+        engine = VllmSampler.load(self.directory, self.law, self.adapter)
         try:
             return engine.draw(prompts, seed, stage)
         finally:

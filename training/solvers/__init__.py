@@ -4,11 +4,13 @@ A solver is one function in a module of its own, named in ``SOLVERS``.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from training.solvers import regression, rloo
-from training.solvers.task import Solution, Task
+from training.solvers.task import Task
 
-Solver = Callable[[Task], Solution]
+Solver = Callable[[Task, Path], float]
+"""Trains a policy, saves it into the directory, and says where β ended."""
 SOLVERS: dict[str, Solver] = {"rloo": rloo.solve, "regression": regression.solve}
 
-__all__ = ["SOLVERS", "Solution", "Solver", "Task"]
+__all__ = ["SOLVERS", "Solver", "Task"]

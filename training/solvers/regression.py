@@ -10,23 +10,25 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import get_peft_model
 from scipy.special import logsumexp
 from transformers import AutoTokenizer
 
 from infalign.frontier import beta_for_kl
 from infalign.templates import prompt_key, render_prompt, tokenise
 from training.curves import draw_curves
-from training.models import load_causal
+from training.models import load_causal, lora, save_model
 from training.optimisers import MuonAdam
 from training.progress import bar
 from training.rollouts import read_rollouts
-from training.sampler import Sampler, log_probabilities
-from training.solvers.task import Solution, Task
+from training.sampler import log_probabilities
+from training.solvers.task import Task
 
 WARM_UP, CLIP, LOGGED_EVERY = 5, 1.0, 10
 
@@ -41,18 +43,23 @@ class Group:
     """log π*/π_ref of each."""
 
 
-def solve(task: Task) -> Solution:
+def solve(task: Task, directory: Path) -> float:
     """Fit at theory's β for the target KL."""
     config = task.config
     torch.manual_seed(task.seed)
     random = np.random.default_rng(task.seed)
     tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left")
-    policy = Sampler(load_causal(task.reference), tokenizer, task.law)
-    reference = Sampler.load(task.reference, task.law)
+    policy, reference = load_causal(task.reference), load_causal(task.reference)
+    if config.lora is not None:
+        policy = get_peft_model(policy, lora(config.lora))
     beta = beta_for_kl(task.transformation, config.target_kl)
     stored = list(read_groups(task, tokenizer, beta))
-    weights = [weight for weight in policy.model.parameters() if weight.requires_grad]
-    optimiser = MuonAdam(policy.model, config.learning_rate)
+    weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    optimiser = (
+        MuonAdam(policy, config.learning_rate)
+        if config.optimiser == "muon"
+        else torch.optim.AdamW(weights, config.learning_rate, weight_decay=0.0)
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / WARM_UP, 1) * (1 - step / config.steps)
     )
@@ -70,8 +77,8 @@ def solve(task: Task) -> Solution:
                 responses += [group.responses[k] for k in chosen]
                 targets += group.targets[chosen].tolist()
             with torch.no_grad():
-                theirs = log_probabilities(reference.model, tokenizer, prompts, responses)
-            ours = log_probabilities(policy.model, tokenizer, prompts, responses)
+                theirs = log_probabilities(reference, tokenizer, prompts, responses)
+            ours = log_probabilities(policy, tokenizer, prompts, responses)
             wanted = torch.tensor(targets, dtype=ours.dtype, device=ours.device)
             loss = ((ours - theirs - wanted) ** 2).mean()
             optimiser.zero_grad()
@@ -85,7 +92,8 @@ def solve(task: Task) -> Solution:
                 log.write(json.dumps({"step": step, "loss": float(loss), "r2": explained, "beta": beta}) + "\n")
                 progress.set_postfix(r2=f"{explained:.3f}")
     draw_curves(task.directory / "metrics.jsonl")
-    return Solution(policy.model, tokenizer, beta)
+    save_model(policy, tokenizer, directory)
+    return beta
 
 
 def read_groups(task: Task, tokenizer: Any, beta: float) -> Iterator[Group]:

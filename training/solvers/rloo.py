@@ -7,25 +7,28 @@ of each prompt; nothing is refreshed from the policy.
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, TrainerCallback
+from transformers.trainer_callback import ExportableState
 from trl import RLOOConfig, RLOOTrainer
 
 from infalign.frontier import beta_for_kl
 from infalign.templates import Message, prompt_key, render_prompt
+from training.models import lora, save_trained
 from training.optimisers import MuonAdam
 from training.progress import attach
-from training.runtime import trainer_arguments
+from training.runtime import train, trainer_arguments
 from training.sampler import InverseCdfSampler
-from training.solvers.task import Solution, Task
+from training.solvers.task import Task
 
 KL_MEMORY, GAIN = 0.9, 0.05
 
 
-def solve(task: Task) -> Solution:
+def solve(task: Task, directory: Path) -> float:
     """Start at theory's β for the target KL, then steer it by the KL of the training draws."""
     config = task.config
     tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left")
@@ -40,9 +43,8 @@ def solve(task: Task) -> Solution:
         model=model,
         reward_funcs=ctrl_reward(task),
         args=RLOOConfig(
-            **trainer_arguments(task.directory, task.seed),
+            **trainer_arguments(task.directory, "ctrl", task.seed, task.compute, config.prompts * config.generations),
             model_init_kwargs={"dtype": "auto"},
-            per_device_train_batch_size=config.prompts * config.generations,
             num_generations=config.generations,
             max_completion_length=task.law.max_tokens,
             temperature=1.0,
@@ -59,13 +61,15 @@ def solve(task: Task) -> Solution:
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[steer],
-        optimizers=(MuonAdam(model, config.learning_rate), None),
+        peft_config=lora(config.lora) if config.lora else None,
     )
-    attach(trainer, "ctrl", ("sequence_kl", "quantile"), task.directory)
+    if config.optimiser == "muon":
+        trainer.optimizer = MuonAdam(trainer.model, config.learning_rate)
+    attach(trainer, "ctrl", ("sequence_kl", "quantile"), task.directory, task.compute.report_to)
     steer.trainer = trainer
-    trainer.train()
-    del model.generate
-    return Solution(model, tokenizer, float(trainer.beta))
+    train(trainer)
+    save_trained(trainer, tokenizer, directory)
+    return float(trainer.beta)
 
 
 def ctrl_reward(task: Task) -> Callable[..., list[float]]:
@@ -89,7 +93,7 @@ def ctrl_reward(task: Task) -> Callable[..., list[float]]:
     return transformed
 
 
-class SteerKL(TrainerCallback):  # type: ignore[misc]
+class SteerKL(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Moves the trainer's β so that the measured KL settles at the target.
 
     TRL logs KL per token; the policy's is that times the mean length, in nats per response, logged here as
@@ -101,6 +105,16 @@ class SteerKL(TrainerCallback):  # type: ignore[misc]
         self.target = target
         self.trainer: Any = None
         self.total = self.weight = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        beta = self.trainer.beta if self.trainer else None
+        return {"args": {}, "attributes": {"total": self.total, "weight": self.weight, "beta": beta}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step:  # going on from a checkpoint
+            kept = state.stateful_callbacks[type(self).__name__]["attributes"]
+            self.total, self.weight, self.trainer.beta = kept["total"], kept["weight"], kept["beta"]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         if "kl" not in logs:

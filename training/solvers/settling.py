@@ -5,8 +5,11 @@ along that line (docs/LOG.md), so that policies settle at equal KL without steer
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
 
 from infalign.estimators import Estimate, over_prompts
 from infalign.templates import Message
@@ -30,12 +33,8 @@ def settle(
     policy: Sampler, reference: Sampler, prompts: Sequence[Sequence[Message]], target: float, draws: int, seed: int
 ) -> Settled:
     """Scale ``policy``, in place, so that its KL on ``prompts`` is ``target``, as near as α up to 1.25 gets."""
-    start = {name: value.clone() for name, value in reference.model.state_dict().items()}
-    change = {name: value - start[name] for name, value in policy.model.state_dict().items()}
+    move = _mover(policy.model, reference.model)
     repeated = [messages for messages in prompts for _ in range(draws)]
-
-    def move(scale: float) -> None:
-        policy.model.load_state_dict({name: start[name] + scale * change[name] for name in start})
 
     def measured(scale: float) -> Estimate:
         move(scale)
@@ -51,6 +50,21 @@ def settle(
     best = min(found, key=lambda tried: abs(tried.kl.value - target))
     move(best.scale)
     return best
+
+
+def _mover(policy: Any, reference: Any) -> Callable[[float], None]:
+    """What sets the policy to a scale; of an adapter, whose update is a product BA, B alone is scaled."""
+    if isinstance(policy, PeftModel):
+        grown = {name: value.clone() for name, value in policy.named_parameters() if "lora_B" in name}
+
+        def move(scale: float) -> None:
+            policy.load_state_dict({name: scale * value for name, value in grown.items()}, strict=False)
+
+        return move
+
+    start = {name: value.clone() for name, value in reference.state_dict().items()}
+    change = {name: value - start[name] for name, value in policy.state_dict().items()}
+    return lambda scale: policy.load_state_dict({name: start[name] + scale * change[name] for name in start})
 
 
 def _next(found: Sequence[Settled], target: float) -> float:

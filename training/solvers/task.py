@@ -1,18 +1,17 @@
-"""What every solver is given, and what it gives back."""
+"""What every solver is given."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infalign.bundle import SamplingLaw
 from infalign.calibration import CalibrationTable
+from infalign.manifest import SamplingLaw
 from infalign.templates import Message
 from infalign.transforms import Gaussian, Transformation
-from training.config import Ctrl
+from training.config import Compute, Ctrl
 from training.scorer import Scorer
 
 Floats = NDArray[np.float64]
@@ -34,6 +33,7 @@ class Task:
     transformation: Transformation
     law: SamplingLaw
     config: Ctrl
+    compute: Compute
     seed: int
 
     def values(self, quantiles: Floats, rewards: Floats) -> Floats:
@@ -45,13 +45,3 @@ class Task:
             anchors = self.table.rewards
             return np.asarray((rewards - anchors.mean()) / anchors.std())
         return self.transformation(quantiles)
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A policy, in memory."""
-
-    model: Any
-    tokenizer: Any
-    beta: float
-    """Where β ended."""

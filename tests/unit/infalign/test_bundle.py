@@ -1,15 +1,20 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from infalign import BundleError, CalibrationTable, Estimator, read_bundle, write_bundle
-from infalign.bundle import PARTS, CalibrationRecord, SamplingLaw, directory_digest, hash_files, save_calibration
-from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing
+from infalign import BundleError, CalibrationTable, Estimator, NewPolicy, join_bundles, read_bundle, write_bundle
+from infalign.bundle import SHARED, directory_digest, hash_files, save_calibration
+from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, InvalidValue
+from infalign.manifest import CalibrationRecord, SamplingLaw
 
 LAW = SamplingLaw(max_tokens=16)
 TEMPLATE_SHA = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # of "hello"
+
+
+MEASURED = {"kl": 0.5, "win_rate_best-of-4": 0.8}
 
 
 def parts(root: Path, reward: str = "reward") -> dict[str, Path]:
@@ -31,21 +36,27 @@ def parts(root: Path, reward: str = "reward") -> dict[str, Path]:
         resolution=1e-4,
     )
     save_calibration(root / "calibration", table, record)
-    return {name: root / name for name in PARTS}
+    return {name: root / name for name in (*SHARED, "policy", "evaluation")}
 
 
-def write(target: Path, sources: dict[str, Path], **changes: object) -> None:
+def write(target: Path, sources: dict[str, Path], adapter: bool = False, **changes: Any) -> None:
     fields = {
         "name": "demo",
         "created": "2026-01-01T00:00:00+00:00",
-        "procedure": "best-of-4",
-        "transformation": "exp(10)",
-        "beta": 0.3,
         "sampling": LAW,
-        "measured": {"kl": 0.5},
         "libraries": {"infalign": "0"},
-    }
-    write_bundle(target, sources, "# card\n", **(fields | changes))
+    } | changes
+    policy = NewPolicy(
+        sources["policy"],
+        sources["evaluation"],
+        adapter,
+        "best-of-4",
+        "exp(10)",
+        0.3,
+        MEASURED,
+    )
+    shared = {part: sources[part] for part in SHARED}
+    write_bundle(target, shared, {fields["name"]: policy}, "# card\n", **fields)
 
 
 @pytest.fixture
@@ -57,7 +68,12 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_what_is_written_is_read(bundle: Path) -> None:
     found = read_bundle(bundle)
-    assert found.manifest.procedure == "best-of-4"
+    policy = found.policy()
+    assert (policy.name, policy.record.procedure, policy.is_adapter) == ("demo", "best-of-4", False)
+    assert policy.directory == bundle / "policy"
+    assert (policy.evaluation / "config.json").is_file()
+    with pytest.raises(InvalidValue, match="policy: got 'other', accepted: demo"):
+        found.policy("other")
     assert found.table.keys == ("ab" * 16, "cd" * 16)
     assert found.table.lookup("ab" * 16).samples == 3
     assert np.array_equal(found.table.rewards, [[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])
@@ -93,8 +109,9 @@ def test_an_added_file_is_noticed(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"format": 99}, "format 99, this version reads 1"),
-        ({"procedure": "best"}, "procedure"),
+        ({"format": 99}, "format 99, this version reads 2"),
+        ({"policies": {}}, "name is demo, which is none of the policies"),
+        ({"policies": {"demo": {"path": "../x"}}}, "policies.demo.path"),
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -140,3 +157,36 @@ def test_a_new_bundle_replaces_the_old(bundle: Path, tmp_path: Path) -> None:
     write(bundle, parts(tmp_path / "parts"), name="second")
     assert read_bundle(bundle).manifest.name == "second"
     assert [path.name for path in bundle.parent.iterdir()] == ["demo"]
+
+
+def adapters(tmp_path: Path, *names: str) -> list[Path]:
+    """Bundles of one adapter each, on one reference."""
+    sources = parts(tmp_path / "parts")
+    for name in names:
+        write(tmp_path / name, sources, adapter=True, name=name)
+    return [tmp_path / name for name in names]
+
+
+def test_adapters_on_one_reference_are_joined(tmp_path: Path) -> None:
+    bundles = [read_bundle(path) for path in adapters(tmp_path, "best", "worst")]
+    assert not (bundles[0].path / "policy").exists()
+    joined = read_bundle(join_bundles(bundles, tmp_path / "both").path)
+    assert list(joined.policies) == ["best", "worst"]
+    assert joined.policy().name == "best"
+    assert joined.policy("worst").directory == tmp_path / "both" / "adapters" / "worst"
+    assert joined.policy("worst").record.measured == bundles[1].policy().record.measured
+    card = (joined.path / "README.md").read_text()
+    assert "| [worst](evaluation/worst) | best-of-4 | exp(10) | 0.500 | 0.800 |" in card
+    with pytest.raises(BundleMismatch, match="another bundle has a policy best too"):
+        join_bundles([joined, bundles[0]], tmp_path / "again")
+
+
+def test_what_does_not_belong_together_is_not_joined(tmp_path: Path) -> None:
+    [one] = adapters(tmp_path, "one")
+    write(tmp_path / "whole", parts(tmp_path / "parts"), name="whole")
+    write(tmp_path / "other", parts(tmp_path / "others", reward="another"), adapter=True, name="other")
+    with pytest.raises(BundleMismatch, match="the policy whole is a whole model"):
+        join_bundles([read_bundle(one), read_bundle(tmp_path / "whole")], tmp_path / "both")
+    with pytest.raises(BundleMismatch, match="its reward_model is not that of"):
+        join_bundles([read_bundle(one), read_bundle(tmp_path / "other")], tmp_path / "both")
+    assert not (tmp_path / "both").exists()

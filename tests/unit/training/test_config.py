@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from infalign import InvalidValue
-from training.config import SHIPPED, load_config
+from training.configs import SHIPPED, load_config
+
+ON_BASE = "model={base: {path: x, positions: 64}}"
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
@@ -32,22 +34,31 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_data_files_replace_those_of_the_config(tmp_path: Path) -> None:
-    kind, files = load_config(
-        "hh-harmless", paths=(str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
-    ).data.comparisons
-    assert (kind, files.hub) == ("transcripts", None)
-    assert files.paths == (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    data = load_config("hh-harmless", paths=(str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))).data
+    assert (data.source, data.files.hub) == ("transcripts", None)
+    assert data.files.paths == (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
 
 
 @pytest.mark.parametrize(
     ("name", "overrides", "paths", "message"),
     [
         ("demo", (), ("x.jsonl",), "--data: got 'x.jsonl', accepted: no files: this config's data is generated"),
-        ("demo", ("data.helpdesk=null",), (), "data: .*exactly one of helpdesk, transcripts, preferences; got none"),
+        (
+            "demo",
+            ("data.helpdesk=null",),
+            (),
+            "data: .*exactly one of helpdesk, .*prompts; got none",
+        ),
         ("demo", ("data.preferences={paths: [x], held_out: 3}",), (), "exactly one of .* got .*helpdesk.*preferences"),
         ("demo", ("data.helpdesk.answer=3",), (), "data.helpdesk.answer: got 3, .*did you mean answers"),
         ("hh-harmless", ("data.transcripts.hub=null",), (), "give paths .* or hub: exactly one"),
         ("hh-harmless", ("data.transcripts.held_out=0",), (), "data.transcripts.held_out: got 0"),
+        ("demo", ("sft=null",), (), "a model from scratch needs sft"),
+        ("demo", ("model.scratch=null",), (), "model: .*give scratch, or base"),
+        ("demo", ("reward.train=null",), (), "reward: .*give train, or classifier"),
+        ("demo", ("data={prompts: {paths: [x], held_out: 3}}",), (), "data.prompts has no answers for sft"),
+        ("demo", (ON_BASE, "data={prompts: {paths: [x], held_out: 3}}", "sft=null"), (), "no comparisons for reward"),
+        ("demo", ("reward.classifier={path: x, higher_is: good}", "reward.train=null"), (), "'better' or 'worse'"),
     ],
 )
 def test_data_that_is_not_one_thing_is_refused(

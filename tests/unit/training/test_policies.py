@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from infalign.bundle import SamplingLaw
-from training.config import Model
+from infalign.manifest import SamplingLaw
+from training.config import Scratch
 from training.models import new_model
 from training.optimisers import MuonAdam
 from training.sampler import Sampler, sequence_kl
@@ -22,7 +22,7 @@ LAW = SamplingLaw(max_tokens=6)
 def model(seed: int = 0) -> Sampler:
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(["what is the way to the station"], 300)
-    network = new_model(tokenizer, Model(vocabulary=300, hidden=32, layers=1, positions=64))
+    network = new_model(tokenizer, Scratch(vocabulary=300, hidden=32, layers=1, positions=64))
     return Sampler(network.eval(), tokenizer, LAW)
 
 

@@ -8,10 +8,11 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from infalign import InvalidValue
-from infalign.bundle import SamplingLaw
 from infalign.errors import EngineFailed
+from infalign.manifest import SamplingLaw
 from training import workers
-from training.config import Model, load_config
+from training.config import Scratch
+from training.configs import load_config
 from training.models import new_model
 from training.rollouts import read_rollouts, write_rollouts
 from training.sampler import Sampler
@@ -29,7 +30,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     directory = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["why and how, a b c d e"], 300)
-    reference = new_model(tokenizer, Model(vocabulary=300, hidden=32, layers=1, positions=64))
+    reference = new_model(tokenizer, Scratch(vocabulary=300, hidden=32, layers=1, positions=64))
     judged = LlamaForSequenceClassification(LlamaConfig.from_dict(reference.config.to_dict() | {"num_labels": 1}))
     for name, model in (("reference", reference), ("reward", judged)):
         model.save_pretrained(directory / name)

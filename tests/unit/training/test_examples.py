@@ -1,19 +1,21 @@
-"""Real-world comparisons: what is used, what is dropped and why, and that no prompt is in both splits."""
+"""Rows of the real world: what is used, what is dropped and why, and that no prompt is in both splits."""
 
 import gzip
 import json
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infalign import InvalidValue
-from training.config import load_config
+from training.configs import load_config
 from training.data import PROMPTS, read_prompts, read_rows, write_data
-from training.data.comparisons import hub, lines, preferences, read, transcripts
-from training.data.rows import HELD_OUT, PREFERENCES, REPORT, SFT, Comparison, split
+from training.data.examples import Example, pools, preferences, prompts, read, transcripts
+from training.data.files import hub, lines
+from training.data.rows import HELD_OUT, PREFERENCES, REPORT, SFT, split
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data" / "hh-harmless-test.jsonl.gz"
 ASKED = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye"
@@ -31,14 +33,14 @@ def test_a_transcript_becomes_messages_and_two_responses() -> None:
     found, defects = read([row(transcript("Take care."), transcript("Go away."))], transcripts)
     assert not defects
     assert found == [
-        Comparison(
+        Example(
             [
                 {"role": "user", "content": "Hi"},
                 {"role": "assistant", "content": "Hello"},
                 {"role": "user", "content": "Bye"},
             ],
-            "Take care.",
-            "Go away.",
+            ("Take care.",),
+            (("Take care.", "Go away."),),
         )
     ]
 
@@ -87,7 +89,7 @@ USER, GOOD, BAD = message("user", "Hi"), message("assistant", "Hello."), message
     ],
 )
 def test_preference_rows_with_explicit_and_implicit_prompt(good: dict) -> None:
-    assert read([good], preferences) == ([Comparison([USER], "Hello.", "What?")], Counter())
+    assert read([good], preferences) == ([Example([USER], ("Hello.",), (("Hello.", "What?"),))], Counter())
 
 
 @pytest.mark.parametrize(
@@ -108,26 +110,59 @@ def test_a_preference_that_cannot_be_used_is_counted_by_reason(bad: dict, reason
     assert [reason in counted for counted in defects] == [True]
 
 
+POOL = [{"text": text, "score": score} for text, score in (("a", 0.1), ("b", 0.9), ("c", 0.1), (" ", 1.0), ("d", 0.5))]
+
+
+def test_a_pool_gives_its_best_answers_and_comparisons_of_unequal_scores() -> None:
+    parse = pools(pairs=9, answers=2, random=Random(0))
+    [example], defects = read([{"prompt": "Hi", "responses": POOL}], parse)
+    assert (example.prompt, example.answers, defects) == ([USER], ("b", "d"), Counter())
+    assert sorted(example.pairs) == [("b", "a"), ("b", "c"), ("b", "d"), ("d", "a"), ("d", "c")]
+    assert len(pools(pairs=3, answers=1, random=Random(0))({"prompt": "Hi", "responses": POOL}).pairs) == 3
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"prompt": "Hi"}, "responses are not a list"),
+        ({"prompt": "Hi", "responses": [{"score": 1}]}, "a response without text"),
+        ({"prompt": "Hi", "responses": [{"text": "a"}]}, "a response without a score"),
+        ({"prompt": "Hi", "responses": POOL[:1] + POOL[2:3]}, "no two responses with different scores"),
+        ({"prompt": 3, "responses": POOL}, "a prompt that is neither text nor messages"),
+    ],
+)
+def test_a_pool_that_cannot_be_used_is_counted_by_reason(bad: dict, reason: str) -> None:
+    assert read([bad], pools(1, 1, Random(0))) == ([], Counter({reason: 1}))
+
+
+@pytest.mark.parametrize("row", [{"prompt": "Hi"}, {"prompt": [USER], "other": 1}])
+def test_a_prompt_alone_is_text_or_messages(row: dict) -> None:
+    assert read([row], prompts) == ([Example([USER])], Counter())
+
+
 @given(st.lists(st.integers(0, 9), min_size=12, max_size=40), st.integers(1, 4), st.integers(0, 5))
-def test_no_prompt_is_in_both_splits_and_nothing_is_lost(prompts: list[int], held_out: int, seed: int) -> None:
-    comparisons = [Comparison([message("user", str(p))], f"good {i}", "bad") for i, p in enumerate(prompts)]
-    if len(set(prompts)) <= held_out:
+def test_no_prompt_is_in_both_splits_and_nothing_is_lost(asked: list[int], held_out: int, seed: int) -> None:
+    texts = [f"good {i}" for i in range(len(asked))]
+    examples = [
+        Example([message("user", str(p))], (text,), ((text, "bad"),)) for p, text in zip(asked, texts, strict=True)
+    ]
+    if len(set(asked)) <= held_out:
         with pytest.raises(InvalidValue, match=f"held_out: got {held_out}"):
-            split(comparisons, held_out, seed, Counter())
+            split(examples, held_out, seed, Counter())
         return
-    material = split(comparisons, held_out, seed, Counter())
+    material = split(examples, held_out, seed, Counter())
     trained = {comparison.prompt[0]["content"] for comparison in material.comparisons}
     validated = {comparison.prompt[0]["content"] for comparison in material.held_out}
     assert len(validated) == held_out == len(material.validation) + len(material.test)
     assert not trained & validated
-    assert sorted(map(str, material.comparisons + material.held_out)) == sorted(map(str, comparisons))
+    assert sorted(comparison.chosen for comparison in material.comparisons + material.held_out) == sorted(texts)
     assert [answer.text for answer in material.answers] == [comparison.chosen for comparison in material.comparisons]
-    again = split(comparisons, held_out, seed, Counter())
+    again = split(examples, held_out, seed, Counter())
     assert (again.train, again.comparisons) == (material.train, material.comparisons)
 
 
 def config(path: Path, *more: str) -> object:
-    overrides = ("data.transcripts.held_out=2", "model.vocabulary=300", "rollouts.max_tokens=8", *more)
+    overrides = ("data.transcripts.held_out=2", "model.scratch.vocabulary=300", "rollouts.max_tokens=8", *more)
     return load_config("hh-harmless", overrides, (str(path),))
 
 
@@ -150,7 +185,7 @@ def many(count: int = 12) -> list[object]:
 def test_the_stage_writes_every_file_and_reports_what_it_dropped(tmp_path: Path) -> None:
     long = "why " * 400
     rows = [*many(), None, row(transcript(""), transcript("b")), row(transcript("a" + long), transcript("b"))]
-    target = written(tmp_path, rows, "model.positions=64")
+    target = written(tmp_path, rows, "model.scratch.positions=64")
     report = json.loads((target / REPORT).read_text())
     assert report["validation_prompts"] == report["test_prompts"] == 1
     assert report["train_prompts"] + report["validation_prompts"] + report["test_prompts"] == 13
@@ -165,13 +200,13 @@ def test_the_stage_writes_every_file_and_reports_what_it_dropped(tmp_path: Path)
 def test_prompts_that_leave_no_room_are_dropped_with_a_count(tmp_path: Path) -> None:
     endless = "\n\nHuman: " + "why " * 400
     rows = [*many(), row(transcript("a", endless), transcript("b", endless))]
-    dropped = json.loads((written(tmp_path, rows, "model.positions=64") / REPORT).read_text())["dropped"]
+    dropped = json.loads((written(tmp_path, rows, "model.scratch.positions=64") / REPORT).read_text())["dropped"]
     assert dropped["prompt too long"] == dropped["comparison too long"] == 1
 
 
 def test_when_nothing_is_left_it_is_said(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match="data: got 'no train left'"):
-        written(tmp_path, many(), "model.positions=4")
+        written(tmp_path, many(), "model.scratch.positions=4")
 
 
 @pytest.mark.parametrize(
@@ -217,5 +252,5 @@ def test_the_real_transcripts_are_read_with_their_known_defects() -> None:
     assert (len(found), sum(defects.values())) == (2299, 13)
     assert defects["prompts differ"] == 5
     assert defects["empty response"] == 4
-    assert sum(len(comparison.prompt) > 1 for comparison in found) / len(found) == pytest.approx(0.71, abs=0.01)
-    assert len({json.dumps(comparison.prompt) for comparison in found}) == 2297
+    assert sum(len(example.prompt) > 1 for example in found) / len(found) == pytest.approx(0.71, abs=0.01)
+    assert len({json.dumps(example.prompt) for example in found}) == 2297

@@ -1,0 +1,82 @@
+"""What ``bundle.json`` and ``calibration.json`` say: who made what, from what, and how good it is."""
+
+from collections.abc import Callable
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from infalign.calibration import Estimator
+from infalign.procedures import parse_procedure
+from infalign.transforms import check_transformation
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SamplingLaw(_Record):
+    """How candidates are drawn from a model; a calibration holds only for its own law."""
+
+    temperature: float = Field(1.0, gt=0, description="softmax temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1 keeps everything")
+    top_k: int = Field(0, ge=0, description="most likely tokens kept; 0 keeps everything")
+    max_tokens: int = Field(gt=0, description="length limit of a response, in tokens")
+
+
+class CalibrationRecord(_Record):
+    """What a calibration was made with (``calibration/calibration.json``)."""
+
+    reference: str = Field(description="digest of the reference that was sampled")
+    reward_model: str = Field(description="digest of the reward model that scored")
+    chat_template: str = Field(description="SHA-256 of the chat template that prompts were rendered with")
+    sampling: SamplingLaw
+    samples: int = Field(gt=0, description="K, reference rewards per prompt")
+    prompts: int = Field(gt=0, description="prompts in the table")
+    estimator: Estimator
+    resolution: float = Field(gt=0, description="grid that rewards are compared on")
+
+
+def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
+
+
+class PolicyRecord(_Record):
+    """One policy of a bundle, and what it was aligned for."""
+
+    path: str = Field(pattern=r"^(policy|adapters/[^/]+)$", description="its directory; an adapter sits on reference/")
+    digest: str = Field(description="digest of that directory")
+    procedure: Annotated[str, _parsed_by(parse_procedure)]
+    transformation: Annotated[str, _parsed_by(check_transformation)]
+    beta: float = Field(gt=0)
+    measured: dict[str, float] = Field(description="figures measured on test prompts")
+
+
+class Manifest(_Record):
+    """``bundle.json``."""
+
+    format: int
+    name: str = Field(pattern=NAME, description="the policy that answers where a request names none")
+    created: str = Field(description="UTC, ISO 8601")
+    policies: dict[Annotated[str, Field(pattern=NAME)], PolicyRecord] = Field(
+        description="model name that the server answers to -> policy"
+    )
+    reference: str = Field(description="digest of reference/")
+    reward_model: str = Field(description="digest of reward/")
+    calibration: str = Field(description="digest of calibration/")
+    sampling: SamplingLaw
+    libraries: dict[str, str]
+    files: dict[str, str] = Field(description="relative path -> SHA-256")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.name not in self.policies:
+            raise ValueError(f"name is {self.name}, which is none of the policies {', '.join(self.policies)}")
+        if len(self.policies) > 1 and any(policy.path == "policy" for policy in self.policies.values()):
+            raise ValueError("several policies are adapters, each below adapters/")
+        return self

@@ -1,0 +1,64 @@
+"""Reading a config: a shipped one by name, or any YAML file, with overrides from the command line."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from infalign.errors import InvalidValue
+from infalign.validation import explain
+from training.config import FILES, Config
+
+SHIPPED = Path(__file__).parent
+
+
+def load_config(name_or_path: str, overrides: tuple[str, ...] = (), paths: tuple[str, ...] = ()) -> Config:
+    """A shipped config by name (``demo``) or any YAML file, with ``key=value`` overrides such as ``ctrl.target_kl=1``.
+
+    ``paths`` are data files in place of those the config names.
+
+    Raises:
+        InvalidValue: no such config, an unknown key (the nearest known one is named) or a bad value.
+    """
+    path = Path(name_or_path)
+    if not path.suffix:
+        path = SHIPPED / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+        raise InvalidValue("CONFIG", name_or_path, f"a YAML file, or a shipped config: {known}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InvalidValue("CONFIG", name_or_path, f"YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise InvalidValue("CONFIG", name_or_path, "a YAML mapping")
+    for override in overrides:
+        _override(values, override)
+    if paths:
+        _replace_files(values, paths)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise explain(error.errors()[0], Config) from error
+
+
+def _replace_files(values: dict[str, Any], paths: tuple[str, ...]) -> None:
+    data = values.get("data")
+    for kind in FILES:
+        if isinstance(data, dict) and isinstance(files := data.get(kind), dict):
+            files.update(paths=[str(Path(path).absolute()) for path in paths], hub=None)
+            return
+    raise InvalidValue("--data", ", ".join(paths), "no files: this config's data is generated")
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise InvalidValue("--set", override, "key=value, such as ctrl.target_kl=1")
+    *sections, leaf = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InvalidValue("--set", override, f"a key below a section; {section} is a value")
+    values[leaf] = yaml.safe_load(text)
