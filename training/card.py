@@ -39,7 +39,7 @@ def model_card(
 ) -> str:
     """The card, Markdown, from what the stages ctrl, data and reward wrote, and the text of the evaluation."""
     return CARD.format(
-        name=config.name,
+        name=config.served,
         procedure=config.procedure,
         transformation=config.transformation,
         samples=config.rollouts.samples,

@@ -1,6 +1,7 @@
 """``infalign train`` and ``infalign evaluate``."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,19 @@ def train(
         for report in plan(loaded, home() / "runs", until):
             click.echo(f"{report.name:<10}  {'reused' if report.reused else 'to run'}")
         return
-    target = output or bundle_path(loaded.name)
+    target = output or bundle_path(loaded.served)
     if if_missing and _intact(target):
         click.echo(f"{target}: already there", err=True)
         return
 
     from filelock import FileLock
 
+    from training import processes
     from training.runtime import prepare
 
     runs = home() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    with FileLock(runs / f"{loaded.name}.lock"):
+    with FileLock(runs / f"{loaded.name}.lock") if processes.is_first() else nullcontext():
         if if_missing and _intact(target):
             return
         prepare(loaded)
@@ -70,6 +72,8 @@ def train(
         from training.reward_model import accuracy_figures, read_accuracy
 
         made, reports = run(loaded, runs, target, until)
+    if not processes.is_first():
+        return
     rows = [(report.name, "reused" if report.reused else f"{report.seconds:.1f} s") for report in reports]
     measured = accuracy_figures(read_accuracy(made)) if isinstance(made, Path) else made.policy().record.measured
     rows += [(name, f"{value:.3f}") for name, value in measured.items()]

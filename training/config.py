@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from infalign.manifest import NAME
 from infalign.procedures import parse_procedure
 from infalign.transforms import check_transformation
 
@@ -220,7 +221,8 @@ class Compute(_Section):
 class Config(_Section):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the bundle and of the served model")
+    name: str = Field(pattern=NAME, description="of the run: runs of one name share the stages they have in common")
+    policy: str | None = Field(None, pattern=NAME, description="model name that is served; the run's if left out")
     seed: int = Field(ge=0)
     procedure: Annotated[str, _written(parse_procedure)]
     transformation: Annotated[str, _written(check_transformation)]
@@ -236,11 +238,23 @@ class Config(_Section):
     def _fits(self) -> Self:
         if self.model.scratch and not self.sft:
             raise ValueError("a model from scratch needs sft")
+        coarse = self.model.base and self.model.base.precision == "bfloat16"
+        for key, trained in (("sft", self.sft), ("reward.train", self.reward.train), ("ctrl", self.ctrl)):
+            if coarse and trained and not trained.lora:
+                raise ValueError(
+                    f"{key} cannot train weights of bfloat16, small steps are lost: give {key}.lora, or "
+                    "model.base.precision float32 with compute.precision bfloat16"
+                )
         if self.data.prompts and self.sft:
             raise ValueError("data.prompts has no answers for sft; leave sft out, and give model.base")
         if self.data.prompts and self.reward.train:
             raise ValueError("data.prompts has no comparisons for reward.train; give reward.classifier")
         return self
+
+    @property
+    def served(self) -> str:
+        """Name of the policy and of its bundle."""
+        return self.policy or self.name
 
     @property
     def from_hub(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from infalign.templates import Message
+from training import processes
 from training.models import save_model
 from training.sampler import load_pair
 from training.solvers import SOLVERS, Task
@@ -21,6 +22,8 @@ def train_ctrl(task: Task, validation: Sequence[Sequence[Message]]) -> None:
     beta = trained / "beta.json"  # written last: a killed run that got here settles what it has
     if not beta.is_file():
         found = SOLVERS[task.config.solver](task, trained)
+        if not processes.is_first():
+            return
         beta.write_text(json.dumps(found), encoding="utf-8")
     policy, reference = load_pair(trained, task.reference, task.law)
     settled = settle(policy, reference, validation, task.config.target_kl, SETTLING_DRAWS, task.seed)

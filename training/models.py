@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from infalign.errors import InvalidValue
+from training import processes
 from training.config import Base, Lora, Scratch
 
 HEAD = 32
@@ -117,7 +118,7 @@ def load_classifier(directory: Path) -> Any:
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Weights, configuration and tokenizer, or of a model with an adapter the adapter alone; no pickles."""
     if isinstance(model, PeftModel):
-        model.save_pretrained(directory, save_embedding_layers=False)
+        model.save_pretrained(str(directory), save_embedding_layers=False)
     else:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
@@ -132,7 +133,7 @@ def save_trained(trainer: Any, tokenizer: PreTrainedTokenizerBase, directory: Pa
     adapter = isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel)
     target = directory.with_name(f"{directory.name}-adapter") if adapter and merge_onto else directory
     trainer.save_model(str(target))
-    if not trainer.is_world_process_zero():
+    if not processes.is_first():
         return
     if target != directory:
         save_model(PeftModel.from_pretrained(merge_onto(), target).merge_and_unload(), tokenizer, directory)

@@ -29,6 +29,7 @@ from training import (
     judges,
     models,
     optimisers,
+    processes,
     progress,
     reward_model,
     rollouts,
@@ -81,13 +82,16 @@ def train(
 ) -> tuple[Bundle | Path, list[StageReport]]:
     """Run every stage that is not already done and write the bundle at ``output``.
 
-    With ``until`` the run stops after the stage of that name, and its directory is what comes back.
+    With ``until`` the run stops after the stage of that name, and its directory is what comes back. Of several
+    processes the first writes the bundle; in the others the directory of the last stage comes back.
     """
     stages = Stages(runs / config.name, until=until)
     try:
         parts = _run(config, stages)
     except Stopped as stopped:
         return stopped.directory, stages.reports
+    if not processes.is_first():
+        return parts.measured, stages.reports
     started = time.monotonic()
     solved = _read(parts.policy / "solved.json")
     accuracy = read_accuracy(parts.reward)
@@ -96,7 +100,7 @@ def train(
         output,
         {"reference": parts.reference / "model", "reward": parts.reward / "model", "calibration": parts.calibration},
         {
-            config.name: NewPolicy(
+            config.served: NewPolicy(
                 parts.policy / "model",
                 parts.measured,
                 models.is_adapter(parts.policy / "model"),
@@ -113,7 +117,7 @@ def train(
             accuracy,
             (parts.measured / report.TEXT).read_text(encoding="utf-8"),
         ),
-        name=config.name,
+        name=config.served,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         sampling=SamplingLaw(max_tokens=config.rollouts.max_tokens),
         libraries={library: version(library) for library in LIBRARIES},
@@ -161,6 +165,7 @@ def _run(config: Config, stages: Stages) -> Parts:
         seed,
         written,
         resumes=True,
+        together=config.sft is not None,
     )
 
     def judge_by(to: Path) -> None:
@@ -168,7 +173,8 @@ def _run(config: Config, stages: Stages) -> Parts:
             reward_model.train_reward_model(to, written, reference / "model", config.reward.train, seed, compute)
         elif config.reward.classifier:
             reward_model.adopt_classifier(to, config.reward.classifier)
-        reward_model.measure(to, written, config.reward.classifier)
+        if processes.is_first():
+            reward_model.measure(to, written, config.reward.classifier)
 
     adopted = config.reward.classifier
     reward = stages.run(
@@ -182,6 +188,7 @@ def _run(config: Config, stages: Stages) -> Parts:
         written,
         *([reference] if config.reward.train else []),
         resumes=True,
+        together=config.reward.train is not None,
     )
     by_vllm = config.rollouts.engine == "vllm"
     job = shards.Job(reference / "model", reward / "model", law, config.rollouts.engine, config.rollouts.samples, seed)
@@ -248,6 +255,7 @@ def _run(config: Config, stages: Stages) -> Parts:
         reward,
         calibration,
         resumes=True,
+        together=config.ctrl.solver == "rloo",
     )
 
     def measure(to: Path) -> None:

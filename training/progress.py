@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
+from training import processes
 from training.curves import draw_curves
 
 
@@ -44,7 +45,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 def attach(trainer: Any, stage: str, watched: tuple[str, ...], directory: Path, report_to: Sequence[str] = ()) -> None:
     """Give ``trainer`` our bar and metrics file in place of its printed dictionaries."""
     trainer.remove_callback(PrinterCallback)
-    if not trainer.is_world_process_zero():
+    if not processes.is_first():
         return
     trainer.add_callback(Progress(stage, watched, directory / "metrics.jsonl"))
     if "tensorboard" in report_to:

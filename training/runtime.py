@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infalign.errors import InvalidValue
+from training import processes
 from training.config import Compute, Config
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -51,15 +52,15 @@ def trainer_arguments(directory: Path, stage: str, seed: int, compute: Compute, 
     """
     import torch
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    each = min(compute.sequences or batch, batch // processes)
-    if not each or batch % (each * processes):
-        shares = f"a divisor of the batch of {batch} in {stage}, shared by {processes} processes"
+    sharing = processes.count()
+    each = min(compute.sequences or batch, batch // sharing)
+    if not each or batch % (each * sharing):
+        shares = f"a divisor of the batch of {batch} in {stage}, shared by {sharing} processes"
         raise InvalidValue("compute.sequences", compute.sequences, shares)
     return {
         "output_dir": str(directory / CHECKPOINTS),
         "per_device_train_batch_size": each,
-        "gradient_accumulation_steps": batch // (each * processes),
+        "gradient_accumulation_steps": batch // (each * sharing),
         "use_cpu": not torch.cuda.is_available(),
         "bf16": compute.precision == "bfloat16",
         "gradient_checkpointing": compute.gradient_checkpointing,
@@ -82,7 +83,7 @@ def train(trainer: Any) -> None:
     last = max(whole, key=lambda found: int(found.name.rpartition("-")[2]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
+    if processes.is_first():
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 

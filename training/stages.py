@@ -18,6 +18,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from training import processes
+
 LOCKS = ".locks"
 LIBRARIES = ("infalign", "torch", "transformers", "trl")
 
@@ -60,10 +62,12 @@ class Stages:
         modules: tuple[Any, ...],
         *inputs: Any,
         resumes: bool = False,
+        together: bool = False,
     ) -> Path:
         """The directory of stage ``name``, built by ``build`` unless it exists; ``inputs`` are JSON values or paths.
 
         With ``resumes``, ``build`` is given what a killed run left, made from the same inputs, and goes on from there.
+        Of several processes of one run the first builds; with ``together`` all call ``build``, and the first renames.
         """
         sources = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in modules]
         made_from = [str(item.name) if isinstance(item, Path) else item for item in inputs]
@@ -71,18 +75,29 @@ class Stages:
         key = hashlib.sha256(json.dumps([sources, made_from, libraries], sort_keys=True).encode()).hexdigest()[:12]
         finished = self.root / f"{name}-{key}"
         started = time.monotonic()
-        reused = finished.exists()
-        if not reused and not self.dry:
-            with FileLock(self.root / LOCKS / finished.name):
-                reused = finished.exists()
-                if not reused:
-                    unfinished = self.root / f".{name}-{key}"
-                    if not resumes:
-                        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
-                    unfinished.mkdir(exist_ok=resumes)
-                    build(unfinished)
-                    unfinished.rename(finished)
+        reused = finished.exists() if self.dry else not self._made(finished, build, resumes, together)
         self.reports.append(StageReport(name, time.monotonic() - started, reused))
         if name == self.until:
             raise Stopped(finished)
         return finished
+
+    def _made(self, finished: Path, build: Callable[[Path], Any], resumes: bool, together: bool) -> bool:
+        """Whether ``finished`` had to be made; it is there afterwards."""
+        unfinished = finished.with_name(f".{finished.name}")
+        if not processes.is_first():
+            if missing := together and processes.agree():
+                build(unfinished)
+            processes.wait_for(finished)
+            return missing
+        with FileLock(self.root / LOCKS / finished.name):
+            missing = not finished.exists()
+            if missing and not resumes:
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
+            if missing:
+                unfinished.mkdir(exist_ok=resumes)
+            if together:
+                processes.agree(missing)
+            if missing:
+                build(unfinished)
+                unfinished.rename(finished)
+        return missing

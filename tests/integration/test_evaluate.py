@@ -22,7 +22,7 @@ def test_vllm_finds_what_training_measured(bundle: Bundle, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["prompts"] == 32
-    measured = bundle.manifest.measured
+    measured = bundle.policy().record.measured
     assert found["kl"]["value"] == pytest.approx(measured["kl"], abs=0.1)
     rows = {row["procedure"]: row for row in found["decoded"]}
     assert set(rows) == {"standard", *(f"{kind}-of-{n}" for kind in ("best", "worst") for n in (2, 4, 8))}

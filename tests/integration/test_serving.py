@@ -51,7 +51,7 @@ def test_the_selected_candidate_is_the_extreme_of_all(
 
 
 def test_quantiles_are_those_of_the_bundles_calibration(client: httpx.Client, bundle: Bundle) -> None:
-    key = prompt_key(render_prompt(AutoTokenizer.from_pretrained(bundle.policy), ASKED))
+    key = prompt_key(render_prompt(AutoTokenizer.from_pretrained(bundle.reference), ASKED))
     assert key in bundle.table
     answer = client.post("/v1/best-of-n", json={"messages": ASKED, "return_candidates": True}).json()
     assert answer["calibration"] == {"scope": "prompt", "samples": bundle.calibration.samples}

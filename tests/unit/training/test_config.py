@@ -5,6 +5,7 @@ import pytest
 from infalign import InvalidValue
 from training.configs import SHIPPED, load_config
 
+LAUNCH = SHIPPED.parent / "launch"
 ON_BASE = "model={base: {path: x, positions: 64}}"
 
 
@@ -53,6 +54,7 @@ def test_data_files_replace_those_of_the_config(tmp_path: Path) -> None:
         ("demo", ("data.helpdesk.answer=3",), (), "data.helpdesk.answer: got 3, .*did you mean answers"),
         ("hh-harmless", ("data.transcripts.hub=null",), (), "give paths .* or hub: exactly one"),
         ("hh-harmless", ("data.transcripts.held_out=0",), (), "data.transcripts.held_out: got 0"),
+        ("llama-8b-lora", ("ctrl.lora=null",), (), "ctrl cannot train weights of bfloat16.* give ctrl.lora"),
         ("demo", ("sft=null",), (), "a model from scratch needs sft"),
         ("demo", ("model.scratch=null",), (), "model: .*give scratch, or base"),
         ("demo", ("reward.train=null",), (), "reward: .*give train, or classifier"),
@@ -66,3 +68,16 @@ def test_data_that_is_not_one_thing_is_refused(
 ) -> None:
     with pytest.raises(InvalidValue, match=message):
         load_config(name, overrides, paths)
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_launch_config_is_one_of_accelerate(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils import DistributedType
+
+    found = load_config_from_file(str(path))  # refuses keys that it does not know
+    kinds = {"ddp": DistributedType.MULTI_GPU, "fsdp2": DistributedType.FSDP, "deepspeed": DistributedType.DEEPSPEED}
+    assert found.distributed_type == kinds[path.stem]
+    options = {action.dest for action in launch_command_parser()._actions}
+    assert {*found.fsdp_config, *found.deepspeed_config} <= options
