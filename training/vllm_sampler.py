@@ -18,7 +18,7 @@ from infalign.manifest import SamplingLaw
 from infalign.templates import Message, render_prompt, tokenise
 from training.progress import bar
 
-PROMPTS_AT_ONCE, CPU_KV_CACHE, CPU_SEQUENCES = 64, 512 << 20, 256
+PROMPTS_AT_ONCE, CPU_KV_CACHE, CPU_SEQUENCES, CPU_BLOCK = 64, 512 << 20, 256, 32
 
 
 def vllm_version() -> str | None:
@@ -61,6 +61,7 @@ class VllmSampler:
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(positions, 8192),
                 "max_num_seqs": CPU_SEQUENCES,
+                "block_size": CPU_BLOCK,  # of 128 otherwise; a prompt's responses share whole blocks of it
             } | options
         request = None
         if adapter:

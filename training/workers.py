@@ -5,9 +5,11 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Generator, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -22,6 +24,9 @@ from training.progress import bar
 from training.runtime import prepare
 from training.shards import Job, Shard, Worker
 from training.vllm_sampler import vllm_version
+
+GRACE = 20
+"""Seconds in which an engine's process may end by itself."""
 
 Finished = Generator[tuple[Shard, str], None, None]
 """Shards and their files, in the order in which they are finished."""
@@ -50,7 +55,7 @@ def here(job: Job, shards: Sequence[Shard], of: int) -> Finished:
     """In this process."""
     worker = Worker(job)
     for shard in shards:
-        yield shard, worker(shard, f"rollouts {shard.number + 1}/{of}")
+        yield shard, worker(shard, _stage(shard, of))
 
 
 def apart(job: Job, shards: Sequence[Shard], of: int) -> Finished:
@@ -83,23 +88,25 @@ def apart(job: Job, shards: Sequence[Shard], of: int) -> Finished:
             if failure:
                 raise EngineFailed(failure)
             yield shard, text
+        process.join(GRACE)
     finally:
+        process.terminate()
+        process.join(GRACE)
         process.kill()
         process.join()
 
 
+def _stage(shard: Shard, of: int) -> str:
+    return f"rollouts {shard.number + 1}/{of}"
+
+
 def _send_all(connection: Connection, job: Job, shards: Sequence[Shard], of: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends this process,
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which then clears up after itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    prepare()
-    try:
-        for _, text in here(job, shards, of):
-            connection.send((text, ""))
-    except InfAlignError as error:
-        connection.send(("", str(error)))
-    except Exception as error:
-        traceback.print_exc()
-        connection.send(("", f"rollouts: {type(error).__name__}: {error}"))
+    actor = Actor(job)
+    for shard in shards:
+        connection.send(actor.outcome(shard, _stage(shard, of)))
 
 
 def _end_with_parent() -> None:
@@ -141,6 +148,8 @@ def on_ray(job: Job, shards: Sequence[Shard], config: Ray) -> Finished:
         numbered = {shard.number: shard for shard in shards}
         with bar("rollouts", len(shards)) as progress:
             for row in files.iter_rows():
+                if row["failure"]:
+                    raise EngineFailed(row["failure"])
                 yield numbered[row["number"]], row["text"]
                 progress.update(1)
     except ray.exceptions.RayError as error:
@@ -161,14 +170,29 @@ def check_room(resources: dict[str, float], config: Ray) -> None:
 
 
 class Actor:
-    """A worker as Ray Data calls it: a batch is one shard."""
+    """A worker in another process, which hands over what went wrong as a text."""
 
     def __init__(self, job: Job) -> None:
+        self.job = job
+
+    @cached_property
+    def worker(self) -> Worker:
+        """Made when first used, since Ray starts an actor whose beginning fails again and again."""
         prepare()
-        self.worker = Worker(job)
+        return Worker(self.job)
+
+    def outcome(self, shard: Shard, stage: str) -> tuple[str, str]:
+        """The shard's file, and why there is none."""
+        try:
+            return self.worker(shard, stage), ""
+        except InfAlignError as error:
+            return "", str(error)
+        except Exception as error:  # of a library: its trace stays here
+            traceback.print_exc()
+            return "", f"rollouts, shard {shard.number}: {type(error).__name__}: {error}; finished shards are kept"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The shard's file."""
-        number = int(batch["number"][0])
-        shard = Shard(number, json.loads(batch["prompts"][0]))
-        return {"number": [number], "text": [self.worker(shard, "rollouts")]}
+        """As Ray Data calls it: a batch is one shard."""
+        shard = Shard(int(batch["number"][0]), json.loads(batch["prompts"][0]))
+        text, failure = self.outcome(shard, "rollouts")
+        return {"number": [shard.number], "text": [text], "failure": [failure]}

@@ -5,20 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from infalign import InvalidValue
 from infalign.errors import EngineFailed
-from infalign.manifest import SamplingLaw
+from tests.tiny import tiny_job
 from training import workers
-from training.config import Scratch
 from training.configs import load_config
-from training.models import new_model
 from training.rollouts import read_rollouts, write_rollouts
 from training.sampler import Sampler
 from training.scorer import Scorer
 from training.shards import Job, Shard, split
-from training.tokenizer import train_tokenizer
 
 PROMPTS = [[{"role": "user", "content": f"{word} {other}?"}] for word in ("Why", "How") for other in "abcde"]
 K, SIZE = 3, 4
@@ -26,16 +22,7 @@ K, SIZE = 3, 4
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A reference and a reward model of a few thousand random weights."""
-    directory = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer(["why and how, a b c d e"], 300)
-    reference = new_model(tokenizer, Scratch(vocabulary=300, hidden=32, layers=1, positions=64))
-    judged = LlamaForSequenceClassification(LlamaConfig.from_dict(reference.config.to_dict() | {"num_labels": 1}))
-    for name, model in (("reference", reference), ("reward", judged)):
-        model.save_pretrained(directory / name)
-        tokenizer.save_pretrained(directory / name)
-    return Job(directory / "reference", directory / "reward", SamplingLaw(max_tokens=5), "transformers", K, seed=0)
+    return tiny_job(tmp_path_factory.mktemp("models"), samples=K, max_tokens=5)
 
 
 def files(directory: Path) -> dict[str, bytes]:
