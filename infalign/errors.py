@@ -4,6 +4,7 @@ InfAlignError
 ├── InvalidValue            a value that is not accepted (also a ValueError)
 ├── NotConverged            a numerical solution was not found, or did not pass its check
 ├── EngineFailed            what draws responses offline did not start, or died
+├── DiskFull                there is no room for what is to be written
 └── BundleError             a bundle that must not be used
     ├── BundleMissing       there is no bundle, or a part of it is missing
     ├── BundleCorrupt       a file differs from what was written
@@ -24,6 +25,10 @@ class InvalidValue(InfAlignError, ValueError):
     def __init__(self, param: str, given: object, accepted: str) -> None:
         super().__init__(f"{param}: got {given!r}, accepted: {accepted}")
         self.param = param
+
+
+class DiskFull(InfAlignError):
+    """There is no room for what is to be written."""
 
 
 class NotConverged(InfAlignError):

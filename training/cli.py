@@ -59,12 +59,14 @@ def train(
 
     from filelock import FileLock
 
-    from training import processes
+    from training import disk, processes
     from training.runtime import prepare
 
     runs = home() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    with FileLock(runs / f"{loaded.name}.lock") if processes.is_first() else nullcontext():
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(runs / f"{loaded.name}.lock") if processes.is_first() else nullcontext()
+    with disk.watched(runs, target.parent), lock:
         if if_missing and _intact(target):
             return
         prepare(loaded)

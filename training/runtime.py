@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ def prepare(config: Config | None = None) -> None:
 
     Keeping freed memory instead of handing it back to the kernel takes a quarter off SFT's time: glibc's
     defaults map and unmap every activation anew.
+
+    Raises:
+        InvalidValue: the config reports to a service whose package is not installed.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -30,6 +34,9 @@ def prepare(config: Config | None = None) -> None:
             libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
             libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
             libc.mallopt(M_TOP_PAD, 1 << 28)
+    for service in config.compute.report_to if config else ():
+        if find_spec(service) is None:
+            raise InvalidValue("compute.report_to", service, f"an installed package (pip install {service})")
     if config is None or not config.from_hub:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

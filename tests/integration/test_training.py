@@ -165,3 +165,35 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert len(rows[0]) > 1
     assert rows[0] == [pytest.approx(row, rel=1e-5) for row in rows[1]]
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.1)  # a comparison or two are undecided
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    home = tmp_path / "small"
+    home.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(home)], capture_output=True).returncode:
+        pytest.skip("a small disk takes the right to mount one")
+    try:
+        train = [*command(home / "bundle"), "--until", "data"]
+        done = subprocess.run(train, env=environment(home), capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"infalign: {home}/runs: no space left on the disk; what was finished is kept, and the next run goes on\n"
+        )
+        subprocess.run(["mount", "-o", "remount,size=64m", str(home)], check=True)
+        done = subprocess.run(train, env=environment(home), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", str(home)], check=True)
+
+
+def test_ctrl_c_is_one_line_and_leaves_what_was_finished(tmp_path: Path) -> None:
+    runs, log = tmp_path / "runs" / "demo", tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command(tmp_path / "bundle"), env=environment(tmp_path), stderr=stderr)
+        deadline = time.monotonic() + 300
+        while not list(runs.glob(".reward-*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert log.read_text().replace("\r", "\n").splitlines()[-1] == "infalign: interrupted"
+    assert {name.split("-")[0] for name in finished(runs)} == {"data", "sft"}
