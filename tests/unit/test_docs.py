@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,13 @@ from pathlib import Path
 import numpy as np
 import pool
 import pytest
+import yaml
 
 import infalign
 from infalign import BestOfN, Cost, point
+from infalign.cli import COMMANDS
+from training.config import Config
+from training.configs import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -108,3 +113,31 @@ def test_the_pool_report_is_reproduced(tmp_path: Path) -> None:
     source = written.split("Candidates: ")[1].split("\n")[0]
     pool.main([str(POOL), "--output", str(tmp_path / "pool.md"), "--source", source], standalone_mode=False)
     assert (tmp_path / "pool.md").read_text() == written
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of a language in README and docs."""
+    pages = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_every_command_shown_has_the_options_it_is_shown_with() -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    shown = [
+        shlex.split(found[1], comments=True) for line in lines if (found := re.search(r"\binfalign (\w+ .*)", line))
+    ]
+    assert {command for command, *_ in shown} == {"evaluate", "frontier", "join", "serve", "train"}
+    for command, *arguments in shown:
+        home, _ = COMMANDS[command]
+        getattr(importlib.import_module(home), command).make_context(command, arguments)
+
+
+def test_every_part_of_a_config_shown_is_one() -> None:
+    demo = yaml.safe_load((SHIPPED / "demo.yaml").read_text(encoding="utf-8"))
+    assert blocks("yaml")
+    for block in blocks("yaml"):
+        shown = yaml.safe_load(block)
+        instead = {key: value for key, value in shown.items() if key in ("data", "model", "reward")}
+        within = {key: demo.get(key, {}) | value for key, value in shown.items() if key not in instead}
+        Config.model_validate(demo | instead | within)
