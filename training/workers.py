@@ -28,6 +28,8 @@ from training.vllm_sampler import vllm_version
 GRACE = 20
 """Seconds in which an engine's process may end by itself."""
 
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets: an engine of its own is not one of the processes that train together."""
 Finished = Generator[tuple[Shard, str], None, None]
 """Shards and their files, in the order in which they are finished."""
 
@@ -104,6 +106,8 @@ def _send_all(connection: Connection, job: Job, shards: Sequence[Shard], of: int
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends this process,
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which then clears up after itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
     actor = Actor(job)
     for shard in shards:
         connection.send(actor.outcome(shard, _stage(shard, of)))
