@@ -5,7 +5,6 @@ What a stage is, and how it is kept, says :mod:`training.stages`; a plan goes th
 
 import json
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -149,8 +148,8 @@ def _run(config: Config, stages: Stages) -> Parts:
         (data, files, rows, helpdesk, examples, corpus, judge, tokenizer),
         config.data.model_dump(),
         model.model_dump(),
-        _digests(() if config.data.helpdesk else config.data.files.paths),
-        _digests([path for path in (model.base.path, model.base.chat_template) if path] if model.base else ()),
+        [] if config.data.helpdesk else [files.digest(Path(path)) for path in config.data.files.paths],
+        _digests(model.base.path, model.base.chat_template) if model.base else [],
         [bool(config.sft), bool(config.reward.train)],
         config.rollouts.max_tokens,
         seed,
@@ -182,7 +181,7 @@ def _run(config: Config, stages: Stages) -> Parts:
         judge_by,
         (reward_model, models, optimisers, scorer, runtime, progress, tokenizer),
         config.reward.model_dump(),
-        _digests([path for path in (adopted.path, adopted.chat_template) if path] if adopted else ()),
+        _digests(adopted.path, adopted.chat_template) if adopted else [],
         compute.precision,
         seed,
         written,
@@ -288,9 +287,9 @@ def _run(config: Config, stages: Stages) -> Parts:
     return Parts(written, reference, reward, calibration, policy, measured)
 
 
-def _digests(paths: Iterable[str]) -> list[str]:
+def _digests(*paths: str | None) -> list[str]:
     """Of every file or directory that is there; a name on the hub stands for itself."""
-    return [files.digest(Path(path)) for path in paths if Path(path).exists() or Path(path).suffix in files.SUFFIXES]
+    return [files.digest(Path(path)) for path in paths if path and Path(path).exists()]
 
 
 def _read(path: Path) -> Any:
