@@ -16,9 +16,8 @@ from typing import Any
 from infalign.bundle import Bundle, load_calibration
 from infalign.bundling import NewPolicy, write_bundle
 from infalign.calibration import CalibrationTable
-from infalign.errors import InvalidValue
 from infalign.manifest import SamplingLaw
-from infalign.procedures import Procedure, parse_procedure
+from infalign.procedures import parse_procedure
 from infalign.transforms import parse_transformation
 from training import (
     calibrate,
@@ -51,9 +50,6 @@ from training.evaluation import report
 from training.reward_model import accuracy_figures, read_accuracy
 from training.solvers import regression, rloo, settling, task
 from training.stages import LIBRARIES, StageReport, Stages, Stopped
-
-FEWEST_DRAWS, MOST_DRAWS = 64, 4096
-"""Per prompt and model when evaluating."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ def _run(config: Config, stages: Stages) -> Parts:
     law = SamplingLaw(max_tokens=config.rollouts.max_tokens)
     procedure = parse_procedure(config.procedure)
     procedures = evaluation_figures.procedures_of(procedure)
-    draws = max(map(enough_draws, procedures))
+    draws = max(map(evaluation_figures.enough_draws, procedures))
     transformation = parse_transformation(config.transformation, procedure, kl=config.ctrl.target_kl)
     if transformation.span < float("inf"):
         transformation = transformation.normalised()
@@ -294,17 +290,3 @@ def _digests(*paths: str | None) -> list[str]:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def enough_draws(procedure: Procedure) -> int:
-    """Draws per prompt that the estimates of ``procedure`` can be made from.
-
-    Raises:
-        InvalidValue: they would be more than the evaluation draws.
-    """
-    draws = FEWEST_DRAWS
-    while not evaluation_figures.enough(draws, procedure):
-        draws *= 2
-        if draws > MOST_DRAWS:
-            raise InvalidValue("procedure", str(procedure), f"one that {MOST_DRAWS} draws are enough for")
-    return draws
