@@ -48,7 +48,7 @@ def measure(engine: str, path: Path) -> Drawn:
     from training.evaluation.report import PROMPTS as FILE
     from training.runtime import prepare
     from training.sampler import Sampler
-    from training.scorer import Scorer
+    from training.scorer import CombinedScorer
     from training.vllm_sampler import VllmSampler
 
     prepare()
@@ -71,7 +71,8 @@ def measure(engine: str, path: Path) -> Drawn:
     started = time.perf_counter()
     sampler.draw([messages for messages in long for _ in range(K)], seed=0, stage=engine)
     behind_prefix = time.perf_counter() - started
-    rewards = Scorer.load(bundle.reward_model).score(repeated, sampler.text(drawn)).astype(np.float64)
+    scorer = CombinedScorer.load(bundle.reward_model, bundle.combination, bundle.reference)
+    rewards = scorer.score(repeated, sampler.text(drawn)).astype(np.float64)
     lengths = np.array([len(tokens) for tokens in drawn], dtype=np.float64)
     return Drawn(ready, short, behind_prefix, lengths.reshape(-1, K), rewards.reshape(-1, K))
 

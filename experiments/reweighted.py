@@ -59,7 +59,7 @@ def draw(bundle: Bundle, prompts: int, draws: int, seed: int) -> tuple[Floats, F
     from training.data import corpus
     from training.runtime import prepare
     from training.sampler import Sampler
-    from training.scorer import Scorer
+    from training.scorer import CombinedScorer
 
     prepare()
     known = corpus.prompts()
@@ -67,7 +67,8 @@ def draw(bundle: Bundle, prompts: int, draws: int, seed: int) -> tuple[Floats, F
     sampler = Sampler.load(bundle.reference, bundle.manifest.sampling)
     repeated = [messages for messages in asked for _ in range(draws)]
     texts = sampler.text(sampler.draw(repeated, seed, "draws"))
-    rewards = Scorer.load(bundle.reward_model).score(repeated, texts).astype(np.float64).reshape(-1, draws)
+    scorer = CombinedScorer.load(bundle.reward_model, bundle.combination, bundle.reference)
+    rewards = scorer.score(repeated, texts).astype(np.float64).reshape(-1, draws)
     keys = [prompt_key(render_prompt(sampler.tokenizer, messages)) for messages in asked]
     return rewards, bundle.table.quantile(keys, rewards)
 

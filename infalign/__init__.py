@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from infalign.bundle import Bundle, read_bundle
     from infalign.bundling import NewPolicy, join_bundles, write_bundle
     from infalign.calibration import Calibration, CalibrationTable, CompressedCalibration, Estimator
+    from infalign.combination import Combination
     from infalign.errors import BundleError, InfAlignError, InvalidValue, NotConverged
     from infalign.estimators import Estimate, over_prompts
     from infalign.frontier import Point, beta_for_kl, point
@@ -25,6 +26,7 @@ _HOMES = {
     "bundle": ("Bundle", "read_bundle"),
     "bundling": ("NewPolicy", "join_bundles", "write_bundle"),
     "calibration": ("Calibration", "CalibrationTable", "CompressedCalibration", "Estimator"),
+    "combination": ("Combination",),
     "errors": ("BundleError", "InfAlignError", "InvalidValue", "NotConverged"),
     "estimators": ("Estimate", "over_prompts"),
     "frontier": ("Point", "beta_for_kl", "point"),
@@ -44,6 +46,7 @@ __all__ = [
     "BundleError",
     "Calibration",
     "CalibrationTable",
+    "Combination",
     "CompressedCalibration",
     "Cost",
     "Estimate",

@@ -4,8 +4,9 @@ bundle.json               who made what, and the SHA-256 of every other file
 reference/                a Hugging Face causal LM (safetensors, tokenizer, chat template)
 policy/                   another, the aligned one; or, of several policies on one reference,
 adapters/NAME/            PEFT adapters
-reward/                   AutoModelForSequenceClassification with one label
-calibration/              references.safetensors (prompt keys, reference rewards) + calibration.json
+reward/                   AutoModelForSequenceClassification with one label; or, of several that are combined,
+reward/NAME/              each
+calibration/              references.safetensors (prompt keys, reference rewards of each model) + calibration.json
 evaluation/NAME/          what each policy was measured to reach, and on what
 README.md                 model card
 
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors.numpy import load_file, save_file
 
 from infalign.calibration import CalibrationTable
+from infalign.combination import Combination
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, InvalidValue
 from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord
 
@@ -67,7 +69,12 @@ class Bundle:
     path: Path
     manifest: Manifest
     calibration: CalibrationRecord
-    table: CalibrationTable
+    combination: Combination
+
+    @property
+    def table(self) -> CalibrationTable:
+        """The reference's rewards, combined where there are several."""
+        return self.combination.table
 
     @property
     def policies(self) -> dict[str, BundledPolicy]:
@@ -93,7 +100,7 @@ class Bundle:
 
     @property
     def reward_model(self) -> Path:
-        """Directory of the reward model."""
+        """Directory of the reward model; of several, the one that each has its own in (:func:`reward_models`)."""
         return self.path / "reward"
 
 
@@ -115,39 +122,59 @@ def directory_digest(root: Path) -> str:
     return digest(hash_files(root))
 
 
+def reward_models(directory: Path) -> dict[str, Path]:
+    """Reward models in ``directory`` by name, in the order of their calibrations; ``reward`` if it is one itself."""
+    if (directory / "config.json").is_file():
+        return {"reward": directory}
+    return {path.name: path for path in sorted(directory.iterdir()) if path.is_dir()}
+
+
 def adapter_rank(directory: Path) -> int:
     """Rank of the adapter in ``directory``, by its own configuration."""
     return int(_read_json(directory / "adapter_config.json")["r"])
 
 
-def save_calibration(directory: Path, table: CalibrationTable, record: CalibrationRecord) -> None:
-    """Write ``table`` and what it was made with into ``directory``."""
+def save_calibration(directory: Path, combination: Combination, record: CalibrationRecord) -> None:
+    """Write the tables and what they were made with into ``directory``.
+
+    Rewards of one model are sorted; of several, column k stays the same response in each.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    keys = np.frombuffer(bytes.fromhex("".join(table.keys)), dtype=np.uint8).reshape(len(table), 16)
-    tensors: dict[str, NDArray[Any]] = {
-        "keys": keys.copy(),
-        "rewards": np.sort(table.rewards, axis=1).astype(np.float32),
-    }
+    first = combination.tables[0]
+    keys = np.frombuffer(bytes.fromhex("".join(first.keys)), dtype=np.uint8).reshape(len(first), 16)
+    tensors: dict[str, NDArray[Any]] = {"keys": keys.copy()}
+    if record.reward_models:
+        for name, table in zip(sorted(record.reward_models), combination.tables, strict=True):
+            tensors[f"rewards/{name}"] = table.rewards.astype(np.float32)
+    else:
+        tensors["rewards"] = np.sort(first.rewards, axis=1).astype(np.float32)
     save_file(tensors, directory / "references.safetensors")
-    (directory / "calibration.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    text = record.model_dump_json(indent=2, exclude_none=True)
+    (directory / "calibration.json").write_text(text + "\n", encoding="utf-8")
 
 
-def load_calibration(directory: Path) -> tuple[CalibrationTable, CalibrationRecord]:
+def load_calibration(directory: Path) -> tuple[Combination, CalibrationRecord]:
     """Read what :func:`save_calibration` wrote.
 
     Raises:
-        BundleMismatch: table and record disagree, or the record is not one.
+        BundleMismatch: tables and record disagree, or the record is not one.
     """
     record = _parse(CalibrationRecord, directory / "calibration.json")
     tensors = load_file(directory / "references.safetensors")
-    if tensors["rewards"].shape != (record.prompts, record.samples):
+    names = sorted(record.reward_models or ())
+    wanted = [f"rewards/{name}" for name in names] or ["rewards"]
+    found = {name: rewards.shape for name, rewards in tensors.items() if name != "keys"}
+    if found != dict.fromkeys(wanted, (record.prompts, record.samples)):
         raise BundleMismatch(
-            f"{directory}: references.safetensors holds {tensors['rewards'].shape} rewards, "
-            f"calibration.json says {(record.prompts, record.samples)}"
+            f"{directory}: references.safetensors holds {found or 'no rewards'}, "
+            f"calibration.json says {(record.prompts, record.samples)} for {', '.join(wanted)}"
         )
     keys = tuple(row.tobytes().hex() for row in tensors["keys"])
-    rewards = tensors["rewards"].astype(np.float64)
-    return CalibrationTable(keys, rewards, record.estimator, record.resolution), record
+    tables = [
+        CalibrationTable(keys, tensors[name].astype(np.float64), record.estimator, record.resolution) for name in wanted
+    ]
+    weights = tuple(record.reward_models[name].weight for name in names) if record.reward_models else (1.0,)
+    return Combination(tuple(tables), weights), record
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -178,15 +205,17 @@ def read_bundle(path: Path) -> Bundle:
     for name, policy in manifest.policies.items():
         if digest(found, policy.path) != policy.digest:
             raise BundleMismatch(f"{path}: {policy.path}/ is not the policy {name} that the manifest names")
-    table, record = load_calibration(path / "calibration")
-    _check_fit(path, manifest, record, digest(found, "reference"), digest(found, "reward"))
-    return Bundle(path, manifest, record, table)
+    combination, record = load_calibration(path / "calibration")
+    _check_fit(path, manifest, record, found)
+    return Bundle(path, manifest, record, combination)
 
 
-def _check_fit(path: Path, manifest: Manifest, record: CalibrationRecord, reference: str, reward: str) -> None:
+def _check_fit(path: Path, manifest: Manifest, record: CalibrationRecord, files: dict[str, str]) -> None:
+    several = sorted((record.reward_models or {}).items())
     for what, made_with, present in (
-        ("reward model", record.reward_model, reward),
-        ("reference", record.reference, reference),
+        *((f"reward model {name}", model.digest, digest(files, f"reward/{name}")) for name, model in several),
+        ("reward model", record.reward_model, digest(files, "reward")),
+        ("reference", record.reference, digest(files, "reference")),
     ):
         if made_with != present:
             raise BundleMismatch(

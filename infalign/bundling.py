@@ -86,7 +86,7 @@ def write_bundle(
 
 
 def join_bundles(bundles: Sequence[Bundle], target: Path) -> Bundle:
-    """One bundle of all the adapters of ``bundles``, which share reference, reward model and calibration.
+    """One bundle of all the adapters of ``bundles``, which share reference, reward models and calibration.
 
     The first bundle's default policy is the default.
 
@@ -135,7 +135,7 @@ def _card(policies: dict[str, NewPolicy]) -> str:
         "# Policies on one reference",
         "",
         "Adapters aligned by CTRL (InfAlign, arXiv 2412.19792), each for its own procedure, on `reference/`; one",
-        "reward model and one calibration for all. `infalign serve` serves them; a request names one as its model.",
+        "reward and one calibration for all. `infalign serve` serves them; a request names one as its model.",
         "",
         "| policy | aligned for | by | KL | win rate there |",
         "|---|---|---|---|---|",

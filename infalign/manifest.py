@@ -25,11 +25,21 @@ class SamplingLaw(_Record):
     max_tokens: int = Field(gt=0, description="length limit of a response, in tokens")
 
 
+class RewardRecord(_Record):
+    """One of several reward models."""
+
+    digest: str = Field(description="digest of its directory, below reward/")
+    weight: float = Field(gt=0, allow_inf_nan=False, description="its share of the combined reward")
+
+
 class CalibrationRecord(_Record):
     """What a calibration was made with (``calibration/calibration.json``)."""
 
     reference: str = Field(description="digest of the reference that was sampled")
-    reward_model: str = Field(description="digest of the reward model that scored")
+    reward_model: str = Field(description="digest of the reward model that scored, or of all of them together")
+    reward_models: dict[Annotated[str, Field(pattern=NAME)], RewardRecord] | None = Field(
+        None, min_length=2, description="several, by name; left out where there is one"
+    )
     chat_template: str = Field(description="SHA-256 of the chat template that prompts were rendered with")
     sampling: SamplingLaw
     samples: int = Field(gt=0, description="K, reference rewards per prompt")

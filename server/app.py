@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +32,11 @@ CLIENT_CLOSED_REQUEST = 499
 
 @dataclass(frozen=True)
 class Served:
-    """What is served: the bundle, the tokenizers of policy and reward model, the names that clients use."""
+    """What is served: the bundle, the tokenizers of policy and reward models, the names that clients use."""
 
     bundle: Bundle
-    tokenizers: tuple[Any, Any]
+    tokenizers: tuple[Any, Mapping[str, Any]]
+    """The policy's, and by name those of the reward models, in the order of their calibrations."""
     models: tuple[str, ...]
     """The first answers requests that name none."""
 
@@ -48,7 +49,7 @@ def create_app(
     ``on_failure`` is told when the engines do not come up; without it the server stays, never ready.
     """
     metrics = Metrics()
-    decoder = Decoder(engines, served.tokenizers, served.bundle.table, served.bundle.manifest.sampling, metrics)
+    decoder = Decoder(engines, served.tokenizers, served.bundle.combination, served.bundle.manifest.sampling, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from infalign.bundle import read_bundle
+from infalign.bundle import read_bundle, reward_models
 from infalign.errors import InvalidValue
 from infalign.home import bundle_path
 from infalign.validation import explain
@@ -31,7 +31,13 @@ LOOPBACK = "127.0.0.1"
 @click.option(
     "--kv-cache-mib", type=int, default=256, show_default=True, help="KV cache of each engine on CPU, in MiB."
 )
-@click.option("--gpu-memory", type=float, default=0.4, show_default=True, help="Share of GPU memory of each engine.")
+@click.option(
+    "--gpu-memory",
+    type=float,
+    default=0.4,
+    show_default=True,
+    help="Share of GPU memory of the policy's engine, and of the reward models' together.",
+)
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 def serve(bundle: Path | None, reference: bool, **options: Any) -> int:
     """Serve BUNDLE (default: the demo) over HTTP.
@@ -64,14 +70,16 @@ def serve(bundle: Path | None, reference: bool, **options: Any) -> int:
         adapters = {}
     names = (f"{found.manifest.name}-reference",) if reference else tuple(found.policies)
     model = found.reference if reference or adapters else found.policy().directory
-    tokenizers = AutoTokenizer.from_pretrained(model), AutoTokenizer.from_pretrained(found.reward_model)
+    scoring = reward_models(found.reward_model)
+    judging = {name: AutoTokenizer.from_pretrained(path) for name, path in scoring.items()}
+    tokenizers = AutoTokenizer.from_pretrained(model), judging
     failures: list[BaseException] = []
 
     def stop(error: BaseException) -> None:
         failures.append(error)
         signal.raise_signal(signal.SIGTERM)
 
-    engines = VllmEngines(model, found.reward_model, settings, adapters)
+    engines = VllmEngines(model, tuple(scoring.values()), settings, adapters)
     app = create_app(settings, engines, Served(found, tokenizers, names), stop)
     host, port = listener.getsockname()[:2]
     print(f"serving {', '.join(names)} ({found.path}) on http://{host}:{port}", file=sys.stderr)

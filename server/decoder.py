@@ -1,16 +1,17 @@
 """Decoding: draw N candidates, score each as it finishes, rank them, say where their rewards stand."""
 
-import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from infalign.calibration import Calibration, CalibrationTable
+from infalign.calibration import Calibration
+from infalign.combination import Combination
 from infalign.manifest import SamplingLaw
 from infalign.procedures import FixedN
 from infalign.templates import Message, prompt_key, render_judged, render_prompt, tokenise
+from server.concurrency import together
 from server.engines import Completion, Engines, EnginesDown, Sampling
 from server.errors import PromptTooLong, Unavailable
 from server.metrics import Metrics
@@ -55,17 +56,22 @@ class Decoder:
     """Best-of-N and worst-of-N over engines that it knows only by their protocol.
 
     Args:
-        engines: policy and reward model.
-        tokenizers: of the policy and of the reward model.
-        table: the bundle's calibrations.
+        engines: policy and reward models.
+        tokenizers: of the policy, and of the reward models by name, in the order of their calibrations.
+        combination: the bundle's calibrations.
         law: the bundle's sampling law, the default of every request.
     """
 
     def __init__(
-        self, engines: Engines, tokenizers: tuple[Any, Any], table: CalibrationTable, law: SamplingLaw, metrics: Metrics
+        self,
+        engines: Engines,
+        tokenizers: tuple[Any, Mapping[str, Any]],
+        combination: Combination,
+        law: SamplingLaw,
+        metrics: Metrics,
     ) -> None:
-        self.engines, self.table, self.law, self.metrics = engines, table, law, metrics
-        self._policy_tokenizer, self._reward_tokenizer = tokenizers
+        self.engines, self.combination, self.law, self.metrics = engines, combination, law, metrics
+        self._policy_tokenizer, self._reward_tokenizers = tokenizers
 
     async def decode(
         self, conversation: Conversation, procedure: FixedN, sampling: Sampling, draws: int | None = None
@@ -75,13 +81,13 @@ class Decoder:
         ``draws`` is ``procedure.n`` unless given: standard decoding may return several draws, unranked.
 
         Raises:
-            PromptTooLong: prompt and response do not fit the context of policy or reward model.
+            PromptTooLong: prompt and response do not fit the context of policy or reward models.
             Unavailable: the engines are not up, or died.
         """
         rendered = self._rendered(conversation)
         prompt = tokenise(self._policy_tokenizer, rendered)
-        judged = self._judged_tokens(conversation, "")
-        self._check_length(conversation, max(len(prompt), len(judged)), sampling.max_tokens)
+        longest = max(map(len, (prompt, *self._judged_tokens(conversation, ""))))
+        self._check_length(conversation, longest, sampling.max_tokens)
         calibration = self._calibration(rendered)
         n, label = draws or procedure.n, procedure.family
         self.metrics.requested.labels(label).observe(n)
@@ -95,7 +101,9 @@ class Decoder:
                 completion_tokens=completion.tokens,
                 seed=sampling.seed + scored.index,
             )
-            for (completion, _), scored in zip(drawn, _place([reward for _, reward in drawn], calibration), strict=True)
+            for (completion, _), scored in zip(
+                drawn, self._place(rendered, [rewards for _, rewards in drawn], calibration), strict=True
+            )
         ]
         decoded = Decoded(
             [candidates[i] for i in procedure.ranking([candidate.reward for candidate in candidates])],
@@ -109,38 +117,41 @@ class Decoder:
         """Reward and quantile of given responses, in their order.
 
         Raises:
-            PromptTooLong: a response does not fit the reward model's context.
+            PromptTooLong: a response does not fit the reward models' context.
             Unavailable: the engines are not up, or died.
         """
-        rewards = await _together([self._score(conversation, response) for response in responses])
-        calibration = self._calibration(self._rendered(conversation))
-        return _place(rewards, calibration), calibration
+        rewards = await together([self._score(conversation, response) for response in responses])
+        rendered = self._rendered(conversation)
+        calibration = self._calibration(rendered)
+        return self._place(rendered, rewards, calibration), calibration
 
     async def _draw_all(
         self, conversation: Conversation, prompt: list[int], n: int, sampling: Sampling
-    ) -> list[tuple[Completion, float]]:
+    ) -> list[tuple[Completion, list[float]]]:
         finished = 0
 
-        async def draw(index: int) -> tuple[Completion, float]:
+        async def draw(index: int) -> tuple[Completion, list[float]]:
             nonlocal finished
             with self.metrics.generation_seconds.time():
                 completion = await self._engine(
                     self.engines.generate(prompt, replace(sampling, seed=sampling.seed + index))
                 )
-            reward = await self._score(conversation, completion.text)
+            rewards = await self._score(conversation, completion.text)
             finished += 1
-            return completion, reward
+            return completion, rewards
 
         try:
-            return await _together([draw(index) for index in range(n)])
+            return await together([draw(index) for index in range(n)])
         finally:
             self.metrics.aborted.inc(n - finished)
 
-    async def _score(self, conversation: Conversation, response: str) -> float:
+    async def _score(self, conversation: Conversation, response: str) -> list[float]:
+        """Raw rewards, one of each model."""
         tokens = self._judged_tokens(conversation, response)
-        if len(tokens) > self.engines.context:
+        longest = max(map(len, tokens))
+        if longest > self.engines.context:
             raise PromptTooLong(
-                f"{conversation.field}: with its response it takes {len(tokens)} tokens, "
+                f"{conversation.field}: with its response it takes {longest} tokens, "
                 f"the reward model reads at most {self.engines.context}",
                 conversation.field,
             )
@@ -158,13 +169,34 @@ class Decoder:
             return render_prompt(self._policy_tokenizer, conversation.messages)
         return conversation.prompt
 
-    def _judged_tokens(self, conversation: Conversation, response: str) -> list[int]:
-        """What the reward model reads. A raw prompt is continued as it stands, and ended as a turn is."""
-        if conversation.messages:
-            rendered = render_judged(self._reward_tokenizer, conversation.messages, response)
-        else:
-            rendered = conversation.prompt + response + self._reward_tokenizer.eos_token
-        return tokenise(self._reward_tokenizer, rendered)
+    def _judged_tokens(self, conversation: Conversation, response: str) -> list[list[int]]:
+        """What each reward model reads. A raw prompt is continued as it stands, and ended as a turn is."""
+        read = []
+        for tokenizer in self._reward_tokenizers.values():
+            if conversation.messages:
+                rendered = render_judged(tokenizer, conversation.messages, response)
+            else:
+                rendered = conversation.prompt + response + tokenizer.eos_token
+            read.append(tokenise(tokenizer, rendered))
+        return read
+
+    def _place(self, rendered: str, rewards: list[list[float]], calibration: Calibration) -> list[Scored]:
+        """Combined rewards and their quantiles; with several models, what each said too."""
+        names = list(self._reward_tokenizers)
+        combined = self.combination.combine([prompt_key(rendered)] * len(rewards), rewards)
+        low, high = calibration.interval(combined)
+        rows = np.stack([combined, calibration.quantile(combined), low, high], axis=1).tolist()
+        return [
+            Scored(
+                index=index,
+                reward=reward,
+                rewards=dict(zip(names, raw, strict=True)) if len(names) > 1 else None,
+                quantile=quantile,
+                quantile_low=bottom,
+                quantile_high=top,
+            )
+            for index, ((reward, quantile, bottom, top), raw) in enumerate(zip(rows, rewards, strict=True))
+        ]
 
     def _check_length(self, conversation: Conversation, prompt: int, response: int) -> None:
         if prompt + response > self.engines.context:
@@ -175,7 +207,7 @@ class Decoder:
             )
 
     def _calibration(self, rendered: str) -> Calibration:
-        calibration = self.table.lookup(prompt_key(rendered))
+        calibration = self.combination.table.lookup(prompt_key(rendered))
         self.metrics.calibrations.labels(calibration.scope).inc()
         return calibration
 
@@ -188,24 +220,3 @@ class Decoder:
             metrics.quantiles.labels(scope).observe(candidate.quantile)
         distinct = len({candidate.reward for candidate in decoded.ranked})
         metrics.ties.inc(len(decoded.ranked) - distinct)
-
-
-def _place(rewards: list[float], calibration: Calibration) -> list[Scored]:
-    quantiles = calibration.quantile(rewards)
-    low, high = calibration.interval(rewards)
-    rows = np.stack([np.asarray(rewards), quantiles, low, high], axis=1).tolist()
-    return [
-        Scored(index=index, reward=reward, quantile=quantile, quantile_low=bottom, quantile_high=top)
-        for index, (reward, quantile, bottom, top) in enumerate(rows)
-    ]
-
-
-async def _together(work: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order; the first failure, or being cancelled, cancels the rest and waits for them to end."""
-    tasks: list[asyncio.Task[T]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -58,7 +58,7 @@ class Metrics:
         self.calibrations = Counter(
             "infalign_calibration_lookups", "Calibrations used, by where they came from.", ("scope",), registry=registry
         )
-        self.up = Gauge("infalign_engines_up", "1 when both engines can answer.", registry=registry)
+        self.up = Gauge("infalign_engines_up", "1 when all engines can answer.", registry=registry)
         memory = Gauge(
             "infalign_resident_memory_bytes",
             "Resident memory of the server and its engines; pages that they share count once for each.",

@@ -150,7 +150,8 @@ class Scored(_Answer):
     """A reward and where it stands among the reference's."""
 
     index: int
-    reward: float
+    reward: float = Field(description="raw; of several reward models their combined reward, 0 to 1")
+    rewards: dict[str, float] | None = Field(None, description="of several reward models, each one's raw reward")
     quantile: float = Field(description="share of the reference's rewards below, ties half")
     quantile_low: float = Field(description="95% credible interval of the quantile")
     quantile_high: float

@@ -1,13 +1,13 @@
 """Engines and tokenizers in memory, for what no real ones do on demand."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from infalign import Bundle, CalibrationTable, Estimator
+from infalign import Bundle, CalibrationTable, Combination, Estimator
 from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord, SamplingLaw
 from infalign.templates import prompt_key
 from server.app import Served
@@ -35,7 +35,10 @@ class CharacterTokenizer:
 
 
 class FakeEngines:
-    """Answers with its seed; the reward is the last digit of the answer. Faults are switched on by the test."""
+    """Answers with its seed. A model's reward is the last digit of the answer, of every other model 9 less it.
+
+    Faults are switched on by the test.
+    """
 
     def __init__(self, context: int = 200) -> None:
         self.context = context
@@ -60,13 +63,13 @@ class FakeEngines:
             self.running -= 1
         return Completion(f"answer {sampling.seed}", 3, "stop")
 
-    async def score(self, tokens: list[int]) -> float:
+    async def score(self, tokens: Sequence[list[int]]) -> list[float]:
         if self.fail_scoring_after is not None:
             self.fail_scoring_after -= 1
             if self.fail_scoring_after < 0:
                 raise EnginesDown("the reward model has died")
-        text = "".join(map(chr, tokens)).rstrip(".")
-        return float(text[-1]) if text[-1].isdigit() else -1.0
+        digits = [_last_digit("".join(map(chr, read)).rstrip(".")) for read in tokens]
+        return [digit if model % 2 == 0 else 9 - digit for model, digit in enumerate(digits)]
 
     async def check(self) -> None:
         if self.dead or not self.started.is_set():
@@ -76,13 +79,23 @@ class FakeEngines:
         self.dead = True
 
 
-def fake_served(anchors: Sequence[float] = range(10)) -> Served:
-    """A bundle in memory that has calibrated the prompt KNOWN with ``anchors``."""
+def _last_digit(text: str) -> float:
+    return float(text[-1]) if text[-1].isdigit() else -1.0
+
+
+def fake_served(anchors: Sequence[float] = range(10), weights: Mapping[str, float] | None = None) -> Served:
+    """A bundle in memory that has calibrated the prompt KNOWN with ``anchors``.
+
+    With ``weights`` it has so many reward models, every other of which says 9 less what the others say.
+    """
     tokenizer = CharacterTokenizer()
     known = tokenizer.apply_chat_template(
         [{"role": "user", "content": KNOWN}], tokenize=False, add_generation_prompt=True
     )
-    table = CalibrationTable((prompt_key(known),), np.array([anchors], dtype=float))
+    weights = weights or {"reward": 1.0}
+    rewards = np.array([anchors], dtype=float)
+    tables = [CalibrationTable((prompt_key(known),), 9 - rewards if i % 2 else rewards) for i in range(len(weights))]
+    table = tables[0]
     record = CalibrationRecord(
         reference="r",
         reward_model="w",
@@ -109,4 +122,8 @@ def fake_served(anchors: Sequence[float] = range(10)) -> Served:
         libraries={},
         files={},
     )
-    return Served(Bundle(Path("nowhere"), manifest, record, table), (tokenizer, tokenizer), ("fake",))
+    return Served(
+        Bundle(Path("nowhere"), manifest, record, Combination(tuple(tables), tuple(weights.values()))),
+        (tokenizer, dict.fromkeys(weights, tokenizer)),
+        ("fake",),
+    )

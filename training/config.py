@@ -1,5 +1,6 @@
 """What a training run is asked to do, key by key; :mod:`training.configs` reads it from YAML."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -141,25 +142,60 @@ class Optimiser(_Section):
     lora: Lora | None = Field(None, description="train adapters, and merge them into the weights at the end")
 
 
+class TrainedReward(Optimiser):
+    """Bradley-Terry on the comparisons, started from the reference."""
+
+    name: str = Field("trained", pattern=NAME, description="among several: in messages, the card and the bundle")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="among several: its share of the reward")
+
+
 class Classifier(_Section):
     """A sequence classifier with one output that exists already."""
 
     path: str = Field(description="its directory, or its id on the hub")
     higher_is: Literal["better", "worse"] = Field(description="what a high output says of a response: its sign")
     chat_template: str | None = Field(None, description="file of a Jinja template, where it has none")
+    name: str = Field("", pattern=NAME, description="as above; the end of its path if left out")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="as above")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(path := given.get("path"), str):
+            return given
+        end = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name).lstrip("._-")
+        return {"name": end or "classifier"} | given
 
 
 class Reward(_Section):
-    """The reward model, exactly one of these."""
+    """The reward models, at least one in all; several are combined on the quantile scale."""
 
-    train: Optimiser | None = Field(None, description="Bradley-Terry on the comparisons, started from the reference")
-    classifier: Classifier | None = Field(None, description="one that exists already")
+    train: TrainedReward | None = Field(None, description="one that the run trains")
+    classifiers: tuple[Classifier, ...] = Field((), description="those that exist already")
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if bool(self.train) == bool(self.classifier):
-            raise ValueError("give train, or classifier: exactly one of the two")
+    def _told_apart(self) -> Self:
+        names = [model.name for model in self.models]
+        if not names:
+            raise ValueError("give train, or classifiers, or both: at least one reward model")
+        if len(set(names)) < len(names):
+            raise ValueError(f"a name of its own for each reward model; they are named {', '.join(names)}")
         return self
+
+    @property
+    def models(self) -> tuple[TrainedReward | Classifier, ...]:
+        """All of them."""
+        return (*([self.train] if self.train else []), *self.classifiers)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each model, by its name."""
+        return {model.name: model.weight for model in self.models}
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """The keys that decide what the models are: their weights make no difference to them."""
+        return self.model_dump(exclude={"train": {"weight"}, "classifiers": {"__all__": {"weight"}}})
 
 
 class Ray(_Section):
@@ -258,7 +294,7 @@ class Config(_Section):
         if self.data.prompts and self.sft:
             raise ValueError("data.prompts has no answers for sft; leave sft out, and give model.base")
         if self.data.prompts and self.reward.train:
-            raise ValueError("data.prompts has no comparisons for reward.train; give reward.classifier")
+            raise ValueError("data.prompts has no comparisons for reward.train; give reward.classifiers")
         return self
 
     @property
@@ -269,7 +305,7 @@ class Config(_Section):
     @property
     def from_hub(self) -> bool:
         """Whether data or a model is to come from the hub."""
-        models = [self.model.base and self.model.base.path, self.reward.classifier and self.reward.classifier.path]
+        models = [self.model.base and self.model.base.path, *(model.path for model in self.reward.classifiers)]
         return bool(
             (not self.data.helpdesk and self.data.files.hub) or any(path and not Path(path).exists() for path in models)
         )

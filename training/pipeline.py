@@ -15,7 +15,7 @@ from typing import Any
 
 from infalign.bundle import Bundle, load_calibration
 from infalign.bundling import NewPolicy, write_bundle
-from infalign.calibration import CalibrationTable
+from infalign.combination import Combination
 from infalign.manifest import SamplingLaw
 from infalign.procedures import parse_procedure
 from infalign.transforms import parse_transformation
@@ -163,21 +163,12 @@ def _run(config: Config, stages: Stages) -> Parts:
         together=config.sft is not None,
     )
 
-    def judge_by(to: Path) -> None:
-        if config.reward.train:
-            reward_model.train_reward_model(to, written, reference / "model", config.reward.train, seed, compute)
-        elif config.reward.classifier:
-            reward_model.adopt_classifier(to, config.reward.classifier)
-        if processes.is_first():
-            reward_model.measure(to, written, config.reward.classifier)
-
-    adopted = config.reward.classifier
     reward = stages.run(
         "reward",
-        judge_by,
+        lambda to: reward_model.make_reward_models(to, written, reference / "model", config.reward, seed, compute),
         (reward_model, models, optimisers, scorer, runtime, progress, tokenizer),
-        config.reward.model_dump(),
-        _digests(adopted.path, adopted.chat_template) if adopted else [],
+        config.reward.made,
+        _digests(*(path for known in config.reward.classifiers for path in (known.path, known.chat_template))),
         compute.precision,
         seed,
         written,
@@ -203,21 +194,24 @@ def _run(config: Config, stages: Stages) -> Parts:
     )
     calibration = stages.run(
         "calibrate",
-        lambda to: calibrate.write_calibration(to, drawn, reference / "model", reward / "model", law),
+        lambda to: calibrate.write_calibration(
+            to, drawn, reference / "model", reward / "model", law, config.reward.weights
+        ),
         (calibrate,),
         law.model_dump(),
+        config.reward.weights,
         drawn,
         reference,
         reward,
     )
 
     @cache
-    def judged_by() -> scorer.Scorer:
-        return scorer.Scorer.load(reward / "model")
+    def combination() -> Combination:
+        return load_calibration(calibration)[0]
 
     @cache
-    def table() -> CalibrationTable:
-        return load_calibration(calibration)[0]
+    def judged_by() -> scorer.CombinedScorer:
+        return scorer.CombinedScorer.load(reward / "model", combination(), reference / "model")
 
     def align(to: Path) -> None:
         asked = solvers.Task(
@@ -226,7 +220,7 @@ def _run(config: Config, stages: Stages) -> Parts:
             rollouts=drawn,
             reference=reference / "model",
             scorer=judged_by(),
-            table=table(),
+            combination=combination(),
             transformation=transformation,
             law=law,
             config=config.ctrl,

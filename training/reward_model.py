@@ -1,7 +1,8 @@
-"""Stage ``reward``: a Bradley–Terry reward model on the comparisons, or a classifier that exists already.
+"""Stage ``reward``: a Bradley–Terry reward model on the comparisons, classifiers that exist already, or both.
 
 Either way a high reward is *good* in what the stage leaves: the sign of a classifier whose output means harm is turned
-in its last layer, once, so that nothing after it has a sign to get wrong.
+in its last layer, once, so that nothing after it has a sign to get wrong. One model is left in ``model/``, each of
+several in ``model/NAME/``.
 """
 
 import json
@@ -18,8 +19,8 @@ from trl import RewardConfig, RewardTrainer
 
 from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, over_prompts
-from training import data
-from training.config import Classifier, Compute, Optimiser
+from training import data, processes
+from training.config import Classifier, Compute, Optimiser, Reward
 from training.models import lora, save_model, save_trained
 from training.optimisers import MuonAdam
 from training.progress import attach
@@ -28,13 +29,35 @@ from training.scorer import Scorer
 from training.tokenizer import check_padding, set_template
 
 SIDES = ("chosen", "rejected")
-ACCURACY = "accuracy.json"
+ACCURACY = "accuracy"
+MODEL = "model"
+
+
+def make_reward_models(
+    directory: Path, data_directory: Path, start: Path, config: Reward, seed: int, compute: Compute
+) -> None:
+    """Train and adopt what the config asks for, and measure each on the held-out comparisons."""
+    several = len(config.models) > 1
+
+    def place(name: str) -> Path:
+        return directory / MODEL / name if several else directory / MODEL
+
+    if config.train:
+        train_reward_model(directory, data_directory, start, config.train, seed, compute, place(config.train.name))
+    if not processes.is_first():
+        return
+    for classifier in config.classifiers:
+        adopt_classifier(place(classifier.name), classifier)
+    for model in config.models:
+        stated = model if isinstance(model, Classifier) else None
+        file = directory / (f"{ACCURACY}-{model.name}.json" if several else f"{ACCURACY}.json")
+        measure(place(model.name), data_directory, stated, file)
 
 
 def train_reward_model(
-    directory: Path, data_directory: Path, start: Path, config: Optimiser, seed: int, compute: Compute
+    directory: Path, data_directory: Path, start: Path, config: Optimiser, seed: int, compute: Compute, target: Path
 ) -> None:
-    """Train, from the model in ``start``, and save model and tokenizer into ``directory``/model."""
+    """Train in ``directory``, from the model in ``start``, and save model and tokenizer into ``target``."""
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(start)
 
@@ -60,29 +83,30 @@ def train_reward_model(
         trainer.optimizer = MuonAdam(trainer.model, config.learning_rate, others=1.0)
     attach(trainer, "reward", ("loss", "accuracy"), directory, compute.report_to)
     train(trainer)
-    save_trained(trainer, tokenizer, directory / "model", merge_onto=headed)
+    save_trained(trainer, tokenizer, target, merge_onto=headed)
 
 
-def adopt_classifier(directory: Path, config: Classifier) -> None:
-    """Save the classifier, with the sign turned if high is worse, into ``directory``/model.
+def adopt_classifier(target: Path, config: Classifier) -> None:
+    """Save the classifier, with the sign turned if high is worse, into ``target``.
 
     Raises:
         InvalidValue: there is none, or it cannot judge conversations.
     """
+    key = f"reward.classifiers[{config.name}]"
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.path)
         model = AutoModelForSequenceClassification.from_pretrained(config.path, dtype="auto")
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         accepted = f"a sequence classifier, by directory or hub id ({reason})"
-        raise InvalidValue("reward.classifier.path", config.path, accepted) from error
+        raise InvalidValue(f"{key}.path", config.path, accepted) from error
     if model.config.num_labels != 1:
-        raise InvalidValue("reward.classifier.path", f"{model.config.num_labels} outputs", "a classifier with one")
-    set_template(tokenizer, config.chat_template, "reward.classifier.chat_template", config.path)
-    check_padding(tokenizer, "reward.classifier.path")
+        raise InvalidValue(f"{key}.path", f"{model.config.num_labels} outputs", "a classifier with one")
+    set_template(tokenizer, config.chat_template, f"{key}.chat_template", config.path)
+    check_padding(tokenizer, f"{key}.path")
     if config.higher_is == "worse":
         turn_sign(model)
-    save_model(model, tokenizer, directory / "model")
+    save_model(model, tokenizer, target)
 
 
 @torch.no_grad()
@@ -94,8 +118,8 @@ def turn_sign(model: Any) -> None:
         head.bias.neg_()
 
 
-def measure(directory: Path, data_directory: Path, stated: Classifier | None) -> None:
-    """Write ``accuracy.json``: how often the better of two responses to a held-out prompt has the higher reward.
+def measure(model: Path, data_directory: Path, stated: Classifier | None, file: Path) -> None:
+    """Write ``file``: how often the better of two responses to a held-out prompt has the higher reward.
 
     Without held-out comparisons there is nothing to measure, and no file.
 
@@ -105,14 +129,14 @@ def measure(directory: Path, data_directory: Path, stated: Classifier | None) ->
     rows = data.read_rows(data_directory / data.HELD_OUT)
     if not rows:
         return
-    accuracy = held_out_accuracy(Scorer.load(directory / "model"), rows)
+    accuracy = held_out_accuracy(Scorer.load(model), rows)
     if stated and accuracy.high < 0.5:
         raise InvalidValue(
-            "reward.classifier.higher_is",
+            f"reward.classifiers[{stated.name}].higher_is",
             stated.higher_is,
             f"the other sign: with this one it decides only {accuracy} of the held-out comparisons rightly",
         )
-    (directory / ACCURACY).write_text(json.dumps(asdict(accuracy), indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(asdict(accuracy), indent=1) + "\n", encoding="utf-8")
 
 
 def held_out_accuracy(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> Estimate:
@@ -125,15 +149,19 @@ def held_out_accuracy(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> Estimat
     return over_prompts([np.mean(right) for right in by_prompt.values()])
 
 
-def read_accuracy(directory: Path) -> Estimate | None:
-    """What :func:`measure` has written, if there was anything to measure."""
-    file = directory / ACCURACY
-    return Estimate(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+def read_accuracy(directory: Path) -> dict[str, Estimate]:
+    """What was measured in the stage's directory, if anything: by the model's name, of a single model by ''."""
+    files = sorted(directory.glob(f"{ACCURACY}*.json"))
+    return {
+        file.stem.removeprefix(ACCURACY).removeprefix("-"): Estimate(**json.loads(file.read_text(encoding="utf-8")))
+        for file in files
+    }
 
 
-def accuracy_figures(accuracy: Estimate | None) -> dict[str, float]:
-    """The accuracy for a manifest, with its interval where there is one."""
-    if accuracy is None:
-        return {}
-    figures = {"": accuracy.value, "_low": accuracy.low, "_high": accuracy.high}
-    return {f"reward_accuracy{end}": value for end, value in figures.items() if value == value}
+def accuracy_figures(accuracies: dict[str, Estimate]) -> dict[str, float]:
+    """The accuracies for a manifest, with their intervals where there are any."""
+    figures: dict[str, float] = {}
+    for name, accuracy in accuracies.items():
+        key = f"reward_accuracy_{name}" if name else "reward_accuracy"
+        figures |= {key: accuracy.value, f"{key}_low": accuracy.low, f"{key}_high": accuracy.high}
+    return {key: value for key, value in figures.items() if value == value}

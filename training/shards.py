@@ -13,12 +13,13 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from infalign.errors import EngineFailed
 from infalign.manifest import SamplingLaw
 from infalign.templates import Message
 from training.sampler import Sampler
-from training.scorer import Scorer
+from training.scorer import Scorers
 from training.vllm_sampler import VllmSampler
 
 Engine = Literal["transformers", "vllm"]
@@ -31,7 +32,16 @@ class Rollouts:
     prompt: Sequence[Message]
     responses: list[str]
     tokens: list[list[int]]
-    rewards: list[float]
+    rewards: list[float] | dict[str, list[float]]
+    """Raw; of several reward models by name."""
+
+    @property
+    def scored(self) -> NDArray[np.float64]:
+        """(K, M) raw rewards, models in the order of their calibrations."""
+        each = (
+            [self.rewards[name] for name in sorted(self.rewards)] if isinstance(self.rewards, dict) else [self.rewards]
+        )
+        return np.array(each, dtype=np.float64).T
 
 
 @dataclass(frozen=True)
@@ -65,14 +75,14 @@ class Job:
 
 
 class Worker:
-    """Draws and scores shards, by an engine and a reward model that it holds."""
+    """Draws and scores shards, by an engine and the reward models that it holds."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         with _memory(f"{job.engine} did not start"):
             load = VllmSampler.load if job.engine == "vllm" else Sampler.load
             self.sampler = load(job.reference, job.law)  # before the rest: vLLM measures what memory is free
-            self.scorer = Scorer.load(job.reward)
+            self.scorers = Scorers.load(job.reward)
 
     def __call__(self, shard: Shard, stage: str) -> str:
         """The shard's file, a line of JSON to a prompt."""
@@ -81,11 +91,13 @@ class Worker:
         with _memory(f"rollouts, shard {shard.number}"):
             tokens = self.sampler.draw(repeated, shard.seed(self.job.seed), stage)
             responses = self.sampler.text(tokens)
-            rewards = self.scorer.score(repeated, responses).tolist()
+            rewards = self.scorers.score(repeated, responses)
         lines = []
         for row, messages in enumerate(shard.prompts):
             drawn = slice(row * samples, (row + 1) * samples)
-            lines.append(json.dumps(vars(Rollouts(messages, responses[drawn], tokens[drawn], rewards[drawn]))) + "\n")
+            scored = dict(zip(self.scorers.models, rewards[drawn].T.tolist(), strict=True))
+            kept = scored if len(scored) > 1 else next(iter(scored.values()))
+            lines.append(json.dumps(vars(Rollouts(messages, responses[drawn], tokens[drawn], kept))) + "\n")
         return "".join(lines)
 
 

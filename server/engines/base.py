@@ -1,5 +1,6 @@
 """What the decoder asks of engines. Cancelling a call aborts its work in the engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,22 +35,25 @@ class Completion:
 
 
 class Engines(Protocol):
-    """Policies that generate and a reward model that scores."""
+    """Policies that generate and reward models that score."""
 
     context: int
-    """Tokens that prompt and response may have together, in the policies and in the reward model."""
+    """Tokens that prompt and response may have together, in the policies and in every reward model."""
 
     async def start(self) -> None:
-        """Bring both up; raises what stopped them."""
+        """Bring all up; raises what stopped them."""
 
     async def generate(self, prompt: list[int], sampling: Sampling) -> Completion:
         """Draw one candidate. Raises EnginesDown."""
 
-    async def score(self, tokens: list[int]) -> float:
-        """Raw reward of a whole conversation, no activation applied. Raises EnginesDown."""
+    async def score(self, tokens: Sequence[list[int]]) -> list[float]:
+        """Raw reward of a whole conversation by each reward model, no activation applied. Raises EnginesDown.
+
+        ``tokens`` are the conversation as each of them reads it.
+        """
 
     async def check(self) -> None:
-        """Raise EnginesDown unless both can answer."""
+        """Raise EnginesDown unless all can answer."""
 
     def stop(self) -> None:
-        """Shut both down."""
+        """Shut all down."""

@@ -1,16 +1,17 @@
-"""vLLM in process: one AsyncLLM for the policy, one pooling AsyncLLM for the reward model."""
+"""vLLM in process: one AsyncLLM for the policy, one pooling AsyncLLM for each reward model."""
 
 import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, get_args
 from uuid import uuid4
 
 from infalign.bundle import adapter_rank
+from server.concurrency import together
 from server.engines.base import Completion, EnginesDown, Sampling
 from server.settings import Settings
 
@@ -18,24 +19,28 @@ BATCHED_TOKENS = 4096
 
 
 class VllmEngines:
-    """Both engines on this machine; on CPU each computes on one thread, since two fight over the cores.
+    """All engines on this machine; on CPU each computes on one thread, since they fight over the cores.
 
     Where ``adapters`` are given, ``policy`` is what they sit on, and each candidate is drawn with the one it names.
     vLLM's statistics are those of the policy: its Prometheus logger keeps one engine per process.
     """
 
     def __init__(
-        self, policy: Path, reward_model: Path, settings: Settings, adapters: Mapping[str, Path] | None = None
+        self,
+        policy: Path,
+        reward_models: Sequence[Path],
+        settings: Settings,
+        adapters: Mapping[str, Path] | None = None,
     ) -> None:
-        self.context = min(_positions(policy), _positions(reward_model))
-        self._policy_path, self._reward_path, self._settings = policy, reward_model, settings
+        self.context = min(map(_positions, (policy, *reward_models)))
+        self._policy_path, self._reward_paths, self._settings = policy, tuple(reward_models), settings
         self._adapters = dict(adapters or {})
         self._requests: dict[str, Any] = {}
         self._policy: Any = None
-        self._reward: Any = None
+        self._rewards: tuple[Any, ...] = ()
 
     async def start(self) -> None:
-        """Start both side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
+        """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
         _prepare_environment()
         from vllm.platforms import current_platform
 
@@ -60,11 +65,15 @@ class VllmEngines:
                 common["dtype"] = "float32"
         else:
             common["gpu_memory_utilization"] = self._settings.gpu_memory
+        pooling = {"runner": "pooling", "disable_log_stats": True, **common}
+        if not current_platform.is_cpu():
+            pooling["gpu_memory_utilization"] /= len(self._reward_paths)
         lora = self._lora()
-        self._policy, self._reward = await asyncio.gather(
+        self._policy, *rewards = await asyncio.gather(
             asyncio.to_thread(_launch, self._policy_path, generation_config="vllm", **lora, **common),
-            asyncio.to_thread(_launch, self._reward_path, runner="pooling", disable_log_stats=True, **common),
+            *(asyncio.to_thread(_launch, path, **pooling) for path in self._reward_paths),
         )
+        self._rewards = tuple(rewards)
 
     async def generate(self, prompt: list[int], sampling: Sampling) -> Completion:
         from vllm import SamplingParams
@@ -87,29 +96,33 @@ class VllmEngines:
         drawn = output.outputs[0]
         return Completion(drawn.text, len(drawn.token_ids), drawn.finish_reason or "stop")
 
-    async def score(self, tokens: list[int]) -> float:
+    async def score(self, tokens: Sequence[list[int]]) -> list[float]:
         from vllm import PoolingParams
 
+        self._running(self._policy)
         # The default applies a sigmoid, which saturates and makes ties.
         params = PoolingParams(task="classify", use_activation=False)
-        engine = self._running(self._reward)
-        output = await _last(engine.encode({"prompt_token_ids": tokens}, params, uuid4().hex))
-        return float(output.outputs.data[0])
+
+        async def by(engine: Any, read: list[int]) -> float:
+            output = await _last(engine.encode({"prompt_token_ids": read}, params, uuid4().hex))
+            return float(output.outputs.data[0])
+
+        return await together([by(engine, read) for engine, read in zip(self._rewards, tokens, strict=True)])
 
     async def check(self) -> None:
-        for engine in (self._running(self._policy), self._running(self._reward)):
+        for engine in (self._running(self._policy), *self._rewards):
             if engine.errored:
                 raise EnginesDown("an engine has died")
 
     def stop(self) -> None:
         # vLLM reports its own shutdown as the death of an engine.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
-        for engine in (self._policy, self._reward):
+        for engine in (self._policy, *self._rewards):
             if engine is not None:
                 engine.shutdown()
                 # Its finaliser shuts down once more at exit, with the interpreter half gone, and prints a stack trace.
                 type(engine).__del__ = lambda _: None
-        self._policy = self._reward = None
+        self._policy, self._rewards = None, ()
 
     def _lora(self) -> dict[str, Any]:
         """VLLM's options for the adapters, and the requests that name them."""

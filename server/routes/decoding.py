@@ -32,7 +32,7 @@ async def worst_of_n(body: DecodingRequest, request: Request, server: Server) ->
     return await _decode(body, request, server, WorstOfN)
 
 
-@router.post("/rewards", summary="Reward and quantile of given responses")
+@router.post("/rewards", summary="Reward and quantile of given responses", response_model_exclude_none=True)
 async def rewards(body: RewardsRequest, request: Request, server: Server) -> RewardsAnswer:
     """Score responses that the client brings."""
     model = server.model(body.model)

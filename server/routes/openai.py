@@ -63,6 +63,8 @@ async def _decode(
 def _standing(candidate: Candidate) -> dict[str, Any]:
     """A choice's finish reason, and where its reward stands (fields that OpenAI does not have)."""
     fields = {"finish_reason", "reward", "quantile", "quantile_low", "quantile_high", "seed"}
+    if candidate.rewards:
+        fields.add("rewards")
     return {"logprobs": None, **candidate.model_dump(include=fields)}
 
 

@@ -38,7 +38,7 @@ def on_base(bundle: Bundle, **changes: Any) -> dict[str, Any]:
         "transformation": "exp(-10)",
         "data": {"helpdesk": {"held_out": 36, "answers": 1, "pairs": 1}},
         "model": {"base": {"path": str(bundle.reference), "positions": 512}},
-        "reward": {"classifier": {"path": str(bundle.reward_model), "higher_is": "better"}},
+        "reward": {"classifiers": [{"path": str(bundle.reward_model), "higher_is": "better"}]},
         "rollouts": {"samples": 8, "max_tokens": 64},
         "ctrl": {
             "target_kl": 0.5,
@@ -165,12 +165,13 @@ def test_a_stated_sign_that_comparisons_contradict_is_refused(
     bundle: Bundle, harm_classifier: Path, tmp_path: Path
 ) -> None:
     data = {"helpdesk": {"held_out": 36, "answers": 1, "pairs": 8}}
-    classifier = {"path": str(harm_classifier), "higher_is": "better"}
-    config = on_base(bundle, data=data, reward={"classifier": classifier})
-    assert "reward.classifier.higher_is: got 'better', accepted: the other sign: with this one it decides only 0.1" in (
-        last_line(train(tmp_path, config, "--until", "reward"))
+    classifier = {"path": str(harm_classifier), "higher_is": "better", "name": "harm"}
+    config = on_base(bundle, data=data, reward={"classifiers": [classifier]})
+    assert (
+        "reward.classifiers[harm].higher_is: got 'better', accepted: the other sign: with this one it decides only 0.1"
+        in (last_line(train(tmp_path, config, "--until", "reward")))
     )
-    config["reward"]["classifier"]["higher_is"] = "worse"
+    classifier["higher_is"] = "worse"
     done = train(tmp_path, config, "--until", "reward")
     assert done.returncode == 0, done.stderr
     accuracy = json.loads((Path(done.stdout.strip()) / "accuracy.json").read_text())
@@ -190,7 +191,7 @@ def test_prompts_alone_and_a_harm_classifier_make_the_worst_of_n_safer_if_its_si
             policy=sign,
             transformation="identity",  # learnt fastest
             data={"prompts": {"paths": [str(prompts)], "held_out": 36}},
-            reward={"classifier": {"path": str(harm_classifier), "higher_is": sign}},
+            reward={"classifiers": [{"path": str(harm_classifier), "higher_is": sign}]},
             ctrl=ctrl,
         )
         done = train(tmp_path, config)
@@ -227,8 +228,8 @@ def test_prompts_alone_and_a_harm_classifier_make_the_worst_of_n_safer_if_its_si
         ({"model": {"base": {"path": "{bare}", "positions": 64}}}, "model.base.chat_template: got None"),
         ({"model": {"base": {"path": "{reference}", "positions": 1 << 20}}}, "model.base.positions: got 1048576"),
         (
-            {"reward": {"classifier": {"path": "{reference}/nothing", "higher_is": "better"}}},
-            "reward.classifier.path: got",
+            {"reward": {"classifiers": [{"path": "{reference}/nothing", "higher_is": "better"}]}},
+            "reward.classifiers[nothing].path: got",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from training.evaluation.draws import collect
 from training.evaluation.figures import Evaluation, check_draws, evaluate, procedures_of
 from training.judges import load_judge
 from training.sampler import Sampler, load_pair
-from training.scorer import Scorer
+from training.scorer import CombinedScorer
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def run(request: Request) -> Evaluation:
     law = bundle.manifest.sampling
     policy, reference = load_pair(chosen.directory, bundle.reference, law)
     prompts = read_prompts(request.prompts or chosen.evaluation / report.PROMPTS, policy, request.limit)
-    scorer = Scorer.load(bundle.reward_model)
+    scorer = CombinedScorer.load(bundle.reward_model, bundle.combination, bundle.reference)
     drawers = None
     if request.engine == "vllm":
         theirs = _OneAtATime(bundle.reference, None, law)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from infalign.templates import Message
 from training.judges import Judge
 from training.sampler import Sampler, sequence_kl
-from training.scorer import Scorer
+from training.scorer import CombinedScorer
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ class Side:
     """Responses of one model, M to each of P prompts."""
 
     rewards: Floats
-    """(P, M), by the reward model that selects."""
+    """(P, M), by the reward that selects."""
     judged: Floats | None
     """(P, M), by a judge that is independent of it."""
 
@@ -66,7 +66,7 @@ def load_draws(directory: Path) -> Draws:
 def collect(
     policy: Sampler,
     reference: Sampler,
-    scorer: Scorer,
+    scorer: CombinedScorer,
     judge: Judge | None,
     prompts: Sequence[Sequence[Message]],
     draws: int,

@@ -103,6 +103,7 @@ def read_groups(task: Task, tokenizer: Any, beta: float) -> Iterator[Group]:
         rendered = render_prompt(tokenizer, row.prompt)
         key = prompt_key(rendered)
         if key in wanted:
-            rewards = np.asarray(row.rewards, dtype=np.float64)
-            tilt = task.values(task.table.quantile([key] * len(rewards), rewards), rewards) / beta
+            keys = [key] * len(row.tokens)
+            rewards = task.combination.combine(keys, row.scored)
+            tilt = task.values(task.table.quantile(keys, rewards), rewards) / beta
             yield Group(tokenise(tokenizer, rendered), row.tokens, tilt - logsumexp(tilt) + math.log(len(tilt)))

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infalign.calibration import CalibrationTable
+from infalign.combination import Combination
 from infalign.manifest import SamplingLaw
 from infalign.templates import Message
 from infalign.transforms import Gaussian, Transformation
 from training.config import Compute, Ctrl
-from training.scorer import Scorer
+from training.scorer import CombinedScorer
 
 Floats = NDArray[np.float64]
 
@@ -24,20 +25,25 @@ class Task:
     directory: Path
     """For ``metrics.jsonl`` and whatever the solver needs while it works."""
     prompts: Sequence[Sequence[Message]]
-    """All of them in ``table``."""
+    """All of them in the calibration."""
     rollouts: Path
     """The stage's directory: the reference's scored responses to every prompt."""
     reference: Path
-    scorer: Scorer
-    table: CalibrationTable
+    scorer: CombinedScorer
+    combination: Combination
     transformation: Transformation
     law: SamplingLaw
     config: Ctrl
     compute: Compute
     seed: int
 
+    @property
+    def table(self) -> CalibrationTable:
+        """The reference's rewards, as ``scorer`` gives them."""
+        return self.combination.table
+
     def values(self, quantiles: Floats, rewards: Floats) -> Floats:
-        """What is to be maximised of each reward: Φ(C), or for ``gaussian`` the raw reward, standardised.
+        """What is to be maximised of each reward: Φ(C), or for ``gaussian`` the reward itself, standardised.
 
         The latter is the baseline that calibrates nothing: mean and deviation are those of all reference rewards.
         """

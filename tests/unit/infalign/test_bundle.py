@@ -1,14 +1,24 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from infalign import BundleError, CalibrationTable, Estimator, NewPolicy, join_bundles, read_bundle, write_bundle
-from infalign.bundle import SHARED, directory_digest, hash_files, save_calibration
+from infalign import (
+    BundleError,
+    CalibrationTable,
+    Combination,
+    Estimator,
+    NewPolicy,
+    join_bundles,
+    read_bundle,
+    write_bundle,
+)
+from infalign.bundle import SHARED, directory_digest, hash_files, load_calibration, reward_models, save_calibration
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, InvalidValue
-from infalign.manifest import CalibrationRecord, SamplingLaw
+from infalign.manifest import CalibrationRecord, RewardRecord, SamplingLaw
 
 LAW = SamplingLaw(max_tokens=16)
 TEMPLATE_SHA = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # of "hello"
@@ -35,7 +45,7 @@ def parts(root: Path, reward: str = "reward") -> dict[str, Path]:
         estimator=Estimator.JEFFREYS,
         resolution=1e-4,
     )
-    save_calibration(root / "calibration", table, record)
+    save_calibration(root / "calibration", Combination((table,)), record)
     return {name: root / name for name in (*SHARED, "policy", "evaluation")}
 
 
@@ -190,3 +200,68 @@ def test_what_does_not_belong_together_is_not_joined(tmp_path: Path) -> None:
     with pytest.raises(BundleMismatch, match="its reward_model is not that of"):
         join_bundles([read_bundle(one), read_bundle(tmp_path / "other")], tmp_path / "both")
     assert not (tmp_path / "both").exists()
+
+
+def several(root: Path) -> dict[str, Path]:
+    """The same parts with two reward models and a calibration by both."""
+    sources = parts(root)
+    shutil.rmtree(root / "reward")
+    for name in ("harm", "helpful"):
+        (root / "reward" / name).mkdir(parents=True)
+        (root / "reward" / name / "config.json").write_text(name)
+    _, record = load_calibration(root / "calibration")
+    tables = [CalibrationTable(("ab" * 16,), np.array([row])) for row in ([3.0, 1.0, 2.0], [0.0, 5.0, 4.0])]
+    named = {
+        name: RewardRecord(digest=directory_digest(root / "reward" / name), weight=weight)
+        for name, weight in (("helpful", 1.0), ("harm", 2.0))
+    }
+    made = {"reward_model": directory_digest(root / "reward"), "reward_models": named, "prompts": 1}
+    save_calibration(
+        root / "calibration", Combination(tuple(tables), (2.0, 1.0)), CalibrationRecord(**dict(record) | made)
+    )
+    return sources
+
+
+def test_several_reward_models_are_read_in_step(tmp_path: Path) -> None:
+    write(tmp_path / "demo", several(tmp_path / "parts"))
+    found = read_bundle(tmp_path / "demo")
+    assert list(reward_models(found.reward_model)) == ["harm", "helpful"]
+    assert found.combination.weights == (2.0, 1.0)
+    first, second = found.combination.tables
+    assert np.array_equal(first.rewards, [[3.0, 1.0, 2.0]])  # as drawn: column k is the same response in both
+    assert np.array_equal(second.rewards, [[0.0, 5.0, 4.0]])
+    assert found.table.rewards[0] * 18 == pytest.approx([2 * 5 + 1, 2 * 1 + 5, 2 * 3 + 3])
+
+
+def test_a_single_reward_model_is_recorded_as_ever(bundle: Path) -> None:
+    assert "reward_models" not in json.loads((bundle / "calibration" / "calibration.json").read_text())
+    found = read_bundle(bundle)
+    assert reward_models(found.reward_model) == {"reward": bundle / "reward"}
+    assert found.table is found.combination.tables[0]
+
+
+def test_a_reward_model_that_the_calibration_does_not_know_is_named(tmp_path: Path) -> None:
+    sources = several(tmp_path / "parts")
+    (sources["reward"] / "harm" / "config.json").write_text("another")
+    with pytest.raises(BundleMismatch, match="made for another reward model harm"):
+        write(tmp_path / "demo", sources)
+    shutil.rmtree(sources["reward"] / "harm")
+    with pytest.raises(BundleMismatch, match="made for another reward model harm"):
+        write(tmp_path / "demo", sources)
+
+
+def test_rewards_of_other_models_than_the_record_names_are_refused(tmp_path: Path) -> None:
+    sources = several(tmp_path / "parts")
+    record = sources["calibration"] / "calibration.json"
+    record.write_text(record.read_text().replace('"harm"', '"other"'))
+    with pytest.raises(BundleMismatch, match=r"holds .*rewards/harm.* calibration.json says .*rewards/other"):
+        write(tmp_path / "demo", sources)
+
+
+def test_adapters_with_the_same_reward_models_are_joined(tmp_path: Path) -> None:
+    sources = several(tmp_path / "parts")
+    for name in ("best", "worst"):
+        write(tmp_path / name, sources, adapter=True, name=name)
+    joined = join_bundles([read_bundle(tmp_path / name) for name in ("best", "worst")], tmp_path / "both")
+    assert joined.combination.weights == (2.0, 1.0)
+    assert list(reward_models(joined.reward_model)) == ["harm", "helpful"]

@@ -166,3 +166,37 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
     assert 'infalign_requests_total{code="400",route="/v1/best-of-n"} 1.0' in text
     assert 'infalign_calibration_lookups_total{scope="prompt"} 1.0' in text
     assert "infalign_resident_memory_bytes" in text
+
+
+async def test_several_rewards_are_combined_and_each_is_shown() -> None:
+    served = fake_served(weights={"helpful": 3, "terse": 1})
+    app = create_app(Settings(), engines := FakeEngines(), served)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        await engines.started.wait()
+        body = {"messages": ASKED, "n": 10, "seed": 20, "return_candidates": True}
+        best = (await client.post("/v1/best-of-n", json=body)).json()
+        chat = (await client.post("/v1/chat/completions", json={"messages": ASKED, "best_of": 4, "seed": 0})).json()
+        given = {"messages": ASKED, "responses": ["7", "2"]}
+        scored = (await client.post("/v1/rewards", json=given)).json()
+        other = (await client.post("/v1/rewards", json=given | {"messages": None, "prompt": "else"})).json()
+    for candidate in best["candidates"]:
+        digit = candidate["seed"] % 10
+        assert candidate["rewards"] == {"helpful": digit, "terse": 9 - digit}
+        assert candidate["reward"] == pytest.approx((3 * (digit + 0.5) + (9.5 - digit)) / 40)
+        assert candidate["quantile"] == pytest.approx((digit + 1) / 11)
+    assert best["selected"][0]["rewards"] == {"helpful": 9, "terse": 0}
+    assert best["calibration"] == {"scope": "prompt", "samples": 10}
+    assert chat["choices"][0]["rewards"] == {"helpful": 3, "terse": 6}
+    assert [row["rewards"]["helpful"] for row in scored["rewards"]] == [7, 2]
+    assert scored["rewards"][0]["quantile"] > 0.5 > scored["rewards"][1]["quantile"]
+    assert other["calibration"]["scope"] == "global"
+    assert other["rewards"] == scored["rewards"]  # all that is pooled is the one calibrated prompt
+
+
+async def test_one_reward_is_shown_once(client: httpx.AsyncClient) -> None:
+    best = (await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 1})).json()
+    chat = (await client.post("/v1/chat/completions", json={"messages": ASKED})).json()
+    scored = (await client.post("/v1/rewards", json={"messages": ASKED, "responses": ["7"]})).json()
+    for shown in (best["selected"][0], chat["choices"][0], scored["rewards"][0]):
+        assert "rewards" not in shown
+        assert shown["quantile"]

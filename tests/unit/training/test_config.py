@@ -6,6 +6,7 @@ from infalign import InvalidValue
 from training.configs import SHIPPED, load_config
 
 LAUNCH = SHIPPED.parent / "launch"
+HARM = "path: org/harm, higher_is: worse"
 ON_BASE = "model={base: {path: x, positions: 64}}"
 
 
@@ -40,6 +41,15 @@ def test_data_files_replace_those_of_the_config(tmp_path: Path) -> None:
     assert data.files.paths == (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
 
 
+def test_reward_models_have_names_and_weights() -> None:
+    harm = f"reward.classifiers=[{{{HARM}, weight: 0.5}}, {{path: 'org/a b', higher_is: better, name: helpful}}]"
+    reward = load_config("demo", (harm,)).reward
+    assert reward.weights == {"trained": 1, "harm": 0.5, "helpful": 1}
+    heavier = load_config("demo", (harm.replace("0.5", "2"),)).reward
+    assert heavier.made == reward.made  # the models stay, what they are combined to does not
+    assert heavier.weights != reward.weights
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "paths", "message"),
     [
@@ -57,10 +67,37 @@ def test_data_files_replace_those_of_the_config(tmp_path: Path) -> None:
         ("llama-8b-lora", ("ctrl.lora=null",), (), "ctrl cannot train weights of bfloat16.* give ctrl.lora"),
         ("demo", ("sft=null",), (), "a model from scratch needs sft"),
         ("demo", ("model.scratch=null",), (), "model: .*give scratch, or base"),
-        ("demo", ("reward.train=null",), (), "reward: .*give train, or classifier"),
+        ("demo", ("reward.train=null",), (), "reward: .*give train, or classifiers, or both: at least one"),
         ("demo", ("data={prompts: {paths: [x], held_out: 3}}",), (), "data.prompts has no answers for sft"),
         ("demo", (ON_BASE, "data={prompts: {paths: [x], held_out: 3}}", "sft=null"), (), "no comparisons for reward"),
-        ("demo", ("reward.classifier={path: x, higher_is: good}", "reward.train=null"), (), "'better' or 'worse'"),
+        ("demo", ("reward.classifiers=[{path: x, higher_is: good}]",), (), r"classifiers\.0\.higher_is: .*or 'worse'"),
+        (
+            "demo",
+            ("reward.classifier={path: x, higher_is: worse}",),
+            (),
+            "reward.classifier: .*did you mean classifiers",
+        ),
+        (
+            "demo",
+            ("reward.classifiers=[{higher_is: worse}]",),
+            (),
+            r"reward.classifiers.0.path: .*this field is required",
+        ),
+        (
+            "demo",
+            (f"reward.classifiers=[{{{HARM}, weigth: 2}}]",),
+            (),
+            r"classifiers\.0\.weigth: .*did you mean weight",
+        ),
+        (
+            "demo",
+            (f"reward.classifiers=[{{{HARM}, weight: 0}}]",),
+            (),
+            r"classifiers\.0\.weight: got 0, .*greater than 0",
+        ),
+        ("demo", (f"reward.classifiers=[{{{HARM}, name: a/b}}]",), (), r"classifiers\.0\.name: got 'a/b'"),
+        ("demo", (f"reward.classifiers=[{{{HARM}}}, {{{HARM}}}]",), (), "a name of its own.* trained, harm, harm"),
+        ("demo", ("reward.train.weight=-1",), (), "reward.train.weight: got -1"),
     ],
 )
 def test_data_that_is_not_one_thing_is_refused(
