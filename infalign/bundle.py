@@ -221,6 +221,11 @@ def _check_fit(path: Path, manifest: Manifest, record: CalibrationRecord, files:
             raise BundleMismatch(
                 f"{path}: the calibration was made for another {what} ({made_with[:12]}, the bundle has {present[:12]})"
             )
+    held, scored = list(reward_models(path / "reward")), [name for name, _ in several] or ["reward"]
+    if held != scored:
+        raise BundleMismatch(
+            f"{path}: the calibration was made by {', '.join(scored)}, reward/ holds {', '.join(held)}"
+        )
     if record.sampling != manifest.sampling:
         raise BundleMismatch(
             f"{path}: the calibration was made under another sampling law ({record.sampling}) "

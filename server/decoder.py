@@ -71,6 +71,7 @@ class Decoder:
         metrics: Metrics,
     ) -> None:
         self.engines, self.combination, self.law, self.metrics = engines, combination, law, metrics
+        self.table = combination.table  # now, not within the first request
         self._policy_tokenizer, self._reward_tokenizers = tokenizers
 
     async def decode(
@@ -207,7 +208,7 @@ class Decoder:
             )
 
     def _calibration(self, rendered: str) -> Calibration:
-        calibration = self.combination.table.lookup(prompt_key(rendered))
+        calibration = self.table.lookup(prompt_key(rendered))
         self.metrics.calibrations.labels(calibration.scope).inc()
         return calibration
 

@@ -163,8 +163,7 @@ class Classifier(_Section):
     def _named(cls, given: Any) -> Any:
         if not isinstance(given, dict) or not isinstance(path := given.get("path"), str):
             return given
-        end = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name).lstrip("._-")
-        return {"name": end or "classifier"} | given
+        return {"name": re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name).lstrip("._-") or "classifier"} | given
 
 
 class Reward(_Section):

@@ -258,6 +258,15 @@ def test_rewards_of_other_models_than_the_record_names_are_refused(tmp_path: Pat
         write(tmp_path / "demo", sources)
 
 
+def test_a_calibration_by_one_of_several_is_refused(tmp_path: Path) -> None:
+    sources = several(tmp_path / "parts")
+    combination, record = load_calibration(sources["calibration"])
+    alone = record.model_copy(update={"reward_models": None})
+    save_calibration(sources["calibration"], Combination(combination.tables[:1]), alone)
+    with pytest.raises(BundleMismatch, match=r"made by reward, reward/ holds harm, helpful"):
+        write(tmp_path / "demo", sources)
+
+
 def test_adapters_with_the_same_reward_models_are_joined(tmp_path: Path) -> None:
     sources = several(tmp_path / "parts")
     for name in ("best", "worst"):

@@ -1,6 +1,7 @@
 """Decoding over engines in memory: selection, seeds, usage, calibration, faults."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from server.app import create_app
 from server.settings import Settings
-from tests.fakes import KNOWN, FakeEngines, fake_served
+from tests.fakes import KNOWN, CharacterTokenizer, FakeEngines, fake_served
 from tests.unit.server.conftest import client_of
 
 pytestmark = pytest.mark.anyio
@@ -191,6 +192,33 @@ async def test_several_rewards_are_combined_and_each_is_shown() -> None:
     assert scored["rewards"][0]["quantile"] > 0.5 > scored["rewards"][1]["quantile"]
     assert other["calibration"]["scope"] == "global"
     assert other["rewards"] == scored["rewards"]  # all that is pooled is the one calibrated prompt
+
+
+async def test_every_reward_model_reads_with_its_own_tokenizer() -> None:
+    class Wordy(CharacterTokenizer):
+        """Two tokens a character."""
+
+        def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+            return {"input_ids": [ord(character) for character in text for _ in range(2)]}
+
+    served = fake_served(weights={"plain": 1, "wordy": 1})
+    served = replace(served, tokenizers=(CharacterTokenizer(), {"plain": CharacterTokenizer(), "wordy": Wordy()}))
+    engines, read = FakeEngines(), []
+    score = engines.score
+
+    async def watched(tokens: Sequence[list[int]]) -> list[float]:
+        read.append([len(one) for one in tokens])
+        return await score(tokens)
+
+    engines.score = watched  # type: ignore[method-assign]
+    app = create_app(Settings(), engines, served)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        await engines.started.wait()
+        fits = await client.post("/v1/rewards", json={"prompt": "x" * 90, "responses": ["7"]})
+        long = await client.post("/v1/rewards", json={"prompt": "x" * 120, "responses": ["7"]})
+    assert (fits.status_code, read) == (200, [[92, 184]])
+    assert (long.status_code, long.json()["error"]["param"]) == (400, "prompt")
+    assert "takes 244 tokens" in long.json()["error"]["message"]
 
 
 async def test_one_reward_is_shown_once(client: httpx.AsyncClient) -> None:

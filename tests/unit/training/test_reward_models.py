@@ -7,17 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infalign import CalibrationTable, Combination, InvalidValue
+from infalign import Calibration, CalibrationTable, Combination, Identity, InvalidValue
 from infalign.bundle import load_calibration, reward_models
 from infalign.templates import prompt_key, render_prompt
 from tests.tiny import tiny_job
 from training import data
 from training.calibrate import write_calibration
 from training.config import Classifier, Compute, Reward
+from training.configs import load_config
 from training.reward_model import accuracy_figures, make_reward_models, read_accuracy
 from training.rollouts import read_rollouts, write_rollouts
 from training.scorer import CombinedScorer, Scorer, Scorers
 from training.shards import Job
+from training.solvers.regression import read_groups
+from training.solvers.rloo import ctrl_reward
+from training.solvers.task import Task
 
 PROMPTS = [[{"role": "user", "content": f"{word} {number}?"}] for word in ("Why", "How") for number in range(12)]
 RESPONSES = ("a b c", "d")
@@ -88,6 +92,43 @@ def test_rollouts_and_calibration_keep_every_model(job: Job, tmp_path: Path) -> 
     scorer = CombinedScorer.load(turned, combination, job.reference)
     again = scorer.score([rows[1].prompt] * 3, rows[1].responses)
     assert again == pytest.approx(combination.table.rewards[1])
+
+
+@pytest.mark.parametrize("weights", [{"up": 3.0, "down": 1.0}, {"up": 1.0, "down": 3.0}])
+def test_both_solvers_learn_from_the_combined_reward(job: Job, tmp_path: Path, weights: dict[str, float]) -> None:
+    """The two models contradict each other, so that the heavier decides."""
+    turned = make(job, _nothing(tmp_path), tmp_path / "stage", up="better", down="worse") / "model"
+    both = Job(job.reference, turned, job.law, job.engine, 8, job.seed)
+    drawn, calibrated = tmp_path / "drawn", tmp_path / "calibrated"
+    drawn.mkdir()
+    write_rollouts(drawn, PROMPTS[:2], both, 2)
+    write_calibration(calibrated, drawn, job.reference, turned, job.law, weights)
+    combination, _ = load_calibration(calibrated)
+    task = Task(
+        directory=tmp_path,
+        prompts=PROMPTS[:2],
+        rollouts=drawn,
+        reference=job.reference,
+        scorer=CombinedScorer.load(turned, combination, job.reference),
+        combination=combination,
+        transformation=Identity(),
+        law=job.law,
+        config=load_config("demo").ctrl,
+        compute=Compute(),
+        seed=0,
+    )
+    rows = list(read_rollouts(drawn))
+    for row, group in zip(rows, read_groups(task, task.scorer.tokenizer, beta=1.0), strict=True):
+        assert isinstance(row.rewards, dict)
+        heavier = np.array(row.rewards[max(weights, key=weights.__getitem__)])
+        expected = Calibration(heavier).quantile(heavier)
+        assert group.targets - group.targets[0] == pytest.approx(expected - expected[0])
+        given = {
+            "prompts": [row.prompt] * 8,
+            "completions": [[{"role": "assistant", "content": text}] for text in row.responses],
+            "key": [prompt_key(render_prompt(task.scorer.tokenizer, row.prompt))] * 8,
+        }
+        assert ctrl_reward(task)(**given, log_metric=lambda *_: None) == pytest.approx(expected)
 
 
 def test_one_models_reward_is_its_raw_one(job: Job) -> None:
