@@ -138,6 +138,7 @@ class Optimiser(_Section):
     learning_rate: float = Field(gt=0)
     batch: int = Field(gt=0)
     epochs: int = Field(1, gt=0, description="passes over the data")
+    optimiser: Literal["adam", "muon"] = Field("adam", description="muon learns more from the same data, from scratch")
     lora: Lora | None = Field(None, description="train adapters, and merge them into the weights at the end")
 
 
@@ -238,7 +239,16 @@ class Ctrl(_Section):
     prompts: int = Field(gt=0, description="prompts per step")
     generations: int = Field(ge=2, description="responses per prompt and step")
     steps: int = Field(gt=0)
+    anneal: float = Field(
+        0.0, ge=0, lt=1, description="share of the steps of rloo over which the objective turns from identity to Φ"
+    )
     lora: Lora | None = Field(None, description="the policy is an adapter on the reference")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.anneal and self.solver != "rloo":
+            raise ValueError(f"anneal is for rloo; {self.solver} has no steps that could differ")
+        return self
 
 
 class Compute(_Section):

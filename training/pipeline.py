@@ -5,7 +5,6 @@ What a stage is, and how it is kept, says :mod:`training.stages`; a plan goes th
 
 import json
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,9 +16,8 @@ from typing import Any
 from infalign.bundle import Bundle, load_calibration
 from infalign.bundling import NewPolicy, write_bundle
 from infalign.combination import Combination
-from infalign.errors import InvalidValue
 from infalign.manifest import SamplingLaw
-from infalign.procedures import Procedure, parse_procedure
+from infalign.procedures import parse_procedure
 from infalign.transforms import parse_transformation
 from training import (
     calibrate,
@@ -52,9 +50,6 @@ from training.evaluation import report
 from training.reward_model import accuracy_figures, read_accuracy
 from training.solvers import regression, rloo, settling, task
 from training.stages import LIBRARIES, StageReport, Stages, Stopped
-
-FEWEST_DRAWS, MOST_DRAWS = 64, 4096
-"""Per prompt and model when evaluating."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ def _run(config: Config, stages: Stages) -> Parts:
     law = SamplingLaw(max_tokens=config.rollouts.max_tokens)
     procedure = parse_procedure(config.procedure)
     procedures = evaluation_figures.procedures_of(procedure)
-    draws = max(map(enough_draws, procedures))
+    draws = max(map(evaluation_figures.enough_draws, procedures))
     transformation = parse_transformation(config.transformation, procedure, kl=config.ctrl.target_kl)
     if transformation.span < float("inf"):
         transformation = transformation.normalised()
@@ -149,8 +144,8 @@ def _run(config: Config, stages: Stages) -> Parts:
         (data, files, rows, helpdesk, examples, corpus, judge, tokenizer),
         config.data.model_dump(),
         model.model_dump(),
-        _digests(() if config.data.helpdesk else config.data.files.paths),
-        _digests([path for path in (model.base.path, model.base.chat_template) if path] if model.base else ()),
+        [] if config.data.helpdesk else [files.digest(Path(path)) for path in config.data.files.paths],
+        _digests(model.base.path, model.base.chat_template) if model.base else [],
         [bool(config.sft), bool(config.reward.train)],
         config.rollouts.max_tokens,
         seed,
@@ -173,7 +168,7 @@ def _run(config: Config, stages: Stages) -> Parts:
         lambda to: reward_model.make_reward_models(to, written, reference / "model", config.reward, seed, compute),
         (reward_model, models, optimisers, scorer, runtime, progress, tokenizer),
         config.reward.made,
-        _digests([path for known in config.reward.classifiers for path in (known.path, known.chat_template) if path]),
+        _digests(*(path for known in config.reward.classifiers for path in (known.path, known.chat_template))),
         compute.precision,
         seed,
         written,
@@ -282,24 +277,10 @@ def _run(config: Config, stages: Stages) -> Parts:
     return Parts(written, reference, reward, calibration, policy, measured)
 
 
-def _digests(paths: Iterable[str]) -> list[str]:
+def _digests(*paths: str | None) -> list[str]:
     """Of every file or directory that is there; a name on the hub stands for itself."""
-    return [files.digest(Path(path)) for path in paths if Path(path).exists() or Path(path).suffix in files.SUFFIXES]
+    return [files.digest(Path(path)) for path in paths if path and Path(path).exists()]
 
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def enough_draws(procedure: Procedure) -> int:
-    """Draws per prompt that the estimates of ``procedure`` can be made from.
-
-    Raises:
-        InvalidValue: they would be more than the evaluation draws.
-    """
-    draws = FEWEST_DRAWS
-    while not evaluation_figures.enough(draws, procedure):
-        draws *= 2
-        if draws > MOST_DRAWS:
-            raise InvalidValue("procedure", str(procedure), f"one that {MOST_DRAWS} draws are enough for")
-    return draws

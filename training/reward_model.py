@@ -22,6 +22,7 @@ from infalign.estimators import Estimate, over_prompts
 from training import data, processes
 from training.config import Classifier, Compute, Optimiser, Reward
 from training.models import lora, save_model, save_trained
+from training.optimisers import MuonAdam
 from training.progress import attach
 from training.runtime import train, trainer_arguments
 from training.scorer import Scorer
@@ -78,6 +79,8 @@ def train_reward_model(
         processing_class=tokenizer,
         peft_config=lora(config.lora, "SEQ_CLS") if config.lora else None,
     )
+    if config.optimiser == "muon":
+        trainer.optimizer = MuonAdam(trainer.model, config.learning_rate, others=1.0)
     attach(trainer, "reward", ("loss", "accuracy"), directory, compute.report_to)
     train(trainer)
     save_trained(trainer, tokenizer, target, merge_onto=headed)

@@ -10,6 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from training import data
 from training.config import Base, Compute, Optimiser, Scratch
 from training.models import base_model, lora, new_model, save_model, save_trained
+from training.optimisers import MuonAdam
 from training.progress import attach
 from training.runtime import train, trainer_arguments
 
@@ -48,6 +49,8 @@ def make_reference(
         processing_class=tokenizer,
         peft_config=lora(config.lora) if config.lora else None,
     )
+    if config.optimiser == "muon":
+        trainer.optimizer = MuonAdam(trainer.model, config.learning_rate, weight_decay=0.01, others=1.0)
     attach(trainer, "sft", ("loss",), directory, compute.report_to)
     train(trainer)
     save_trained(trainer, tokenizer, directory / "model", merge_onto=start)

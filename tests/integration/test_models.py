@@ -183,12 +183,13 @@ def test_prompts_alone_and_a_harm_classifier_make_the_worst_of_n_safer_if_its_si
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text((bundle.policy().evaluation / "prompts.jsonl").read_text())
-    ctrl = on_base(bundle)["ctrl"] | {"steps": 12, "optimiser": "muon"}
+    ctrl = on_base(bundle)["ctrl"] | {"steps": 16, "lora": None}
     judged = {}
     for sign in ("worse", "better"):
         config = on_base(
             bundle,
             policy=sign,
+            transformation="identity",  # learnt fastest
             data={"prompts": {"paths": [str(prompts)], "held_out": 36}},
             reward={"classifiers": [{"path": str(harm_classifier), "higher_is": sign}]},
             ctrl=ctrl,

@@ -18,15 +18,13 @@ TINY = {
     "data.helpdesk.held_out": 36,
     "rollouts.samples": 4,
     "rollouts.max_tokens": 16,
-    "ctrl.steps": 3,
+    "ctrl.steps": 12,
     "ctrl.prompts": 2,
     "ctrl.generations": 2,
+    "compute.save_every": 2,
     "model.scratch.hidden": 32,
     "model.scratch.layers": 1,
 }
-
-
-WATCHED = ("step", "sequence_kl", "quantile", "beta")
 
 
 def command(output: Path) -> list[str]:
@@ -43,41 +41,79 @@ def finished(runs: Path) -> dict[str, float]:
     return {path.name: path.stat().st_mtime for path in runs.glob("[a-z]*-*")}
 
 
-@pytest.mark.parametrize("stage", ["sft", "ctrl"])
-def test_a_killed_run_is_continued(tmp_path: Path, stage: str) -> None:
-    runs, output = tmp_path / "runs" / "demo", tmp_path / "bundle"
-    log = tmp_path / "log"
+def train(home: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run([*command(home / "bundle"), *more], env=environment(home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a run that nothing disturbed."""
+    home = tmp_path_factory.mktemp("left")
+    train(home)
+    return home
+
+
+def weights(home: Path, stage: str) -> bytes:
+    [made] = home.glob(f"runs/demo/{stage}-*/model/model.safetensors")
+    return made.read_bytes()
+
+
+def metrics(home: Path, stage: str) -> list[dict[str, float]]:
+    [made] = home.glob(f"runs/demo/{stage}-*/metrics.jsonl")
+    return [json.loads(line) for line in made.read_text().splitlines()]
+
+
+def kill_in(home: Path, stage: str) -> None:
+    """Start a run and kill it as soon as ``stage`` has a whole checkpoint."""
+    runs, log = home / "runs" / "demo", home / "log"
     with log.open("w") as stderr:
-        process = subprocess.Popen(command(output), env=environment(tmp_path), stderr=stderr, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command(home / "bundle"), env=environment(home), stderr=stderr)
         deadline = time.monotonic() + 300
-        while not list(runs.glob(f".{stage}-*")) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        while not list(runs.glob(f".{stage}-*/checkpoints/*/trainer_state.json")) and time.monotonic() < deadline:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, log.read_text()
-    assert not output.exists()
-    before = finished(runs)
-    assert not any(name.startswith(stage) for name in before)
+    assert list(runs.glob(f".{stage}-*")), "it was done before it could be killed"
+    assert not (home / "bundle").exists()
 
-    done = subprocess.run(command(output), env=environment(tmp_path), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+def test_a_run_killed_twice_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path, left: Path) -> None:
+    runs = tmp_path / "runs" / "demo"
+    kill_in(tmp_path, "sft")
+    kill_in(tmp_path, "ctrl")
+    before = finished(runs)
+    assert {name.split("-")[0] for name in before} == {"data", "sft", "reward", "rollouts", "calibrate"}
+    done = train(tmp_path)
     assert before.items() <= finished(runs).items()
-    assert "reused" in done.stderr
+    assert done.stderr.count("reused") == 5
     assert not list(runs.glob(".*-*"))
-    found = read_bundle(output)
+    assert not list(runs.glob("*/checkpoints"))
+    for stage in ("sft", "reward", "ctrl"):
+        assert weights(tmp_path, stage) == weights(left, stage)
+    watched = ("step", "sequence_kl", "quantile", "beta")
+    ours, theirs = (
+        [{key: row[key] for key in watched if key in row} for row in metrics(home, "ctrl")] for home in (tmp_path, left)
+    )
+    assert ours == theirs
+    assert train(tmp_path).stderr.count("reused") == 7
+
+
+def test_a_run_leaves_a_bundle_with_what_it_measured(left: Path) -> None:
+    found = read_bundle(left / "bundle")
     assert found.table.samples == 4
     measured = found.policy().record.measured
-    solved = json.loads(next(runs.glob("ctrl-*/solved.json")).read_text())
+    [made] = left.glob("runs/demo/ctrl-*")
+    solved = json.loads((made / "solved.json").read_text())
     assert solved["kl"]["value"] == pytest.approx(measured["kl"], abs=0.05)
     evaluated = json.loads((found.policy().evaluation / "figures.json").read_text())
     assert [row["procedure"] for row in evaluated["decoded"]][:3] == ["standard", "best-of-2", "best-of-4"]
-    assert "best-of-4" in (output / "README.md").read_text()
-    metrics = [json.loads(line) for line in next(runs.glob("ctrl-*/metrics.jsonl")).read_text().splitlines()]
-    assert [row["sequence_kl"] for row in metrics if "sequence_kl" in row] != []
-
+    assert "best-of-4" in (left / "bundle" / "README.md").read_text()
+    assert [row["sequence_kl"] for row in metrics(left, "ctrl") if "sequence_kl" in row] != []
+    assert (made / "curves.svg").exists()
     assert 0 <= measured["reward_accuracy_low"] <= measured["reward_accuracy"] <= measured["reward_accuracy_high"] <= 1
-
-    again = subprocess.run(command(output), env=environment(tmp_path), capture_output=True, text=True)
-    assert again.stderr.count("reused") == 7
 
 
 def test_a_plan_says_what_would_run_and_makes_nothing(tmp_path: Path) -> None:
@@ -111,60 +147,29 @@ def test_the_other_solver_learns_from_the_rollouts_and_settles(tmp_path: Path) -
     assert 0 < solved["kl"]["value"] <= 0.013
 
 
-@pytest.mark.parametrize("stage", ["sft", "ctrl"])
-def test_a_stage_killed_between_its_steps_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path, stage: str) -> None:
-    longer = ["--set", "ctrl.steps=12", "--set", "compute.save_every=2", "--until", stage]
-    results = []
-    for home in (tmp_path / "killed", tmp_path / "left"):
-        runs = home / "runs" / "demo"
-        home.mkdir()
-        if home.name == "killed":
-            with (home / "log").open("w") as stderr:
-                process = subprocess.Popen([*command(home / "bundle"), *longer], env=environment(home), stderr=stderr)
-                deadline = time.monotonic() + 300
-                while (
-                    not list(runs.glob(f".{stage}-*/checkpoints/*/trainer_state.json")) and time.monotonic() < deadline
-                ):
-                    assert process.poll() is None, (home / "log").read_text()
-                    time.sleep(0.002)
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-            assert list(runs.glob(f".{stage}-*")), "it was done before it could be killed"
-        done = subprocess.run(
-            [*command(home / "bundle"), *longer], env=environment(home), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        [made] = runs.glob(f"{stage}-*")
-        assert not (made / "checkpoints").exists()
-        steps = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
-        results.append(
-            (
-                (made / "model" / "model.safetensors").read_bytes(),
-                [{key: value for key, value in row.items() if key in WATCHED} for row in steps],
-            )
-        )
-    assert results[0] == results[1]
-
-
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does(tmp_path: Path, left: Path) -> None:
     """By the gloo backend; accelerate runs FSDP2 and DeepSpeed on accelerators alone."""
-    launch = [str(Path(INFALIGN).parent / "accelerate"), "launch", "--config_file", "training/launch/ddp.yaml"]
-    rows, accuracies = [], []
-    for launcher in ([*launch, "--num_processes", "2", "-m", "infalign"], [INFALIGN]):
-        home = tmp_path / str(len(rows))
-        done = subprocess.run(
-            [*launcher, *command(home / "bundle")[1:]], env=environment(home), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        read_bundle(home / "bundle")
-        [reward] = home.glob("runs/demo/reward-*")
-        accuracies.append(json.loads((reward / "accuracy.json").read_text())["value"])
-        [sft] = home.glob("runs/demo/sft-*")
-        logged = [json.loads(line) for line in (sft / "metrics.jsonl").read_text().splitlines()]
-        rows.append([(row["loss"], row["grad_norm"]) for row in logged if "loss" in row])
-    assert len(rows[0]) > 1
-    assert rows[0] == [pytest.approx(row, rel=1e-5) for row in rows[1]]
-    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.1)  # a comparison or two are undecided
+    accelerate = str(Path(INFALIGN).parent / "accelerate")
+    launch = [
+        accelerate,
+        "launch",
+        "--config_file",
+        "training/launch/ddp.yaml",
+        "--num_processes",
+        "2",
+        "-m",
+        "infalign",
+    ]
+    done = subprocess.run(
+        [*launch, *command(tmp_path / "bundle")[1:]], env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    read_bundle(tmp_path / "bundle")
+    ours, theirs = (
+        [(row["loss"], row["grad_norm"]) for row in metrics(home, "sft") if "loss" in row] for home in (tmp_path, left)
+    )
+    assert len(ours) > 1
+    assert ours == [pytest.approx(row, rel=1e-5) for row in theirs]
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:

@@ -33,9 +33,6 @@ def lines(paths: Iterable[str]) -> Iterator[Any]:
                 yield None
 
 
-SUFFIXES = (".jsonl", ".gz", ".json", ".jinja")
-
-
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of all files of a directory: others under the same name are others.
 

@@ -11,7 +11,7 @@ from training.data.judge import judge
 from training.data.rows import Answer, Comparison, Material, thirds
 
 TIES_BEFORE_GIVING_UP = 50
-GARBLED, ASTRAY = 0.05, 0.2
+GARBLED, ASTRAY = 0.1, 0.2
 
 
 def material(config: HelpDesk, seed: int) -> Material:

@@ -14,6 +14,8 @@ from infalign.procedures import BestOfN, Procedure, Standard, WorstOfN
 from training.evaluation.draws import Draws, Floats
 
 NS = (2, 4, 8)
+FEWEST_DRAWS, MOST_DRAWS = 64, 4096
+"""Draws per prompt and model."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,20 @@ def procedures_of(trained_for: Procedure, ns: Sequence[int] = NS) -> tuple[Proce
 def enough(count: int, procedure: Procedure) -> bool:
     """Whether ``count`` draws per prompt say anything of ``procedure``."""
     return not np.isnan(procedure.order_weights(count)).any()
+
+
+def enough_draws(procedure: Procedure) -> int:
+    """Draws per prompt that the estimates of ``procedure`` can be made from.
+
+    Raises:
+        InvalidValue: they would be more than the evaluation draws.
+    """
+    draws = FEWEST_DRAWS
+    while not enough(draws, procedure):
+        draws *= 2
+        if draws > MOST_DRAWS:
+            raise InvalidValue("procedure", str(procedure), f"one that {MOST_DRAWS} draws are enough for")
+    return draws
 
 
 def check_draws(count: int, procedures: Sequence[Procedure]) -> None:

@@ -18,6 +18,7 @@ from trl import RLOOConfig, RLOOTrainer
 
 from infalign.frontier import beta_for_kl
 from infalign.templates import Message, prompt_key, render_prompt
+from infalign.transforms import Gaussian, Identity
 from training.models import lora, save_trained
 from training.optimisers import MuonAdam
 from training.progress import attach
@@ -41,7 +42,7 @@ def solve(task: Task, directory: Path) -> float:
     steer = SteerKL(config.target_kl)
     trainer = RLOOTrainer(
         model=model,
-        reward_funcs=ctrl_reward(task),
+        reward_funcs=ctrl_reward(task, steer),
         args=RLOOConfig(
             **trainer_arguments(task.directory, "ctrl", task.seed, task.compute, config.prompts * config.generations),
             model_init_kwargs={"dtype": "auto"},
@@ -72,19 +73,29 @@ def solve(task: Task, directory: Path) -> float:
     return float(trainer.beta)
 
 
-def ctrl_reward(task: Task) -> Callable[..., list[float]]:
-    """Φ(C(reward)) as a TRL reward function; the dataset column ``key`` names each prompt's calibration."""
+def ctrl_reward(task: Task, steer: "SteerKL") -> Callable[..., list[float]]:
+    """Φ(C(reward)) as a TRL reward function; the dataset column ``key`` names each prompt's calibration.
+
+    While the objective is annealed it is Φ mixed with the identity, each at its own β for the target KL: Φ of a sharp
+    transformation tells most responses apart by nothing, and a policy that starts with it learns slowly.
+    """
+    mild = beta_for_kl(Identity(), task.config.target_kl)
+    annealed = 0 if isinstance(task.transformation, Gaussian) else task.config.anneal * task.config.steps
 
     def transformed(
         prompts: list[list[Message]],
         completions: list[list[Message]],
         key: list[str],
         log_metric: Callable[[str, float], None],
+        trainer_state: Any,
         **_: Any,
     ) -> list[float]:
         rewards = task.scorer.score(prompts, [completion[0]["content"] for completion in completions])
         quantiles = task.table.quantile(key, rewards)
         values = task.values(quantiles, rewards.astype(np.float64))
+        if (done := trainer_state.global_step) < annealed:
+            share = 1 - done / annealed
+            values = (1 - share) * values + share * steer.trainer.beta / mild * quantiles
         log_metric("reward_raw", float(rewards.mean()))
         log_metric("quantile", float(quantiles.mean()))
         log_metric("transformed", float(values.mean()))

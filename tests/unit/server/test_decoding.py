@@ -73,6 +73,23 @@ async def test_the_default_is_the_bundles_sampling_law(client: httpx.AsyncClient
     assert (third.temperature, third.max_tokens, third.stop) == (0, 5, ("x",))
 
 
+async def test_a_request_is_drawn_with_the_policy_it_names_or_with_the_first(engines: FakeEngines) -> None:
+    served = replace(fake_served(), models=("best", "worst"))
+    app = create_app(Settings(), engines, served)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        for name, endpoint in ((None, "best-of-n"), ("worst", "best-of-n"), ("worst", "chat/completions")):
+            body = {"messages": ASKED, "n": 1, "model": name} if name else {"messages": ASKED, "n": 1}
+            answer = (await client.post(f"/v1/{endpoint}", json=body)).json()
+            assert answer["model"] == (name or "best") == engines.drawn[-1].policy
+        scored = (await client.post("/v1/rewards", json={"prompt": "x", "responses": ["1"], "model": "worst"})).json()
+        assert scored["model"] == "worst"
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [model["id"] for model in listed] == ["best", "worst"]
+        refused = await client.post("/v1/chat/completions", json={"messages": ASKED, "model": "demo"})
+        assert refused.status_code == 404
+        assert refused.json()["error"]["message"] == "model: got 'demo', accepted: best, worst"
+
+
 async def test_readiness_follows_the_engines(client: httpx.AsyncClient, engines: FakeEngines) -> None:
     assert (await client.get("/ready")).status_code == 200
     engines.dead = True
