@@ -56,7 +56,7 @@ def measure(engine: str, path: Path) -> Drawn:
     law = bundle.manifest.sampling
     sampler = VllmSampler.load(bundle.reference, law) if engine == "vllm" else Sampler.load(bundle.reference, law)
     ready = time.time()
-    prompts = read_prompts(bundle.evaluation / FILE, Sampler.load(bundle.reference, law), PROMPTS)
+    prompts = read_prompts(bundle.policy().evaluation / FILE, Sampler.load(bundle.reference, law), PROMPTS)
     text = " ".join(str(messages[-1]["content"]) for messages in prompts)
     words = (text * (1 + PREFIX // len(text.split()))).split()
     long = [

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from training.rollouts import read_rollouts, write_rollouts
 from training.scorer import CombinedScorer, Scorer, Scorers
 from training.shards import Job
 from training.solvers.regression import read_groups
-from training.solvers.rloo import ctrl_reward
+from training.solvers.rloo import SteerKL, ctrl_reward
 from training.solvers.task import Task
 
 PROMPTS = [[{"role": "user", "content": f"{word} {number}?"}] for word in ("Why", "How") for number in range(12)]
@@ -128,7 +129,15 @@ def test_both_solvers_learn_from_the_combined_reward(job: Job, tmp_path: Path, w
             "completions": [[{"role": "assistant", "content": text}] for text in row.responses],
             "key": [prompt_key(render_prompt(task.scorer.tokenizer, row.prompt))] * 8,
         }
-        assert ctrl_reward(task)(**given, log_metric=lambda *_: None) == pytest.approx(expected)
+        steer = SteerKL(task.config.target_kl)
+        steer.trainer = SimpleNamespace(beta=0.1)
+        reward = ctrl_reward(task, steer)
+        begun, done = (
+            np.array(reward(**given, log_metric=lambda *_: None, trainer_state=SimpleNamespace(global_step=step)))
+            for step in (0, task.config.steps)
+        )
+        assert done == pytest.approx(expected)
+        assert begun == pytest.approx(expected * 0.1 / beta_for_kl(Identity(), task.config.target_kl))
 
 
 def test_one_models_reward_is_its_raw_one(job: Job) -> None:
