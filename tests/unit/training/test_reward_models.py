@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infalign import Calibration, CalibrationTable, Combination, Identity, InvalidValue
+from infalign import Calibration, CalibrationTable, Combination, Identity, InvalidValue, beta_for_kl
 from infalign.bundle import load_calibration, reward_models
 from infalign.templates import prompt_key, render_prompt
 from tests.tiny import tiny_job
