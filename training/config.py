@@ -247,7 +247,7 @@ class Ctrl(_Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.anneal and self.solver != "rloo":
-            raise ValueError(f"anneal is for rloo; {self.solver} has no steps that could differ")
+            raise ValueError(f"anneal is for rloo, not for {self.solver}: set ctrl.anneal=0")
         return self
 
 

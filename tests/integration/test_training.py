@@ -134,7 +134,16 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_other_solver_learns_from_the_rollouts_and_settles(tmp_path: Path) -> None:
-    solver = ["--set", "ctrl.solver=regression", "--set", "ctrl.target_kl=0.01", "--set", "transformation=identity"]
+    solver = [
+        "--set",
+        "ctrl.solver=regression",
+        "--set",
+        "ctrl.anneal=0",
+        "--set",
+        "ctrl.target_kl=0.01",
+        "--set",
+        "transformation=identity",
+    ]
     more = ["--set", "ctrl.steps=30", "--set", "ctrl.prompts=16", "--set", "ctrl.generations=4"]
     done = subprocess.run(
         [*command(tmp_path / "bundle"), *solver, *more], env=environment(tmp_path), capture_output=True, text=True

@@ -65,6 +65,7 @@ def test_reward_models_have_names_and_weights() -> None:
         ("hh-harmless", ("data.transcripts.hub=null",), (), "give paths .* or hub: exactly one"),
         ("hh-harmless", ("data.transcripts.held_out=0",), (), "data.transcripts.held_out: got 0"),
         ("llama-8b-lora", ("ctrl.lora=null",), (), "ctrl cannot train weights of bfloat16.* give ctrl.lora"),
+        ("demo", ("ctrl.solver=regression",), (), "anneal is for rloo, not for regression: set ctrl.anneal=0"),
         ("demo", ("sft=null",), (), "a model from scratch needs sft"),
         ("demo", ("model.scratch=null",), (), "model: .*give scratch, or base"),
         ("demo", ("reward.train=null",), (), "reward: .*give train, or classifiers, or both: at least one"),
