@@ -168,7 +168,7 @@ def test_a_stated_sign_that_comparisons_contradict_is_refused(
     classifier = {"path": str(harm_classifier), "higher_is": "better", "name": "harm"}
     config = on_base(bundle, data=data, reward={"classifiers": [classifier]})
     assert (
-        "reward.classifiers[harm].higher_is: got 'better', accepted: the other sign: with this one it decides only 0.1"
+        "reward.classifiers[harm].higher_is: got 'better', accepted: the other sign: with this one it decides only 0."
         in (last_line(train(tmp_path, config, "--until", "reward")))
     )
     classifier["higher_is"] = "worse"

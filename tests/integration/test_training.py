@@ -144,7 +144,16 @@ def test_the_other_solver_learns_from_the_rollouts_and_settles(tmp_path: Path) -
         "--set",
         "transformation=identity",
     ]
-    more = ["--set", "ctrl.steps=30", "--set", "ctrl.prompts=16", "--set", "ctrl.generations=4"]
+    more = [
+        "--set",
+        "ctrl.steps=30",
+        "--set",
+        "ctrl.prompts=16",
+        "--set",
+        "ctrl.generations=4",
+        "--set",
+        "ctrl.learning_rate=0.0003",
+    ]
     done = subprocess.run(
         [*command(tmp_path / "bundle"), *solver, *more], env=environment(tmp_path), capture_output=True, text=True
     )
