@@ -125,7 +125,7 @@ class VllmEngines:
         self._policy, self._rewards = None, ()
 
     def _lora(self) -> dict[str, Any]:
-        """VLLM's options for the adapters, and the requests that name them."""
+        """What vLLM is to be told of the adapters; the requests that name them are kept."""
         if not self._adapters:
             return {}
         from vllm.config.lora import MaxLoRARanks

@@ -1,7 +1,6 @@
 """Other people's models: a base model with adapters, a classifier that exists already, prompts alone."""
 
 import json
-import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from infalign import Bundle, read_bundle
 from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
 from tests.integration.conftest import INFALIGN, serving
+from tests.integration.test_training import environment
 from training.reward_model import turn_sign
 from training.sampler import load_pair, log_probabilities
 
@@ -25,8 +25,7 @@ LORA = {"rank": 4, "alpha": 8}
 
 
 def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"INFALIGN_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([INFALIGN, *arguments], env=environment, capture_output=True, text=True)
+    return subprocess.run([INFALIGN, *arguments], env=environment(home), capture_output=True, text=True)
 
 
 def on_base(bundle: Bundle, **changes: Any) -> dict[str, Any]:
