@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from infalign.estimators import Estimate, over_prompts
     from infalign.frontier import Point, beta_for_kl, point
     from infalign.goodness import Goodness
+    from infalign.manifest import Alignment
     from infalign.optimum import Optimal, optimal
     from infalign.policies import AnchoredPolicies, Policy
     from infalign.procedures import BestOfN, BestOfPoisson, FixedN, Procedure, Standard, WorstOfN, parse_procedure
@@ -31,6 +32,7 @@ _HOMES = {
     "estimators": ("Estimate", "over_prompts"),
     "frontier": ("Point", "beta_for_kl", "point"),
     "goodness": ("Goodness",),
+    "manifest": ("Alignment",),
     "optimum": ("Optimal", "optimal"),
     "policies": ("AnchoredPolicies", "Policy"),
     "procedures": ("BestOfN", "BestOfPoisson", "FixedN", "Procedure", "Standard", "WorstOfN", "parse_procedure"),
@@ -39,6 +41,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Alignment",
     "AnchoredPolicies",
     "BestOfN",
     "BestOfPoisson",

@@ -11,7 +11,7 @@ from typing import Any
 
 from infalign.bundle import FORMAT, MANIFEST, SHARED, WHOLE, Bundle, digest, hash_files, read_bundle
 from infalign.errors import BundleMismatch
-from infalign.manifest import Manifest, PolicyRecord
+from infalign.manifest import Alignment, Manifest, PolicyRecord
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,7 @@ class NewPolicy:
     directory: Path
     evaluation: Path
     adapter: bool
-    procedure: str
-    transformation: str
-    beta: float
-    measured: dict[str, float]
+    alignment: Alignment
 
 
 def write_bundle(
@@ -61,12 +58,7 @@ def write_bundle(
             format=FORMAT,
             policies={
                 name: PolicyRecord(
-                    path=paths[name],
-                    digest=digest(files, paths[name]),
-                    procedure=policy.procedure,
-                    transformation=policy.transformation,
-                    beta=policy.beta,
-                    measured=policy.measured,
+                    **dict(policy.alignment) | {"path": paths[name], "digest": digest(files, paths[name])}
                 )
                 for name, policy in policies.items()
             },
@@ -104,16 +96,7 @@ def join_bundles(bundles: Sequence[Bundle], target: Path) -> Bundle:
                 raise BundleMismatch(f"{bundle.path}: the policy {name} is a whole model; only adapters can be joined")
             if name in policies:
                 raise BundleMismatch(f"{bundle.path}: another bundle has a policy {name} too")
-            record = policy.record
-            policies[name] = NewPolicy(
-                policy.directory,
-                policy.evaluation,
-                True,
-                record.procedure,
-                record.transformation,
-                record.beta,
-                record.measured,
-            )
+            policies[name] = NewPolicy(policy.directory, policy.evaluation, True, policy.record)
     return write_bundle(
         target,
         {part: bundles[0].path / part for part in SHARED},
@@ -141,9 +124,9 @@ def _card(policies: dict[str, NewPolicy]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, policy in policies.items():
-        measured = policy.measured
-        kl, won = (f"{measured[key]:.3f}" if key in measured else "" for key in ("kl", f"win_rate_{policy.procedure}"))
-        lines.append(f"| [{name}](evaluation/{name}) | {policy.procedure} | {policy.transformation} | {kl} | {won} |")
+        a = policy.alignment
+        kl, won = (f"{a.measured[key]:.3f}" if key in a.measured else "" for key in ("kl", f"win_rate_{a.procedure}"))
+        lines.append(f"| [{name}](evaluation/{name}) | {a.procedure} | {a.transformation} | {kl} | {won} |")
     return "\n".join(lines) + "\n"
 
 

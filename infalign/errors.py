@@ -12,6 +12,11 @@ InfAlignError
 """
 
 
+def one_line(error: BaseException, limit: int | None = 200) -> str:
+    """What a library's error says, in one line of at most ``limit`` characters; its name where it says nothing."""
+    return " ".join(str(error).split())[:limit] or repr(error)
+
+
 class InfAlignError(Exception):
     """Base of every error this project raises on purpose; its text is one line a user can act on."""
 

@@ -56,15 +56,20 @@ def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-class PolicyRecord(_Record):
-    """One policy of a bundle, and what it was aligned for."""
+class Alignment(_Record):
+    """What a policy was aligned for, how, and what it reached."""
 
-    path: str = Field(pattern=r"^(policy|adapters/[^/]+)$", description="its directory; an adapter sits on reference/")
-    digest: str = Field(description="digest of that directory")
     procedure: Annotated[str, _parsed_by(parse_procedure)]
     transformation: Annotated[str, _parsed_by(check_transformation)]
     beta: float = Field(gt=0)
     measured: dict[str, float] = Field(description="figures measured on test prompts")
+
+
+class PolicyRecord(Alignment):
+    """One policy of a bundle."""
+
+    path: str = Field(pattern=r"^(policy|adapters/[^/]+)$", description="its directory; an adapter sits on reference/")
+    digest: str = Field(description="digest of that directory")
 
 
 class Manifest(_Record):

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from infalign.bundle import Bundle
+from infalign.errors import one_line
 from infalign.validation import explain
 from server.decoder import Decoder
 from server.engines import Engines
@@ -75,7 +76,7 @@ async def _start(engines: Engines, on_failure: Callable[[BaseException], None]) 
     try:
         await engines.start()
     except Exception as error:
-        log.error("the engines did not start: %s", " ".join(str(error).split()) or repr(error))
+        log.error("the engines did not start: %s", one_line(error, limit=None))
         on_failure(error)
     else:
         log.info("ready, %.1f GiB resident", resident_memory() / 2**30)

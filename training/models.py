@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from infalign.errors import InvalidValue
+from infalign.errors import InvalidValue, one_line
 from training import processes
 from training.config import Base, Lora, Scratch
 
@@ -56,8 +56,9 @@ def base_model(tokenizer: PreTrainedTokenizerBase, config: Base) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(config.path, dtype=getattr(torch, config.precision))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidValue("model.base.path", config.path, f"a causal LM, by directory or hub id ({reason})") from error
+        raise InvalidValue(
+            "model.base.path", config.path, f"a causal LM, by directory or hub id ({one_line(error)})"
+        ) from error
     longest = model.config.max_position_embeddings
     if longest < config.positions:
         raise InvalidValue("model.base.positions", config.positions, f"at most the model's own {longest}")

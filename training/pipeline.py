@@ -16,7 +16,7 @@ from typing import Any
 from infalign.bundle import Bundle, load_calibration
 from infalign.bundling import NewPolicy, write_bundle
 from infalign.combination import Combination
-from infalign.manifest import SamplingLaw
+from infalign.manifest import Alignment, SamplingLaw
 from infalign.procedures import parse_procedure
 from infalign.transforms import parse_transformation
 from training import (
@@ -99,10 +99,12 @@ def train(
                 parts.policy / "model",
                 parts.measured,
                 models.is_adapter(parts.policy / "model"),
-                config.procedure,
-                config.transformation,
-                solved["beta"],
-                figures,
+                Alignment(
+                    procedure=config.procedure,
+                    transformation=config.transformation,
+                    beta=solved["beta"],
+                    measured=figures,
+                ),
             )
         },
         model_card(

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from infalign.errors import InvalidValue
+from infalign.errors import InvalidValue, one_line
 from infalign.estimators import Estimate, over_prompts
 from training import data, processes
 from training.config import Classifier, Compute, Optimiser, Reward
@@ -97,8 +97,7 @@ def adopt_classifier(target: Path, config: Classifier) -> None:
         tokenizer = AutoTokenizer.from_pretrained(config.path)
         model = AutoModelForSequenceClassification.from_pretrained(config.path, dtype="auto")
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        accepted = f"a sequence classifier, by directory or hub id ({reason})"
+        accepted = f"a sequence classifier, by directory or hub id ({one_line(error)})"
         raise InvalidValue(f"{key}.path", config.path, accepted) from error
     if model.config.num_labels != 1:
         raise InvalidValue(f"{key}.path", f"{model.config.num_labels} outputs", "a classifier with one")

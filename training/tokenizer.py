@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from infalign.errors import InvalidValue
+from infalign.errors import InvalidValue, one_line
 from infalign.templates import render_judged
 from training.config import Base
 
@@ -47,8 +47,9 @@ def base_tokenizer(base: Base) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, padding_side="left")
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidValue("model.base.path", base.path, f"a causal LM, by directory or hub id ({reason})") from error
+        raise InvalidValue(
+            "model.base.path", base.path, f"a causal LM, by directory or hub id ({one_line(error)})"
+        ) from error
     set_template(tokenizer, base.chat_template, "model.base.chat_template", base.path)
     for key, attribute in (("pad_token", "pad_token"), ("end_token", "eos_token")):
         token = getattr(base, key)

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from transformers import AutoTokenizer
 
 from infalign.bundle import adapter_rank
-from infalign.errors import EngineFailed
+from infalign.errors import EngineFailed, one_line
 from infalign.manifest import SamplingLaw
 from infalign.templates import Message, render_prompt, tokenise
 from training.progress import bar
@@ -80,8 +80,7 @@ class VllmSampler:
                 **options,
             )
         except Exception as error:  # of whatever type: vLLM has many, and names the reason in the text
-            reason = " ".join(str(error).split())
-            raise EngineFailed(f"vLLM did not start on {directory}: {reason}") from error
+            raise EngineFailed(f"vLLM did not start on {directory}: {one_line(error, limit=None)}") from error
         return cls(engine, AutoTokenizer.from_pretrained(directory), law, request)
 
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "rollouts") -> list[list[int]]:

@@ -55,7 +55,9 @@ def test_the_methods_snippet_runs() -> None:
 
 def test_the_readmes_frontier_commands_run(tmp_path: Path) -> None:
     blocks = re.findall(
-        r"^```sh\n(infalign frontier.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+        r"^```sh\n\. \.venv/bin/activate\n(infalign frontier.*?)^```",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE | re.DOTALL,
     )
     assert blocks
     script = f'infalign() {{ "{sys.executable}" -c "from infalign.cli import main; main()" "$@"; }}\n' + "".join(blocks)

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from infalign.errors import InvalidValue
+from infalign.errors import InvalidValue, one_line
 from infalign.validation import explain
 from training.config import FILES, Config
 
@@ -30,7 +30,7 @@ def load_config(name_or_path: str, overrides: tuple[str, ...] = (), paths: tuple
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InvalidValue("CONFIG", name_or_path, f"YAML ({' '.join(str(error).split())})") from error
+        raise InvalidValue("CONFIG", name_or_path, f"YAML ({one_line(error)})") from error
     if not isinstance(values, dict):
         raise InvalidValue("CONFIG", name_or_path, "a YAML mapping")
     for override in overrides:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infalign.bundle import directory_digest
-from infalign.errors import InvalidValue
+from infalign.errors import InvalidValue, one_line
 
 
 def lines(paths: Iterable[str]) -> Iterator[Any]:
@@ -58,5 +58,5 @@ def hub(name: str, subset: str | None, split: str) -> Iterable[Any]:
     try:
         return datasets.load_dataset(name, data_dir=subset, split=split)  # type: ignore[no-any-return]
     except Exception as error:  # whatever a dataset, the hub or the network raise
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidValue("data", name, f"a dataset that can be loaded ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InvalidValue("data", name, f"a dataset that can be loaded ({reason})") from error

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from infalign import (
+    Alignment,
     BundleError,
     CalibrationTable,
     Combination,
@@ -25,6 +26,7 @@ TEMPLATE_SHA = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824
 
 
 MEASURED = {"kl": 0.5, "win_rate_best-of-4": 0.8}
+ALIGNED = {"procedure": "best-of-4", "transformation": "exp(10)", "beta": 0.3, "measured": MEASURED}
 
 
 def parts(root: Path, reward: str = "reward") -> dict[str, Path]:
@@ -60,10 +62,7 @@ def write(target: Path, sources: dict[str, Path], adapter: bool = False, **chang
         sources["policy"],
         sources["evaluation"],
         adapter,
-        "best-of-4",
-        "exp(10)",
-        0.3,
-        MEASURED,
+        Alignment(**ALIGNED),
     )
     shared = {part: sources[part] for part in SHARED}
     write_bundle(target, shared, {fields["name"]: policy}, "# card\n", **fields)
@@ -121,7 +120,7 @@ def test_an_added_file_is_noticed(bundle: Path) -> None:
     [
         ({"format": 99}, "format 99, this version reads 2"),
         ({"policies": {}}, "name is demo, which is none of the policies"),
-        ({"policies": {"demo": {"path": "../x"}}}, "policies.demo.path"),
+        ({"policies": {"demo": ALIGNED | {"digest": "0", "path": "../x"}}}, "policies.demo.path"),
         ({"surprise": 1}, "surprise"),
     ],
 )
