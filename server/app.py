@@ -19,12 +19,15 @@ from starlette.types import Message as AsgiMessage
 from infalign.bundle import Bundle
 from infalign.errors import one_line
 from infalign.validation import explain
+from server.calibrator import Calibrator
+from server.catalogue import Catalogue
 from server.decoder import Decoder
 from server.engines import Engines
 from server.errors import BadRequest, ServerError
 from server.metrics import Metrics, resident_memory
 from server.routes import decoding, openai, operations
 from server.routes.common import ClientGone, Serving
+from server.sampler import Sampler
 from server.settings import Settings
 
 log = logging.getLogger("infalign.server")
@@ -38,8 +41,8 @@ class Served:
     bundle: Bundle
     tokenizers: tuple[Any, Mapping[str, Any]]
     """The policy's, and by name those of the reward models, in the order of their calibrations."""
-    models: tuple[str, ...]
-    """The first answers requests that name none."""
+    policies: Mapping[str, str]
+    """By the names that clients use, the procedure that each was aligned for; the first is the default."""
 
 
 def create_app(
@@ -50,7 +53,8 @@ def create_app(
     ``on_failure`` is told when the engines do not come up; without it the server stays, never ready.
     """
     metrics = Metrics()
-    decoder = Decoder(engines, served.tokenizers, served.bundle.combination, served.bundle.manifest.sampling, metrics)
+    sampler = Sampler(engines, served.tokenizers, metrics)
+    decoder = Decoder(sampler, Calibrator(served.bundle.combination), metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,7 +68,7 @@ def create_app(
         summary="Best-of-N and Worst-of-N decoding with calibrated rewards",
         lifespan=lifespan,
     )
-    app.state.serving = Serving(served.models, decoder, settings, metrics)
+    app.state.serving = Serving(Catalogue(served.policies), served.bundle.manifest.sampling, decoder, settings, metrics)
     for router in (decoding.router, openai.router, operations.router):
         app.include_router(router)
     _answer_errors(app)
@@ -103,7 +107,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ServerError)
     async def known(request: Request, error: ServerError) -> Response:
-        return JSONResponse(error.envelope, error.status)
+        return JSONResponse(error.envelope, error.status, headers=dict(error.headers))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -1,18 +1,56 @@
-"""Work side by side, of which either all is done or nothing goes on."""
+"""Work side by side."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """All results in order; the first failure, or being cancelled, cancels the rest and waits for them to end."""
-    tasks: list[asyncio.Task[T]] = []
+    return list((await at_least(len(work), work)).results.values())
+
+
+@dataclass(frozen=True)
+class Gathered(Generic[T]):
+    """What came of several pieces of work."""
+
+    results: dict[int, T]
+    """By place in the work, in that order."""
+    failures: list[Exception]
+    """One for each piece that has no result; TimeoutError where the time was up."""
+
+
+async def at_least(fewest: int, work: Sequence[Coroutine[Any, Any, T]], until: float | None = None) -> Gathered[T]:
+    """All results that can be had by ``until``, a time of the event loop's clock, if they are ``fewest`` or more.
+
+    Once so many have failed that there cannot be ``fewest``, the rest is cancelled, as it is when the time is up or
+    when the caller is cancelled; nothing runs on after this has returned.
+
+    Raises:
+        Exception: the first failure, where there are fewer.
+    """
+    tasks = {asyncio.ensure_future(one): place for place, one in enumerate(work)}
+    pending = set(tasks)
+    results: dict[int, T] = {}
+    failures: list[Exception] = []
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+        async with asyncio.timeout_at(until):
+            while pending and len(tasks) - len(failures) >= fewest:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    try:
+                        results[tasks[task]] = task.result()
+                    except Exception as error:
+                        failures.append(error)
+    except TimeoutError as error:
+        failures += [error] * len(pending)
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    if len(results) < fewest:
+        raise failures[0]
+    return Gathered(dict(sorted(results.items())), failures)

@@ -1,7 +1,7 @@
 """Engines and tokenizers in memory, for what no real ones do on demand."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from infalign import Bundle, CalibrationTable, Combination, Estimator
 from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord, SamplingLaw
 from infalign.templates import prompt_key
 from server.app import Served
-from server.engines import Completion, EnginesDown, Sampling
+from server.engines import Completion, Delta, EnginesDown, Sampling, TokenLogprob
 
 LAW = SamplingLaw(max_tokens=8)
 KNOWN = "known question"
@@ -52,7 +52,9 @@ class FakeEngines:
     async def start(self) -> None:
         self.started.set()
 
-    async def generate(self, prompt: list[int], sampling: Sampling) -> Completion:
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
+    ) -> Completion:
         if self.dead:
             raise EnginesDown("an engine has died")
         self.running += 1
@@ -61,7 +63,12 @@ class FakeEngines:
             await asyncio.sleep(3600 if self.hang else 0)
         finally:
             self.running -= 1
-        return Completion(f"answer {sampling.seed}", 3, "stop")
+        words = ("answer", f" {sampling.seed}")
+        if listen:
+            for word in words:
+                listen(Delta(word))
+        logprobs = tuple(TokenLogprob(word, -0.5, ((word, -0.5),)) for word in words)
+        return Completion("".join(words), 3, "stop", None if sampling.logprobs is None else logprobs)
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
         if self.fail_scoring_after is not None:
@@ -125,5 +132,5 @@ def fake_served(anchors: Sequence[float] = range(10), weights: Mapping[str, floa
     return Served(
         Bundle(Path("nowhere"), manifest, record, Combination(tuple(tables), tuple(weights.values()))),
         (tokenizer, dict.fromkeys(weights, tokenizer)),
-        ("fake",),
+        {"fake": "best-of-4"},
     )

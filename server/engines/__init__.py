@@ -1,5 +1,14 @@
 """Where tokens come from: the protocol, and its implementations."""
 
-from server.engines.base import Completion, Engines, EnginesDown, Sampling
+from server.engines.base import (
+    Completion,
+    Delta,
+    Engines,
+    EnginesDown,
+    Refused,
+    Sampling,
+    Structure,
+    TokenLogprob,
+)
 
-__all__ = ["Completion", "Engines", "EnginesDown", "Sampling"]
+__all__ = ["Completion", "Delta", "Engines", "EnginesDown", "Refused", "Sampling", "Structure", "TokenLogprob"]

@@ -1,12 +1,25 @@
 """What the decoder asks of engines. Cancelling a call aborts its work in the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 
 class EnginesDown(Exception):
     """The engines cannot answer: not started, stopped or dead."""
+
+
+class Refused(Exception):
+    """The engine does not accept a request as it is; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The form that a response must have."""
+
+    kind: Literal["json_object", "json_schema"]
+    schema: dict[str, Any] | None = None
+    """JSON schema, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +31,37 @@ class Sampling:
     top_k: int
     max_tokens: int
     seed: int
-    policy: str
-    """Name of the one that draws."""
+    policy: str | None
+    """Name of the one that draws; the reference if None."""
+    min_p: float = 0.0
+    min_tokens: int = 0
     stop: tuple[str, ...] = ()
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids with what is added to their logits."""
+    logprobs: int | None = None
+    """How many alternatives to each token are reported with their log-probabilities; no log-probabilities if None."""
+    structure: Structure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with its log-probability in nats, under the law that was sampled from."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+    """The likeliest tokens in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What an unfinished response has gained."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +71,7 @@ class Completion:
     text: str
     tokens: int
     finish_reason: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Engines(Protocol):
@@ -43,8 +83,15 @@ class Engines(Protocol):
     async def start(self) -> None:
         """Bring all up; raises what stopped them."""
 
-    async def generate(self, prompt: list[int], sampling: Sampling) -> Completion:
-        """Draw one candidate. Raises EnginesDown."""
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
+    ) -> Completion:
+        """Draw one candidate; ``listen`` is told of its text as it grows.
+
+        Raises:
+            EnginesDown: the policy cannot answer.
+            Refused: the sampling is not accepted.
+        """
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
         """Raw reward of a whole conversation by each reward model, no activation applied. Raises EnginesDown.

@@ -1,20 +1,25 @@
-"""What the endpoints share: the served policies, sampling from a request, and giving up when the client has gone."""
+"""What the endpoints share: from a request to a job for the decoder, and giving up when the client has gone."""
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from fastapi import Depends
 from starlette.requests import Request
 
 from infalign.calibration import Calibration
+from infalign.manifest import SamplingLaw
 from infalign.procedures import FixedN
-from server.decoder import Conversation, Decoded, Decoder
-from server.engines import Sampling
-from server.errors import BadRequest, UnknownModel
+from server.catalogue import Catalogue
+from server.decoder import Decoded, Decoder, Event, Job
+from server.engines import Sampling, Structure
+from server.errors import BadRequest
 from server.metrics import Metrics
-from server.protocol import CalibrationInfo, Message, Usage, _Sampled
+from server.protocol.answers import CalibrationInfo, Missing, Usage
+from server.protocol.requests import Message, ResponseFormat, Sampled
+from server.sampler import Conversation
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -28,56 +33,89 @@ class ClientGone(Exception):
 class Serving:
     """What a request is served with, in ``app.state.serving``."""
 
-    models: tuple[str, ...]
-    """Names of the policies; the first answers requests that name none."""
+    catalogue: Catalogue
+    law: SamplingLaw
+    """The bundle's, the default of every request."""
     decoder: Decoder
     settings: Settings
     metrics: Metrics
-
-    def model(self, asked: str | None) -> str:
-        """The policy that answers a request; raises UnknownModel if there is none of that name."""
-        if asked is None:
-            return self.models[0]
-        if asked not in self.models:
-            raise UnknownModel(f"model: got {asked!r}, accepted: {', '.join(self.models)}", "model")
-        return asked
 
     def check_n(self, field: str, n: int) -> None:
         """Raise BadRequest if more candidates are asked for than the operator allows."""
         if n > self.settings.max_n:
             raise BadRequest(f"{field}: got {n}, accepted: at most {self.settings.max_n}", field)
 
-    def sampling(self, body: _Sampled, max_tokens: int | None) -> Sampling:
-        """The request's sampling: its own fields, else the bundle's law; a seed is drawn if none is given."""
-        law = self.decoder.law
-        return Sampling(
+    def job(
+        self,
+        body: Sampled,
+        asked: Conversation,
+        procedure: FixedN,
+        field: str,
+        *,
+        draws: int | None = None,
+        max_tokens: int | None = None,
+        logprobs: int | None = None,
+    ) -> Job:
+        """What a request asks of the decoder: its own fields, else the bundle's law; a seed is drawn if none is given.
+
+        ``field`` is the one that says N. ``draws`` is N unless the procedure is standard.
+
+        Raises:
+            UnknownModel: there is no such model.
+            BadRequest: more candidates or time than the operator allows.
+        """
+        choice = self.catalogue.choose(body.model, procedure)
+        if choice.procedure != procedure:
+            field, draws = "model", None
+        n = draws or choice.procedure.n
+        self.check_n(field, n)
+        law, settings = self.law, self.settings
+        if body.timeout is not None and body.timeout > settings.deadline:
+            raise BadRequest(f"timeout: got {body.timeout:g}, accepted: at most {settings.deadline:g}", "timeout")
+        if body.min_candidates is not None and body.min_candidates > n:
+            raise BadRequest(f"min_candidates: got {body.min_candidates}, accepted: at most {n}", "min_candidates")
+        limit = law.max_tokens if max_tokens is None else max_tokens
+        if body.min_tokens > limit:
+            raise BadRequest(f"min_tokens: got {body.min_tokens}, accepted: at most max_tokens, {limit}", "min_tokens")
+        sampling = Sampling(
             temperature=law.temperature if body.temperature is None else body.temperature,
             top_p=law.top_p if body.top_p is None else body.top_p,
             top_k=law.top_k if body.top_k is None else body.top_k,
-            max_tokens=law.max_tokens if max_tokens is None else max_tokens,
-            policy=self.model(body.model),
+            min_p=body.min_p,
+            max_tokens=limit,
+            min_tokens=body.min_tokens,
+            policy=choice.policy,
             seed=random.getrandbits(31) if body.seed is None else body.seed,
             stop=body.stops,
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
+            repetition_penalty=body.repetition_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
+            logprobs=logprobs,
+            structure=_structure(body.response_format),
+        )
+        return Job(
+            asked,
+            choice.procedure,
+            sampling,
+            draws=n,
+            fewest=n if body.min_candidates is None else body.min_candidates,
+            seconds=settings.deadline if body.timeout is None else body.timeout,
+            calibrate=body.calibrate,
         )
 
-    async def decode(
-        self,
-        request: Request,
-        conversation: Conversation,
-        procedure: FixedN,
-        sampling: Sampling,
-        draws: int | None = None,
-    ) -> Decoded:
+    async def decode(self, request: Request, job: Job, listen: Callable[[Event], None] | None = None) -> Decoded:
         """Decode for a client that may go away; its candidates are aborted then."""
-        return await while_connected(request, self.decoder.decode(conversation, procedure, sampling, draws))
+        return await while_connected(request, self.decoder.decode(job, listen))
 
 
 def serving(request: Request) -> Serving:
     """The dependency through which endpoints get :class:`Serving`."""
     found: Serving = request.app.state.serving
     return found
+
+
+Server = Annotated[Serving, Depends(serving)]
 
 
 def conversation(messages: list[Message] | None, prompt: str | None = None) -> Conversation:
@@ -98,6 +136,17 @@ def usage(decoded: Decoded) -> Usage:
     return Usage(
         prompt_tokens=decoded.prompt_tokens, completion_tokens=spent, total_tokens=decoded.prompt_tokens + spent
     )
+
+
+def missing(job: Job, decoded: Decoded) -> Missing | None:
+    """Candidates that there are none of, if there are any."""
+    return Missing(asked=job.draws, reasons=decoded.failures) if decoded.failures else None
+
+
+def _structure(asked: ResponseFormat | None) -> Structure | None:
+    if asked is None or asked.type == "text":
+        return None
+    return Structure(asked.type, asked.json_schema.schema_ if asked.json_schema else None)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -1,23 +1,24 @@
 """``/v1/best-of-n``, ``/v1/worst-of-n`` and ``/v1/rewards``: the decoding endpoints proper."""
 
 import time
-from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 
-from infalign.procedures import BestOfN, FixedN, WorstOfN
-from server.protocol import (
-    DecodingAnswer,
-    DecodingRequest,
-    RewardsAnswer,
-    RewardsRequest,
-    Theory,
+from infalign.procedures import BestOfN, Standard, WorstOfN
+from server.protocol.answers import DecodingAnswer, RewardsAnswer, Theory
+from server.protocol.requests import DecodingRequest, RewardsRequest
+from server.routes.common import (
+    Server,
+    Serving,
+    calibration_info,
+    conversation,
+    missing,
+    usage,
+    while_connected,
 )
-from server.routes.common import Serving, calibration_info, conversation, serving, usage, while_connected
 
 router = APIRouter(prefix="/v1", tags=["decoding"])
-Server = Annotated[Serving, Depends(serving)]
 
 
 @router.post("/best-of-n", summary="Draw N candidates, select the best", response_model_exclude_none=True)
@@ -35,9 +36,9 @@ async def worst_of_n(body: DecodingRequest, request: Request, server: Server) ->
 @router.post("/rewards", summary="Reward and quantile of given responses", response_model_exclude_none=True)
 async def rewards(body: RewardsRequest, request: Request, server: Server) -> RewardsAnswer:
     """Score responses that the client brings."""
-    model = server.model(body.model)
+    model = server.catalogue.choose(body.model, Standard()).policy
     server.check_n("responses", len(body.responses))
-    work = server.decoder.rewards(conversation(body.messages, body.prompt), body.responses)
+    work = server.decoder.rewards(conversation(body.messages, body.prompt), body.responses, body.calibrate)
     scored, calibration = await while_connected(request, work)
     return RewardsAnswer(model=model, rewards=scored, calibration=calibration_info(calibration))
 
@@ -45,18 +46,18 @@ async def rewards(body: RewardsRequest, request: Request, server: Server) -> Rew
 async def _decode(
     body: DecodingRequest, request: Request, server: Serving, kind: type[BestOfN] | type[WorstOfN]
 ) -> DecodingAnswer:
-    sampling = server.sampling(body, body.max_tokens)
-    server.check_n("n", body.n)
-    procedure: FixedN = kind(body.n)
-    decoded = await server.decode(request, conversation(body.messages, body.prompt), procedure, sampling)
+    asked = conversation(body.messages, body.prompt)
+    job = server.job(body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
+    decoded = await server.decode(request, job)
     return DecodingAnswer(
         id=f"decoding-{uuid4().hex}",
         created=int(time.time()),
-        model=sampling.policy,
-        procedure=str(procedure),
+        model=job.sampling.policy or "",
+        procedure=str(job.procedure),
         selected=decoded.ranked[: body.top],
         candidates=decoded.in_drawn_order if body.return_candidates else None,
+        missing=missing(job, decoded),
         calibration=calibration_info(decoded.calibration),
-        theory=Theory(expected_quantile=procedure.expected_quantile, kl_bound=procedure.kl_bound),
+        theory=Theory(expected_quantile=job.procedure.expected_quantile, kl_bound=job.procedure.kl_bound),
         usage=usage(decoded),
     )

@@ -1,54 +1,99 @@
 """``/v1/chat/completions``, ``/v1/completions`` and ``/v1/models``, as OpenAI's clients expect them."""
 
 import time
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
+from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
-from server.decoder import Conversation, Decoded
-from server.protocol import Candidate, ChatRequest, CompletionRequest, OpenAIAnswer
-from server.routes.common import Serving, calibration_info, conversation, serving, usage
+from server.choices import Chat, Chunks, Form, Text, choices
+from server.decoder import Decoded, Event, Job
+from server.protocol.answers import OpenAIAnswer
+from server.protocol.requests import ChatRequest, CompletionRequest
+from server.routes.common import Server, Serving, calibration_info, conversation, missing, usage
+from server.sampler import Conversation
+from server.streaming import data, stream
 
 router = APIRouter(prefix="/v1", tags=["openai"])
-Server = Annotated[Serving, Depends(serving)]
 
 
-@router.post("/chat/completions", response_model_exclude_none=True)
-async def chat_completions(body: ChatRequest, request: Request, server: Server) -> OpenAIAnswer:
+@router.post("/chat/completions", response_model=OpenAIAnswer, response_model_exclude_none=True)
+async def chat_completions(body: ChatRequest, request: Request, server: Server) -> OpenAIAnswer | EventSourceResponse:
     """OpenAI chat completions with ``best_of`` or ``worst_of``."""
     limit = body.max_completion_tokens or body.max_tokens
-    decoded, procedure = await _decode(body, request, server, conversation(body.messages), limit)
-    choices = [
-        {"index": place, "message": {"role": "assistant", "content": candidate.text}, **_standing(candidate)}
-        for place, candidate in enumerate(decoded.ranked[: body.n])
-    ]
-    return _answer(body, server, decoded, procedure, choices, "chat.completion", "chatcmpl")
+    return await _answer(body, request, server, conversation(body.messages), limit, Chat())
 
 
-@router.post("/completions", response_model_exclude_none=True)
-async def completions(body: CompletionRequest, request: Request, server: Server) -> OpenAIAnswer:
+@router.post("/completions", response_model=OpenAIAnswer, response_model_exclude_none=True)
+async def completions(body: CompletionRequest, request: Request, server: Server) -> OpenAIAnswer | EventSourceResponse:
     """OpenAI text completions with ``best_of`` or ``worst_of``; ``best_of`` ranks by reward, not by log-probability."""
-    decoded, procedure = await _decode(body, request, server, conversation(None, body.prompt), body.max_tokens)
-    choices = [
-        {"index": place, "text": candidate.text, **_standing(candidate)}
-        for place, candidate in enumerate(decoded.ranked[: body.n])
-    ]
-    return _answer(body, server, decoded, procedure, choices, "text_completion", "cmpl")
+    return await _answer(body, request, server, conversation(None, body.prompt), body.max_tokens, Text())
 
 
 @router.get("/models")
 async def models(server: Server) -> dict[str, Any]:
-    """The served policies."""
-    cards = [{"id": name, "object": "model", "created": 0, "owned_by": "infalign"} for name in server.models]
+    """The served policies, alone and with a procedure behind the name."""
+    names = server.catalogue.names(server.settings.max_n)
+    cards = [{"id": name, "object": "model", "created": 0, "owned_by": "infalign"} for name in names]
     return {"object": "list", "data": cards}
 
 
-async def _decode(
-    body: ChatRequest | CompletionRequest, request: Request, server: Serving, asked: Conversation, limit: int | None
-) -> tuple[Decoded, FixedN]:
-    sampling = server.sampling(body, limit)
+async def _answer(
+    body: ChatRequest | CompletionRequest,
+    request: Request,
+    server: Serving,
+    asked: Conversation,
+    limit: int | None,
+    form: Form,
+) -> OpenAIAnswer | EventSourceResponse:
+    job = _job(body, server, asked, limit)
+    head = {
+        "id": f"{form.prefix}-{uuid4().hex}",
+        "created": int(time.time()),
+        "model": job.sampling.policy,
+    }
+    if body.stream:
+        return await _stream(body, request, server, job, form, head)
+    decoded = await server.decode(request, job)
+    return OpenAIAnswer(
+        **head,
+        object=form.whole,
+        choices=choices(form, decoded.ranked[: body.n]),
+        usage=usage(decoded),
+        **_side(body, job, decoded),
+    )
+
+
+async def _stream(
+    body: ChatRequest | CompletionRequest,
+    request: Request,
+    server: Serving,
+    job: Job,
+    form: Form,
+    head: dict[str, Any],
+) -> EventSourceResponse:
+    chunks = Chunks(form, head, isinstance(job.procedure, Standard), body.n, body.return_candidates)
+
+    def tell(event: Event | Decoded) -> Iterator[ServerSentEvent]:
+        if not isinstance(event, Decoded):
+            yield from map(data, chunks.of(event))
+            return
+        *parts, last = chunks.end(event)
+        yield from map(data, parts)
+        side = OpenAIAnswer(
+            **head, object=form.whole, choices=[], usage=usage(event), **_side(body, job, event)
+        ).model_dump(include={"procedure", "calibration", "candidates", "missing"}, exclude_none=True)
+        yield data(last | side)
+        if body.stream_options and body.stream_options.include_usage:
+            yield data({**head, "object": form.part, "choices": [], "usage": usage(event).model_dump()})
+
+    return await stream(request, lambda listen: server.decoder.decode(job, listen), tell, [ServerSentEvent("[DONE]")])
+
+
+def _job(body: ChatRequest | CompletionRequest, server: Serving, asked: Conversation, limit: int | None) -> Job:
     procedure: FixedN
     if body.best_of is not None:
         field, drawn, procedure = "best_of", body.best_of, BestOfN(body.best_of)
@@ -56,35 +101,14 @@ async def _decode(
         field, drawn, procedure = "worst_of", body.worst_of, WorstOfN(body.worst_of)
     else:
         field, drawn, procedure = "n", body.n, Standard()
-    server.check_n(field, drawn)
-    return await server.decode(request, asked, procedure, sampling, drawn), procedure
+    return server.job(body, asked, procedure, field, draws=drawn, max_tokens=limit, logprobs=body.alternatives)
 
 
-def _standing(candidate: Candidate) -> dict[str, Any]:
-    """A choice's finish reason, and where its reward stands (fields that OpenAI does not have)."""
-    fields = {"finish_reason", "reward", "quantile", "quantile_low", "quantile_high", "seed"}
-    if candidate.rewards:
-        fields.add("rewards")
-    return {"logprobs": None, **candidate.model_dump(include=fields)}
-
-
-def _answer(
-    body: ChatRequest | CompletionRequest,
-    server: Serving,
-    decoded: Decoded,
-    procedure: FixedN,
-    choices: list[dict[str, Any]],
-    kind: Literal["chat.completion", "text_completion"],
-    prefix: str,
-) -> OpenAIAnswer:
-    return OpenAIAnswer(
-        id=f"{prefix}-{uuid4().hex}",
-        object=kind,
-        created=int(time.time()),
-        model=server.model(body.model),
-        choices=choices,
-        usage=usage(decoded),
-        procedure=str(procedure),
-        calibration=calibration_info(decoded.calibration),
-        candidates=decoded.in_drawn_order if body.return_candidates else None,
-    )
+def _side(body: ChatRequest | CompletionRequest, job: Job, decoded: Decoded) -> dict[str, Any]:
+    """Fields that OpenAI does not have."""
+    return {
+        "procedure": str(job.procedure),
+        "calibration": calibration_info(decoded.calibration),
+        "candidates": decoded.in_drawn_order if body.return_candidates else None,
+        "missing": missing(job, decoded),
+    }

@@ -1,16 +1,15 @@
 """``/health``, ``/ready`` and ``/metrics``, for those who run the server."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.engines import EnginesDown
 from server.errors import Unavailable
-from server.routes.common import Serving, serving
+from server.routes.common import Server
 
 router = APIRouter(tags=["operations"])
-Server = Annotated[Serving, Depends(serving)]
 
 
 @router.get("/health")
@@ -23,17 +22,17 @@ async def health() -> dict[str, str]:
 async def ready(server: Server) -> dict[str, Any]:
     """Bundle loaded and both engines up; 503 until then, and after an engine has died."""
     try:
-        await server.decoder.engines.check()
+        await server.decoder.sampler.engines.check()
     except EnginesDown as error:
         raise Unavailable(f"not ready: {error}") from error
-    return {"status": "ready", "models": list(server.models)}
+    return {"status": "ready", "models": list(server.catalogue.policies)}
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(server: Server) -> Response:
     """Prometheus text format."""
     try:
-        await server.decoder.engines.check()
+        await server.decoder.sampler.engines.check()
         server.metrics.up.set(1)
     except EnginesDown:
         server.metrics.up.set(0)

@@ -73,21 +73,41 @@ async def test_the_default_is_the_bundles_sampling_law(client: httpx.AsyncClient
     assert (third.temperature, third.max_tokens, third.stop) == (0, 5, ("x",))
 
 
-async def test_a_request_is_drawn_with_the_policy_it_names_or_with_the_first(engines: FakeEngines) -> None:
-    served = replace(fake_served(), models=("best", "worst"))
-    app = create_app(Settings(), engines, served)
+async def test_a_request_is_drawn_with_the_policy_it_names_or_with_the_nearest(engines: FakeEngines) -> None:
+    served = replace(fake_served(), policies={"best": "best-of-4", "worst": "worst-of-4", "plain": "standard"})
+    app = create_app(Settings(max_n=4), engines, served)
+    cases = [
+        ("best-of-n", {"n": 4}, "best"),
+        ("worst-of-n", {"n": 2}, "worst"),
+        ("worst-of-n", {"n": 2, "model": "auto"}, "worst"),
+        ("best-of-n", {"n": 1}, "plain"),
+        ("best-of-n", {"n": 4, "model": "worst"}, "worst"),
+        ("best-of-n", {"n": 4, "model": "worst:best-of-4"}, "worst"),
+        ("chat/completions", {}, "plain"),
+        ("chat/completions", {"worst_of": 4}, "worst"),
+        ("chat/completions", {"model": "auto:best-of-3"}, "best"),
+    ]
     async with app.router.lifespan_context(app), client_of(app) as client:
-        for name, endpoint in ((None, "best-of-n"), ("worst", "best-of-n"), ("worst", "chat/completions")):
-            body = {"messages": ASKED, "n": 1, "model": name} if name else {"messages": ASKED, "n": 1}
-            answer = (await client.post(f"/v1/{endpoint}", json=body)).json()
-            assert answer["model"] == (name or "best") == engines.drawn[-1].policy
+        for endpoint, fields, policy in cases:
+            answer = (await client.post(f"/v1/{endpoint}", json={"messages": ASKED, **fields})).json()
+            assert answer["model"] == policy == engines.drawn[-1].policy, fields
         scored = (await client.post("/v1/rewards", json={"prompt": "x", "responses": ["1"], "model": "worst"})).json()
         assert scored["model"] == "worst"
-        listed = (await client.get("/v1/models")).json()["data"]
-        assert [model["id"] for model in listed] == ["best", "worst"]
+        listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+        assert listed[:4] == ["best", "worst", "plain", "auto"]
+        assert "auto:worst-of-4" in listed
+        assert "best:best-of-8" not in listed  # above max_n
         refused = await client.post("/v1/chat/completions", json={"messages": ASKED, "model": "demo"})
         assert refused.status_code == 404
-        assert refused.json()["error"]["message"] == "model: got 'demo', accepted: best, worst"
+        assert refused.json()["error"]["message"].startswith("model: got 'demo', accepted: best, worst, plain, auto,")
+
+
+async def test_a_name_with_a_procedure_is_decoded_by_it(client: httpx.AsyncClient) -> None:
+    body = {"messages": ASKED, "model": "fake:best-of-6", "seed": 0}
+    named = (await client.post("/v1/chat/completions", json=body)).json()
+    said = (await client.post("/v1/chat/completions", json={"messages": ASKED, "best_of": 6, "seed": 0})).json()
+    assert named["procedure"] == "best-of-6"
+    assert named["choices"] == said["choices"]
 
 
 async def test_readiness_follows_the_engines(client: httpx.AsyncClient, engines: FakeEngines) -> None:

@@ -1,16 +1,17 @@
-"""What clients send and get. Unknown fields are errors."""
+"""What clients send. Unknown fields are errors; a field that is null counts as left out."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, given: Any) -> Any:
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 def _encodable(text: str) -> str:
@@ -51,7 +52,36 @@ Prompt = Annotated[Text, Field(min_length=1, description="raw text to continue, 
 Stop = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
-class _Sampled(_Request):
+class JsonSchema(_Request):
+    """A named JSON schema, as OpenAI's clients send it."""
+
+    name: Text = Field(max_length=64)
+    description: Text | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool = True
+
+
+class ResponseFormat(_Request):
+    """The form that a response must have."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = Field(None, validate_default=True)
+
+    @field_validator("json_schema")
+    @classmethod
+    def _goes_with_type(cls, schema: JsonSchema | None, info: ValidationInfo) -> JsonSchema | None:
+        if (schema is not None) != (info.data.get("type") == "json_schema"):
+            raise ValueError("a schema with type json_schema, and only with it")
+        return schema
+
+
+class StreamOptions(_Request):
+    """How a stream ends."""
+
+    include_usage: bool = Field(False, description="a last chunk without choices says the usage")
+
+
+class Sampled(_Request):
     """Fields that every generating request shares; defaults are the bundle's sampling law."""
 
     model: str | None = Field(None, description="name of the served model; may be left out")
@@ -61,8 +91,23 @@ class _Sampled(_Request):
     max_tokens: int | None = Field(None, ge=1)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=0, le=2**62, description="candidate i is drawn with seed + i")
+    min_p: float = Field(0.0, ge=0, le=1, description="drop tokens less likely than this share of the likeliest")
+    min_tokens: int = Field(0, ge=0, description="no end token before so many")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=2)
+    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] = Field(
+        {}, max_length=1024, description="token id -> what is added to its logit"
+    )
+    response_format: ResponseFormat | None = None
+    timeout: float | None = Field(None, gt=0, description="seconds the answer may take; at most the server's own limit")
+    min_candidates: int | None = Field(
+        None, ge=1, description="answer with so many where others failed or time ran out; all N if left out"
+    )
+    calibrate: bool = Field(
+        False, description="calibrate this prompt first where it is not: K draws from the reference"
+    )
+    user: Text | None = Field(None, max_length=200, description="who asks, for the audit log")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -82,12 +127,14 @@ class _MessagesOrPrompt(_Request):
         return prompt
 
 
-class DecodingRequest(_Sampled, _MessagesOrPrompt):
+class DecodingRequest(Sampled, _MessagesOrPrompt):
     """Body of ``/v1/best-of-n`` and ``/v1/worst-of-n``."""
 
     n: int = Field(8, ge=1, description="N, how many candidates are drawn")
     top: int = Field(1, ge=1, description="how many are selected")
     return_candidates: bool = Field(False, description="send all N, not only the selected ones")
+    logprobs: int | None = Field(None, ge=0, le=20, description="log-probability of each token, and so many others'")
+    stream: bool = Field(False, description="send events as candidates finish and are scored, then the answer")
 
     @field_validator("top")
     @classmethod
@@ -97,12 +144,13 @@ class DecodingRequest(_Sampled, _MessagesOrPrompt):
         return top
 
 
-class _OpenAI(_Sampled):
+class _OpenAI(Sampled):
     n: int = Field(1, ge=1, description="how many choices come back, the selected first")
     best_of: int | None = Field(None, ge=1, description="draw this many candidates and return the best n")
     worst_of: int | None = Field(None, ge=1, description="draw this many candidates and return the worst n")
     return_candidates: bool = Field(False, description="send all candidates in the field candidates")
-    stream: Literal[False] = Field(False, description="streaming is not supported yet")
+    stream: bool = Field(False, description="send the answer in chunks as it is made, as server-sent events")
+    stream_options: StreamOptions | None = None
 
     @field_validator("best_of", "worst_of")
     @classmethod
@@ -118,12 +166,26 @@ class _OpenAI(_Sampled):
             raise ValueError("best_of or worst_of, not both")
         return worst_of
 
+    @field_validator("stream_options")
+    @classmethod
+    def _of_a_stream(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if options is not None and not info.data.get("stream"):
+            raise ValueError("nothing without stream")
+        return options
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives to each token are asked for with log-probabilities; None for no log-probabilities."""
+        raise NotImplementedError
+
 
 class ChatRequest(_OpenAI):
     """Body of ``/v1/chat/completions``."""
 
     messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
+    logprobs: bool = Field(False, description="log-probability of each token of the choices")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="and of so many of the likeliest in its place")
 
     @field_validator("max_completion_tokens")
     @classmethod
@@ -132,94 +194,38 @@ class ChatRequest(_OpenAI):
             raise ValueError("max_tokens or max_completion_tokens, not both")
         return limit
 
+    @field_validator("top_logprobs")
+    @classmethod
+    def _of_logprobs(cls, top: int | None, info: ValidationInfo) -> int | None:
+        if top is not None and not info.data.get("logprobs"):
+            raise ValueError("nothing without logprobs: true")
+        return top
+
+    @property
+    def alternatives(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class CompletionRequest(_OpenAI):
     """Body of ``/v1/completions``."""
 
     prompt: Prompt
+    logprobs: int | None = Field(None, ge=0, le=20, description="log-probability of each token, and so many others'")
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+
+class CalibrationRequest(_MessagesOrPrompt):
+    """Body of ``/v1/calibrations``."""
+
+    model: str | None = None
 
 
 class RewardsRequest(_MessagesOrPrompt):
     """Body of ``/v1/rewards``."""
 
     model: str | None = None
+    calibrate: bool = Field(False, description="calibrate this prompt first where it is not")
     responses: list[Text] = Field(min_length=1, description="responses to score")
-
-
-class Scored(_Answer):
-    """A reward and where it stands among the reference's."""
-
-    index: int
-    reward: float = Field(description="raw; of several reward models their combined reward, 0 to 1")
-    rewards: dict[str, float] | None = Field(None, description="of several reward models, each one's raw reward")
-    quantile: float = Field(description="share of the reference's rewards below, ties half")
-    quantile_low: float = Field(description="95% credible interval of the quantile")
-    quantile_high: float
-
-
-class Candidate(Scored):
-    """One of the N responses."""
-
-    text: str
-    finish_reason: str
-    completion_tokens: int
-    seed: int
-
-
-class CalibrationInfo(_Answer):
-    """Whose rewards the quantiles refer to: this prompt's own, or pooled over all calibrated prompts."""
-
-    scope: Literal["prompt", "global"]
-    samples: int
-
-
-class Theory(_Answer):
-    """What N draws from the reference would give."""
-
-    expected_quantile: float
-    kl_bound: float = Field(description="nats: log N - (N-1)/N")
-
-
-class Usage(_Answer):
-    """Tokens: the prompt once, the completions of all N candidates."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class DecodingAnswer(_Answer):
-    """Answer of ``/v1/best-of-n`` and ``/v1/worst-of-n``."""
-
-    id: str
-    object: Literal["decoding"] = "decoding"
-    created: int
-    model: str
-    procedure: str
-    selected: list[Candidate]
-    candidates: list[Candidate] | None = None
-    calibration: CalibrationInfo
-    theory: Theory
-    usage: Usage
-
-
-class OpenAIAnswer(_Answer):
-    """Answer of the OpenAI endpoints; from ``procedure`` on, fields that OpenAI does not have."""
-
-    id: str
-    object: Literal["chat.completion", "text_completion"]
-    created: int
-    model: str
-    choices: list[dict[str, Any]]
-    usage: Usage
-    procedure: str
-    calibration: CalibrationInfo
-    candidates: list[Candidate] | None = None
-
-
-class RewardsAnswer(_Answer):
-    """Answer of ``/v1/rewards``."""
-
-    model: str
-    rewards: list[Scored]
-    calibration: CalibrationInfo

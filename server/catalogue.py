@@ -1,0 +1,85 @@
+"""The names that clients call models by: policies, and a policy with a decoding procedure (``demo:best-of-8``)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scipy.special import logit
+
+from infalign.errors import InvalidValue
+from infalign.procedures import FixedN, Procedure, Standard, parse_procedure
+from server.errors import BadRequest, UnknownModel
+
+AUTO = "auto"
+"""The policy that was aligned for what comes nearest to the procedure of the request."""
+LISTED = (2, 4, 8, 16)
+"""N of the names that are listed; any other N is understood too."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a request is answered by."""
+
+    policy: str
+    procedure: FixedN
+
+
+class Catalogue:
+    """The policies that are served, each with the procedure it was aligned for; the first is the default."""
+
+    def __init__(self, policies: Mapping[str, str]) -> None:
+        self._aligned: dict[str, Procedure] = {name: parse_procedure(text) for name, text in policies.items()}
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self._aligned)
+
+    def names(self, max_n: int) -> list[str]:
+        """Every name to list, those with a procedure behind those without."""
+        plain = [*self._aligned, *([AUTO] if len(self._aligned) > 1 else [])]
+        procedures = [f"{kind}-of-{n}" for kind in ("best", "worst") for n in LISTED if n <= max_n]
+        return [*plain, *(f"{name}:{procedure}" for name in plain for procedure in procedures)]
+
+    def choose(self, asked: str | None, procedure: FixedN) -> Choice:
+        """The policy that answers a request under ``procedure``, which a suffix of ``asked`` may say in its place.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            BadRequest: the name says one procedure and the rest of the request another.
+        """
+        name, _, suffix = (asked or AUTO).partition(":")
+        if suffix:
+            procedure = self._agreed(asked, suffix, procedure)
+        if name in self._aligned:
+            return Choice(name, procedure)
+        if name != AUTO:
+            known = ", ".join(self.names(0))
+            raise UnknownModel(
+                f"model: got {asked!r}, accepted: {known}, each also with :best-of-N or :worst-of-N", "model"
+            )
+        return Choice(min(self._aligned, key=lambda policy: _distance(self._aligned[policy], procedure)), procedure)
+
+    def add(self, name: str, aligned_for: str) -> None:
+        """Serve one more."""
+        self._aligned[name] = parse_procedure(aligned_for)
+
+    def remove(self, name: str) -> None:
+        """Serve one less."""
+        del self._aligned[name]
+
+    def _agreed(self, asked: str | None, suffix: str, procedure: FixedN) -> FixedN:
+        try:
+            named = parse_procedure(suffix)
+        except InvalidValue:
+            named = None
+        if not isinstance(named, FixedN):
+            raise UnknownModel(f"model: got {asked!r}, accepted: after the colon, best-of-N or worst-of-N", "model")
+        if procedure not in (named, Standard()):
+            raise BadRequest(f"model: got {asked!r}, accepted: the procedure of the request, {procedure}", "model")
+        return named
+
+
+def _distance(one: Procedure, other: Procedure) -> float:
+    """How far apart two procedures are: log n of best-of-n, −log n of worst-of-n, 0 of standard decoding."""
+    ours, theirs = logit([one.expected_quantile, other.expected_quantile])
+    return float(abs(ours - theirs))

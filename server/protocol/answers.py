@@ -1,0 +1,100 @@
+"""What clients get."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.engines import TokenLogprob
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Scored(_Answer):
+    """A reward and where it stands among the reference's."""
+
+    index: int
+    reward: float = Field(description="raw; of several reward models their combined reward, 0 to 1")
+    rewards: dict[str, float] | None = Field(None, description="of several reward models, each one's raw reward")
+    quantile: float = Field(description="share of the reference's rewards below, ties half")
+    quantile_low: float = Field(description="95% credible interval of the quantile")
+    quantile_high: float
+
+
+class Candidate(Scored):
+    """One of the N responses."""
+
+    text: str
+    finish_reason: str
+    completion_tokens: int
+    seed: int
+    logprobs: tuple[TokenLogprob, ...] | None = Field(None, description="of each token, where asked for")
+
+
+class CalibrationInfo(_Answer):
+    """Whose rewards the quantiles refer to: this prompt's own, or pooled over all calibrated prompts."""
+
+    scope: Literal["prompt", "global"]
+    samples: int
+
+
+class Theory(_Answer):
+    """What N draws from the reference would give."""
+
+    expected_quantile: float
+    kl_bound: float = Field(description="nats: log N - (N-1)/N")
+
+
+class Usage(_Answer):
+    """Tokens: the prompt once, the completions of all N candidates."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Missing(_Answer):
+    """Candidates that there are none of, where the client allowed fewer than N."""
+
+    asked: int = Field(description="N")
+    reasons: dict[str, int] = Field(description="error code -> candidates that it cost")
+
+
+class DecodingAnswer(_Answer):
+    """Answer of ``/v1/best-of-n`` and ``/v1/worst-of-n``."""
+
+    id: str
+    object: Literal["decoding"] = "decoding"
+    created: int
+    model: str
+    procedure: str
+    selected: list[Candidate]
+    candidates: list[Candidate] | None = None
+    missing: Missing | None = None
+    calibration: CalibrationInfo
+    theory: Theory
+    usage: Usage
+
+
+class OpenAIAnswer(_Answer):
+    """Answer of the OpenAI endpoints; from ``procedure`` on, fields that OpenAI does not have."""
+
+    id: str
+    object: Literal["chat.completion", "text_completion"]
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+    usage: Usage
+    procedure: str
+    calibration: CalibrationInfo
+    candidates: list[Candidate] | None = None
+    missing: Missing | None = None
+
+
+class RewardsAnswer(_Answer):
+    """Answer of ``/v1/rewards``."""
+
+    model: str
+    rewards: list[Scored]
+    calibration: CalibrationInfo
