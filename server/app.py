@@ -17,18 +17,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from infalign.bundle import Bundle
-from infalign.errors import one_line
 from infalign.validation import explain
+from server.admission import Admission
 from server.calibrator import Calibrator
 from server.catalogue import Catalogue
 from server.decoder import Decoder
 from server.engines import Engines
 from server.errors import BadRequest, ServerError
-from server.metrics import Metrics, resident_memory
+from server.metrics import Metrics
 from server.routes import decoding, openai, operations
 from server.routes.common import ClientGone, Serving
 from server.sampler import Sampler
 from server.settings import Settings
+from server.supervisor import Supervisor
 
 log = logging.getLogger("infalign.server")
 CLIENT_CLOSED_REQUEST = 499
@@ -50,7 +51,8 @@ def create_app(
 ) -> FastAPI:
     """The ASGI application over ``engines``, which it starts in the background and stops at the end.
 
-    ``on_failure`` is told when the engines do not come up; without it the server stays, never ready.
+    ``on_failure`` is told when the engines do not come up, or have died for good; without it the server stays, never
+    ready.
     """
     metrics = Metrics()
     sampler = Sampler(engines, served.tokenizers, metrics)
@@ -58,32 +60,30 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(_start(engines, on_failure))
+        supervisor = Supervisor(engines, metrics, settings.on_engine_failure == "restart", on_failure)
+        watching = asyncio.create_task(supervisor.run())
         yield
-        await starting  # engines half started could not be stopped
-        await asyncio.to_thread(engines.stop)
+        await supervisor.stop()
+        watching.cancel()
 
     app: FastAPI = FastAPIOffline(
         title="InfAlign",
         summary="Best-of-N and Worst-of-N decoding with calibrated rewards",
         lifespan=lifespan,
     )
-    app.state.serving = Serving(Catalogue(served.policies), served.bundle.manifest.sampling, decoder, settings, metrics)
+    app.state.serving = Serving(
+        Catalogue(served.policies),
+        served.bundle.manifest.sampling,
+        decoder,
+        Admission(settings.max_requests, metrics),
+        settings,
+        metrics,
+    )
     for router in (decoding.router, openai.router, operations.router):
         app.include_router(router)
     _answer_errors(app)
     app.add_middleware(CountRequests, metrics=metrics)
     return app
-
-
-async def _start(engines: Engines, on_failure: Callable[[BaseException], None]) -> None:
-    try:
-        await engines.start()
-    except Exception as error:
-        log.error("the engines did not start: %s", one_line(error, limit=None))
-        on_failure(error)
-    else:
-        log.info("ready, %.1f GiB resident", resident_memory() / 2**30)
 
 
 class CountRequests:

@@ -34,6 +34,7 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
     listener = _bind(settings.host, settings.port)
 
     import uvicorn
+    from sse_starlette.sse import AppStatus
     from transformers import AutoTokenizer
 
     from server.app import Served, create_app
@@ -60,9 +61,11 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
     app = create_app(settings, engines, Served(found, tokenizers, policies), stop)
     host, port = listener.getsockname()[:2]
     print(f"serving {', '.join(policies)} ({found.path}) on http://{host}:{port}", file=sys.stderr)
+    # Streams in flight are drained like any other request, not cut off at once.
+    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     # uvicorn drains, then raises the signal anew: end as after Ctrl-C, with our own exit code.
     signal.signal(signal.SIGTERM, _interrupt)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=settings.drain))
     with suppress(KeyboardInterrupt):
         asyncio.run(server.serve(sockets=[listener]))
     return 1 if failures else 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from infalign.calibration import Calibration
 from infalign.combination import Combination
-from infalign.procedures import FixedN
+from infalign.procedures import FixedN, Standard
 from server.calibrator import Calibrator
 from server.concurrency import at_least, together
 from server.engines import Completion, Delta, Sampling
@@ -183,17 +183,19 @@ class Decoder:
             )
 
         done = 0
+        tell = listen or (lambda _: None)
+        live = listen is not None and isinstance(job.procedure, Standard)  # ranked candidates are told of when whole
 
         async def draw(index: int) -> tuple[Completion, list[float]]:
             nonlocal done
-            grown = (lambda delta: listen(Grown(index, delta))) if listen else None
-            completion = await self.sampler.draw(prompt, replace(job.sampling, seed=job.sampling.seed + index), grown)
-            if listen:
-                listen(Finished(index, completion))
+            sampling = replace(job.sampling, seed=job.sampling.seed + index)
+            grown = (lambda delta: tell(Grown(index, delta))) if live else None
+            completion = await self.sampler.draw(prompt, sampling, grown)
+            tell(Finished(index, completion))
             rewards = await self.sampler.score(job.conversation, completion.text)
             done += 1
             if listen:
-                listen(Judged(candidate(index, completion, standing.of([rewards])[0])))
+                tell(Judged(candidate(index, completion, standing.of([rewards])[0])))
             return completion, rewards
 
         try:

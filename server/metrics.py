@@ -24,6 +24,12 @@ class Metrics:
         self.scoring_seconds = Histogram(
             "infalign_scoring_seconds", "Scoring one candidate.", buckets=LATENCY, registry=registry
         )
+        self.rejected = Counter(
+            "infalign_rejected", "Requests refused before any work, by reason.", ("reason",), registry=registry
+        )
+        self.engine_failures = Counter(
+            "infalign_engine_failures", "Engines found dead while the server was up.", registry=registry
+        )
         self.requested = Histogram(
             "infalign_n_requested", "N of a request.", ("procedure",), buckets=COUNT, registry=registry
         )

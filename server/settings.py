@@ -1,5 +1,7 @@
 """What the operator decides; everything else is in the bundle. Each field is an option of ``infalign serve``."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -15,8 +17,13 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
     max_n: int = Field(64, ge=1, description="Largest N of a request.")
+    max_requests: int = Field(64, ge=1, description="Requests that are worked on at a time; the next gets 429.")
     deadline: float = Field(600, gt=0, description="Seconds a request may take, and the most it may ask for.")
     max_sequences: int = Field(64, ge=1, description="Sequences an engine runs at a time.")
+    on_engine_failure: Literal["restart", "exit"] = Field(
+        "restart", description="What is done when an engine has died: restart all, or end the server."
+    )
+    drain: int = Field(30, ge=0, description="Seconds that SIGTERM leaves to requests in flight.")
     kv_cache_mib: int = Field(256, ge=16, description="KV cache of each engine on CPU, in MiB.")
     gpu_memory: float = Field(
         0.4, gt=0, le=1, description="Share of GPU memory of the policy's engine, and of the reward models' together."

@@ -8,14 +8,18 @@ from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 from server.decoder import Decoded, Event
 from server.errors import ServerError
 from server.routes.common import while_connected
 
 log = logging.getLogger("infalign.server")
+LINE = "\n"  # what OpenAI's streams end their lines with
 Work = Callable[[Callable[[Event], None]], Coroutine[Any, Any, Decoded]]
 Told = Callable[[Event | Decoded], Iterable[ServerSentEvent]]
+DONE = ServerSentEvent("[DONE]", sep=LINE)
+"""Ends OpenAI's streams."""
 
 
 async def stream(request: Request, work: Work, tell: Told, last: Iterable[ServerSentEvent] = ()) -> EventSourceResponse:
@@ -36,27 +40,39 @@ async def stream(request: Request, work: Work, tell: Told, last: Iterable[Server
         if first is None:
             task.result()
     except BaseException:
-        await _cancel(task)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         raise
 
     async def told() -> AsyncIterator[ServerSentEvent]:
-        try:
-            event = first
-            while event is not None:
-                for sent in tell(event):
-                    yield sent
-                event = await events.get()
-            for sent in _ending(task, tell, last):
+        event = first
+        while event is not None:
+            for sent in tell(event):
                 yield sent
-        finally:
-            await _cancel(task)
+            event = await events.get()
+        for sent in _ending(task, tell, last):
+            yield sent
 
-    return EventSourceResponse(told())
+    return _Stream(told(), task)
+
+
+class _Stream(EventSourceResponse):
+    """Ends its work however it ends itself: a generator that never began has no clean-up of its own."""
+
+    def __init__(self, told: AsyncIterator[ServerSentEvent], task: "asyncio.Future[Decoded]") -> None:
+        super().__init__(told, sep=LINE)
+        self.task = task
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.task.cancel()
 
 
 def data(fields: dict[str, Any], event: str | None = None) -> ServerSentEvent:
     """One event with a JSON object."""
-    return ServerSentEvent(json.dumps(fields, ensure_ascii=False, separators=(",", ":")), event=event)
+    return ServerSentEvent(json.dumps(fields, ensure_ascii=False, separators=(",", ":")), event=event, sep=LINE)
 
 
 def _ending(task: "asyncio.Future[Decoded]", tell: Told, last: Iterable[ServerSentEvent]) -> Iterator[ServerSentEvent]:
@@ -68,8 +84,3 @@ def _ending(task: "asyncio.Future[Decoded]", tell: Told, last: Iterable[ServerSe
     except Exception:
         log.exception("unexpected error in a stream")
         yield data(ServerError("internal error; the server's log has it").envelope, "error")
-
-
-async def _cancel(task: "asyncio.Future[Decoded]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

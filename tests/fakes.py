@@ -45,11 +45,20 @@ class FakeEngines:
         self.dead = False
         self.hang = False
         self.fail_scoring_after: int | None = None
+        self.slow: set[int] = set()
+        """Seeds whose draws do not end."""
+        self.refuse_starts = 0
+        self.starts = 0
         self.running = 0
         self.drawn: list[Sampling] = []
         self.started = asyncio.Event()
 
     async def start(self) -> None:
+        self.starts += 1
+        if self.refuse_starts:
+            self.refuse_starts -= 1
+            raise RuntimeError("no memory")
+        self.dead = False
         self.started.set()
 
     async def generate(
@@ -60,7 +69,7 @@ class FakeEngines:
         self.running += 1
         self.drawn.append(sampling)
         try:
-            await asyncio.sleep(3600 if self.hang else 0)
+            await asyncio.sleep(3600 if self.hang or sampling.seed in self.slow else 0)
         finally:
             self.running -= 1
         words = ("answer", f" {sampling.seed}")

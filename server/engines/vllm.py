@@ -38,7 +38,7 @@ class VllmEngines:
         self._adapters = dict(adapters or {})
         self._requests: dict[str, Any] = {}
         self._policy: Any = None
-        self._rewards: tuple[Any, ...] = ()
+        self._rewards: list[Any] = []
 
     async def start(self) -> None:
         """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
@@ -70,11 +70,15 @@ class VllmEngines:
         if not current_platform.is_cpu():
             pooling["gpu_memory_utilization"] /= len(self._reward_paths)
         lora = self._lora()
-        self._policy, *rewards = await asyncio.gather(
+        launched = await asyncio.gather(
             asyncio.to_thread(_launch, self._policy_path, generation_config="vllm", **lora, **common),
             *(asyncio.to_thread(_launch, path, **pooling) for path in self._reward_paths),
+            return_exceptions=True,
         )
-        self._rewards = tuple(rewards)
+        self._policy, *self._rewards = (None if isinstance(one, BaseException) else one for one in launched)
+        if failed := next((one for one in launched if isinstance(one, BaseException)), None):
+            self.stop()  # those that did start
+            raise failed
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
@@ -121,7 +125,7 @@ class VllmEngines:
                 engine.shutdown()
                 # Its finaliser shuts down once more at exit, with the interpreter half gone, and prints a stack trace.
                 type(engine).__del__ = lambda _: None
-        self._policy, self._rewards = None, ()
+        self._policy, self._rewards = None, []
 
     def _lora(self) -> dict[str, Any]:
         """What vLLM is to be told of the adapters; the requests that name them are kept."""

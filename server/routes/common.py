@@ -12,6 +12,7 @@ from starlette.requests import Request
 from infalign.calibration import Calibration
 from infalign.manifest import SamplingLaw
 from infalign.procedures import FixedN
+from server.admission import Admission
 from server.catalogue import Catalogue
 from server.decoder import Decoded, Decoder, Event, Job
 from server.engines import Sampling, Structure
@@ -37,6 +38,7 @@ class Serving:
     law: SamplingLaw
     """The bundle's, the default of every request."""
     decoder: Decoder
+    admission: Admission
     settings: Settings
     metrics: Metrics
 
@@ -104,9 +106,15 @@ class Serving:
             calibrate=body.calibrate,
         )
 
-    async def decode(self, request: Request, job: Job, listen: Callable[[Event], None] | None = None) -> Decoded:
-        """Decode for a client that may go away; its candidates are aborted then."""
-        return await while_connected(request, self.decoder.decode(job, listen))
+    async def decode(self, job: Job, listen: Callable[[Event], None] | None = None) -> Decoded:
+        """Decode, if there is a place.
+
+        Raises:
+            Overloaded: there is none.
+            ServerError: as :meth:`Decoder.decode`.
+        """
+        with self.admission.admitted():
+            return await self.decoder.decode(job, listen)
 
 
 def serving(request: Request) -> Serving:

@@ -1,11 +1,16 @@
 """``/v1/best-of-n``, ``/v1/worst-of-n`` and ``/v1/rewards``: the decoding endpoints proper."""
 
 import time
+from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
+from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from infalign.procedures import BestOfN, Standard, WorstOfN
+from server.choices import told
+from server.decoder import Decoded, Event, Grown, Job
 from server.protocol.answers import DecodingAnswer, RewardsAnswer, Theory
 from server.protocol.requests import DecodingRequest, RewardsRequest
 from server.routes.common import (
@@ -17,18 +22,30 @@ from server.routes.common import (
     usage,
     while_connected,
 )
+from server.streaming import data, stream
 
 router = APIRouter(prefix="/v1", tags=["decoding"])
+ANSWER: dict[str, Any] = {"response_model": DecodingAnswer, "response_model_exclude_none": True}
 
 
-@router.post("/best-of-n", summary="Draw N candidates, select the best", response_model_exclude_none=True)
-async def best_of_n(body: DecodingRequest, request: Request, server: Server) -> DecodingAnswer:
+@router.post(
+    "/best-of-n",
+    summary="Draw N candidates, select the best",
+    response_model=DecodingAnswer,
+    response_model_exclude_none=True,
+)
+async def best_of_n(body: DecodingRequest, request: Request, server: Server) -> DecodingAnswer | EventSourceResponse:
     """Draw ``n`` candidates and select those of highest reward."""
     return await _decode(body, request, server, BestOfN)
 
 
-@router.post("/worst-of-n", summary="Draw N candidates, select the worst", response_model_exclude_none=True)
-async def worst_of_n(body: DecodingRequest, request: Request, server: Server) -> DecodingAnswer:
+@router.post(
+    "/worst-of-n",
+    summary="Draw N candidates, select the worst",
+    response_model=DecodingAnswer,
+    response_model_exclude_none=True,
+)
+async def worst_of_n(body: DecodingRequest, request: Request, server: Server) -> DecodingAnswer | EventSourceResponse:
     """Draw ``n`` candidates and select those of lowest reward: what a persistent user could get out of the model."""
     return await _decode(body, request, server, WorstOfN)
 
@@ -45,10 +62,22 @@ async def rewards(body: RewardsRequest, request: Request, server: Server) -> Rew
 
 async def _decode(
     body: DecodingRequest, request: Request, server: Serving, kind: type[BestOfN] | type[WorstOfN]
-) -> DecodingAnswer:
+) -> DecodingAnswer | EventSourceResponse:
     asked = conversation(body.messages, body.prompt)
     job = server.job(body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
-    decoded = await server.decode(request, job)
+    if not body.stream:
+        return _answer(body, job, await while_connected(request, server.decode(job)))
+
+    def tell(event: Event | Decoded) -> Iterator[ServerSentEvent]:
+        if isinstance(event, Decoded):
+            yield data(_answer(body, job, event).model_dump(mode="json", exclude_none=True), "answer")
+        elif not isinstance(event, Grown):
+            yield data(told(event, body.return_candidates), "candidate")
+
+    return await stream(request, lambda listen: server.decode(job, listen), tell)
+
+
+def _answer(body: DecodingRequest, job: Job, decoded: Decoded) -> DecodingAnswer:
     return DecodingAnswer(
         id=f"decoding-{uuid4().hex}",
         created=int(time.time()),

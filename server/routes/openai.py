@@ -13,9 +13,9 @@ from server.choices import Chat, Chunks, Form, Text, choices
 from server.decoder import Decoded, Event, Job
 from server.protocol.answers import OpenAIAnswer
 from server.protocol.requests import ChatRequest, CompletionRequest
-from server.routes.common import Server, Serving, calibration_info, conversation, missing, usage
+from server.routes.common import Server, Serving, calibration_info, conversation, missing, usage, while_connected
 from server.sampler import Conversation
-from server.streaming import data, stream
+from server.streaming import DONE, data, stream
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -57,7 +57,7 @@ async def _answer(
     }
     if body.stream:
         return await _stream(body, request, server, job, form, head)
-    decoded = await server.decode(request, job)
+    decoded = await while_connected(request, server.decode(job))
     return OpenAIAnswer(
         **head,
         object=form.whole,
@@ -90,7 +90,7 @@ async def _stream(
         if body.stream_options and body.stream_options.include_usage:
             yield data({**head, "object": form.part, "choices": [], "usage": usage(event).model_dump()})
 
-    return await stream(request, lambda listen: server.decoder.decode(job, listen), tell, [ServerSentEvent("[DONE]")])
+    return await stream(request, lambda listen: server.decode(job, listen), tell, [DONE])
 
 
 def _job(body: ChatRequest | CompletionRequest, server: Serving, asked: Conversation, limit: int | None) -> Job:

@@ -11,7 +11,7 @@ import pytest
 from server.app import create_app
 from server.settings import Settings
 from tests.fakes import KNOWN, CharacterTokenizer, FakeEngines, fake_served
-from tests.unit.server.conftest import client_of
+from tests.unit.server.conftest import client_of, send_to
 
 pytestmark = pytest.mark.anyio
 ASKED = [{"role": "user", "content": KNOWN}]
@@ -133,34 +133,12 @@ async def test_one_failed_score_fails_the_request_and_aborts_the_rest(
 
 async def test_a_client_that_goes_away_frees_its_candidates(app: Any, engines: FakeEngines) -> None:
     engines.hang = True
-    body = b'{"prompt": "x", "n": 8}'
-    arrived = [{"type": "http.request", "body": body, "more_body": False}]
-    sent: list[dict[str, Any]] = []
 
-    async def receive() -> dict[str, Any]:
-        if arrived:
-            return arrived.pop()
+    async def until_all_run(_: list[dict[str, Any]]) -> None:
         while engines.running < 8:
             await asyncio.sleep(0)
-        return {"type": "http.disconnect"}
 
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": "POST",
-        "path": "/v1/best-of-n",
-        "raw_path": b"/v1/best-of-n",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-        "server": ("test", 80),
-        "client": ("test", 1),
-        "scheme": "http",
-        "root_path": "",
-    }
-    await asyncio.wait_for(app(scope, receive, send), 10)
+    sent = await send_to(app, "/v1/best-of-n", {"prompt": "x", "n": 8}, until_all_run)
     assert engines.running == 0
     assert sent[0]["status"] == 499
 
