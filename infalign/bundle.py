@@ -210,6 +210,20 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, record, combination)
 
 
+def check_joinable(bundle: Bundle, other: Bundle) -> None:
+    """See that the policies of ``other`` are adapters that can be served beside those of ``bundle``.
+
+    Raises:
+        BundleMismatch: a policy is a whole model, or reference, reward models or calibration are not the same.
+    """
+    for what in ("reference", "reward_model", "calibration", "sampling"):
+        if getattr(other.manifest, what) != getattr(bundle.manifest, what):
+            raise BundleMismatch(f"{other.path}: its {what} is not that of {bundle.path}")
+    for name, policy in other.policies.items():
+        if not policy.is_adapter:
+            raise BundleMismatch(f"{other.path}: the policy {name} is a whole model; only adapters can be joined")
+
+
 def _check_fit(path: Path, manifest: Manifest, record: CalibrationRecord, files: dict[str, str]) -> None:
     several = sorted((record.reward_models or {}).items())
     for what, made_with, present in (

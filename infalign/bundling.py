@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infalign.bundle import FORMAT, MANIFEST, SHARED, WHOLE, Bundle, digest, hash_files, read_bundle
+from infalign.bundle import FORMAT, MANIFEST, SHARED, WHOLE, Bundle, check_joinable, digest, hash_files, read_bundle
 from infalign.errors import BundleMismatch
 from infalign.manifest import Alignment, Manifest, PolicyRecord
 
@@ -88,12 +88,8 @@ def join_bundles(bundles: Sequence[Bundle], target: Path) -> Bundle:
     first = bundles[0].manifest
     policies: dict[str, NewPolicy] = {}
     for bundle in bundles:
-        for what in ("reference", "reward_model", "calibration", "sampling"):
-            if getattr(bundle.manifest, what) != getattr(first, what):
-                raise BundleMismatch(f"{bundle.path}: its {what} is not that of {bundles[0].path}")
+        check_joinable(bundles[0], bundle)
         for name, policy in bundle.policies.items():
-            if not policy.is_adapter:
-                raise BundleMismatch(f"{bundle.path}: the policy {name} is a whole model; only adapters can be joined")
             if name in policies:
                 raise BundleMismatch(f"{bundle.path}: another bundle has a policy {name} too")
             policies[name] = NewPolicy(policy.directory, policy.evaluation, True, policy.record)

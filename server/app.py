@@ -18,6 +18,7 @@ from starlette.types import Message as AsgiMessage
 
 from infalign.bundle import Bundle
 from infalign.validation import explain
+from server.adapters import Adapters
 from server.admission import Admission
 from server.calibrator import Calibrator
 from server.catalogue import Catalogue
@@ -25,7 +26,7 @@ from server.decoder import Decoder
 from server.engines import Engines
 from server.errors import BadRequest, ServerError
 from server.metrics import Metrics
-from server.routes import decoding, openai, operations
+from server.routes import adapters, decoding, openai, operations
 from server.routes.common import ClientGone, Serving
 from server.sampler import Sampler
 from server.settings import Settings
@@ -71,15 +72,17 @@ def create_app(
         summary="Best-of-N and Worst-of-N decoding with calibrated rewards",
         lifespan=lifespan,
     )
+    catalogue = Catalogue(served.policies)
     app.state.serving = Serving(
-        Catalogue(served.policies),
+        catalogue,
         served.bundle.manifest.sampling,
         decoder,
         Admission(settings.max_requests, metrics),
+        Adapters(served.bundle, settings.bundles, catalogue, engines),
         settings,
         metrics,
     )
-    for router in (decoding.router, openai.router, operations.router):
+    for router in (decoding.router, openai.router, adapters.router, operations.router):
         app.include_router(router)
     _answer_errors(app)
     app.add_middleware(CountRequests, metrics=metrics)

@@ -1,6 +1,9 @@
 """The names that clients call models by: policies, and a policy with a decoding procedure (``demo:best-of-8``)."""
 
-from collections.abc import Mapping
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from scipy.special import logit
@@ -28,6 +31,8 @@ class Catalogue:
 
     def __init__(self, policies: Mapping[str, str]) -> None:
         self._aligned: dict[str, Procedure] = {name: parse_procedure(text) for name, text in policies.items()}
+        self._in_use: Counter[str] = Counter()
+        self._unused: dict[str, asyncio.Event] = {}
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -59,13 +64,27 @@ class Catalogue:
             )
         return Choice(min(self._aligned, key=lambda policy: _distance(self._aligned[policy], procedure)), procedure)
 
+    @contextmanager
+    def using(self, policy: str) -> Iterator[None]:
+        """While a request is answered by ``policy``."""
+        self._in_use[policy] += 1
+        try:
+            yield
+        finally:
+            self._in_use[policy] -= 1
+            if not self._in_use[policy] and policy in self._unused:
+                self._unused.pop(policy).set()
+
     def add(self, name: str, aligned_for: str) -> None:
         """Serve one more."""
         self._aligned[name] = parse_procedure(aligned_for)
 
-    def remove(self, name: str) -> None:
-        """Serve one less."""
+    async def remove(self, name: str) -> None:
+        """Serve one less; returns when no request uses it any more."""
         del self._aligned[name]
+        if self._in_use[name]:
+            self._unused[name] = asyncio.Event()
+            await self._unused[name].wait()
 
     def _agreed(self, asked: str | None, suffix: str, procedure: FixedN) -> FixedN:
         try:

@@ -1,5 +1,6 @@
 """What the operator decides; everything else is in the bundle. Each field is an option of ``infalign serve``."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +18,8 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
     max_n: int = Field(64, ge=1, description="Largest N of a request.")
+    bundles: Path | None = Field(None, description="Folder of bundles whose adapters an administrator may load.")
+    max_adapters: int = Field(4, ge=1, description="Adapters that are served at a time, where policies are adapters.")
     max_requests: int = Field(64, ge=1, description="Requests that are worked on at a time; the next gets 429.")
     deadline: float = Field(600, gt=0, description="Seconds a request may take, and the most it may ask for.")
     max_sequences: int = Field(64, ge=1, description="Sequences an engine runs at a time.")

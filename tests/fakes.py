@@ -49,6 +49,7 @@ class FakeEngines:
         """Seeds whose draws do not end."""
         self.refuse_starts = 0
         self.starts = 0
+        self.loaded: dict[str, Path] = {}
         self.running = 0
         self.drawn: list[Sampling] = []
         self.started = asyncio.Event()
@@ -86,6 +87,15 @@ class FakeEngines:
                 raise EnginesDown("the reward model has died")
         digits = [_last_digit("".join(map(chr, read)).rstrip(".")) for read in tokens]
         return [digit if model % 2 == 0 else 9 - digit for model, digit in enumerate(digits)]
+
+    async def load(self, policy: str, adapter: Path) -> None:
+        if self.dead:
+            raise EnginesDown("an engine has died")
+        self.loaded[policy] = adapter
+
+    async def unload(self, policy: str) -> None:
+        assert not self.running
+        del self.loaded[policy]
 
     async def check(self) -> None:
         if self.dead or not self.started.is_set():

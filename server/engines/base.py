@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 
@@ -98,6 +99,12 @@ class Engines(Protocol):
 
         ``tokens`` are the conversation as each of them reads it.
         """
+
+    async def load(self, policy: str, adapter: Path) -> None:
+        """Make an adapter the policy of that name. Raises EnginesDown, or Refused if it cannot be."""
+
+    async def unload(self, policy: str) -> None:
+        """Forget an adapter that no request uses."""
 
     async def check(self) -> None:
         """Raise EnginesDown unless all can answer."""

@@ -37,6 +37,7 @@ class VllmEngines:
         self._policy_path, self._reward_paths, self._settings = policy, tuple(reward_models), settings
         self._adapters = dict(adapters or {})
         self._requests: dict[str, Any] = {}
+        self._loaded = self._rank = 0
         self._policy: Any = None
         self._rewards: list[Any] = []
 
@@ -86,7 +87,7 @@ class VllmEngines:
         from vllm.exceptions import VLLMClientError
 
         engine = self._running(self._policy)
-        adapter = self._requests.get(sampling.policy or "")
+        adapter = self._adapter(sampling.policy)
         try:
             outputs = engine.generate(
                 {"prompt_token_ids": prompt}, _params(sampling, listen is not None), uuid4().hex, lora_request=adapter
@@ -111,6 +112,25 @@ class VllmEngines:
             return float(output.outputs.data[0])
 
         return await together([by(engine, read) for engine, read in zip(self._rewards, tokens, strict=True)])
+
+    async def load(self, policy: str, adapter: Path) -> None:
+        from vllm.lora.request import LoRARequest
+
+        if not self._adapters:
+            raise Refused("the policy is a whole model; adapters can be loaded where the policies are adapters")
+        if adapter_rank(adapter) > self._rank:
+            raise Refused(f"its rank is {adapter_rank(adapter)}; the engine was started for at most {self._rank}")
+        if len(self._requests) >= self._settings.max_adapters:
+            raise Refused(f"{len(self._requests)} adapters are served already, the most that --max-adapters allows")
+        self._loaded += 1
+        request = LoRARequest(policy, self._loaded, str(adapter))
+        await self._running(self._policy).add_lora(request)
+        self._requests[policy], self._adapters[policy] = request, adapter
+
+    async def unload(self, policy: str) -> None:
+        request = self._requests.pop(policy)
+        del self._adapters[policy]
+        await self._running(self._policy).remove_lora(request.lora_int_id)
 
     async def check(self) -> None:
         for engine in (self._running(self._policy), *self._rewards):
@@ -137,12 +157,22 @@ class VllmEngines:
         self._requests = {
             name: LoRARequest(name, number, str(path)) for number, (name, path) in enumerate(self._adapters.items(), 1)
         }
+        self._loaded = len(self._adapters)
         rank = max(map(adapter_rank, self._adapters.values()))
+        self._rank = min(size for size in get_args(MaxLoRARanks) if size >= rank)
         return {
             "enable_lora": True,
-            "max_loras": len(self._adapters),
-            "max_lora_rank": min(size for size in get_args(MaxLoRARanks) if size >= rank),
+            "max_loras": max(len(self._adapters), self._settings.max_adapters),
+            "max_lora_rank": self._rank,
         }
+
+    def _adapter(self, policy: str | None) -> Any:
+        """What makes ``policy`` of the engine's model; None where it is that model itself."""
+        if policy is None or not self._adapters:
+            return None
+        if policy not in self._requests:  # unloaded since the request came
+            raise Refused(f"the policy {policy} is not served any more")
+        return self._requests[policy]
 
     def _running(self, engine: Any) -> Any:
         if engine is None:

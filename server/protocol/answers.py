@@ -92,6 +92,12 @@ class OpenAIAnswer(_Answer):
     missing: Missing | None = None
 
 
+class AdaptersAnswer(_Answer):
+    """Answer of ``POST /v1/adapters``."""
+
+    loaded: list[str] = Field(description="names of the policies that are served now too")
+
+
 class RewardsAnswer(_Answer):
     """Answer of ``/v1/rewards``."""
 

@@ -223,6 +223,12 @@ class CalibrationRequest(_MessagesOrPrompt):
     model: str | None = None
 
 
+class AdaptersRequest(_Request):
+    """Body of ``POST /v1/adapters``."""
+
+    bundle: Text = Field(description="name of a bundle in the operator's folder")
+
+
 class RewardsRequest(_MessagesOrPrompt):
     """Body of ``/v1/rewards``."""
 

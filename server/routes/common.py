@@ -12,6 +12,7 @@ from starlette.requests import Request
 from infalign.calibration import Calibration
 from infalign.manifest import SamplingLaw
 from infalign.procedures import FixedN
+from server.adapters import Adapters
 from server.admission import Admission
 from server.catalogue import Catalogue
 from server.decoder import Decoded, Decoder, Event, Job
@@ -39,6 +40,7 @@ class Serving:
     """The bundle's, the default of every request."""
     decoder: Decoder
     admission: Admission
+    adapters: Adapters
     settings: Settings
     metrics: Metrics
 
@@ -113,7 +115,7 @@ class Serving:
             Overloaded: there is none.
             ServerError: as :meth:`Decoder.decode`.
         """
-        with self.admission.admitted():
+        with self.admission.admitted(), self.catalogue.using(job.sampling.policy or ""):
             return await self.decoder.decode(job, listen)
 
 

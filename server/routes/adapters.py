@@ -1,0 +1,21 @@
+"""``/v1/adapters``: an administrator loads and unloads policies."""
+
+from fastapi import APIRouter, Response
+
+from server.protocol.answers import AdaptersAnswer
+from server.protocol.requests import AdaptersRequest
+from server.routes.common import Server
+
+router = APIRouter(prefix="/v1/adapters", tags=["administration"])
+
+
+@router.post("", summary="Serve the adapters of another bundle too", status_code=201)
+async def load(body: AdaptersRequest, server: Server) -> AdaptersAnswer:
+    """Load every policy of a bundle in the operator's folder; it must sit on the same reference."""
+    return AdaptersAnswer(loaded=await server.adapters.load(body.bundle))
+
+
+@router.delete("/{name}", summary="Serve a policy no more", status_code=204, response_class=Response)
+async def unload(name: str, server: Server) -> None:
+    """Requests that it is answering are finished first."""
+    await server.adapters.unload(name)
