@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format lock load bench figures pool reproduce
+.PHONY: help setup serve test lint format lock load soak fuzz bench figures pool reproduce
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
@@ -39,6 +39,12 @@ format: setup ## Rewrite the code in the house style
 
 load: setup ## Send best-of-n and worst-of-n to the running server for a minute
 	$(BIN)/locust -f loadtests/locustfile.py --headless -u 8 -r 8 -t 60s --host http://127.0.0.1:8000
+
+soak: setup ## Load a server of the demo for half an hour and see that its memory stays flat
+	$(BIN)/python loadtests/soak.py
+
+fuzz: setup ## Send 10,000 requests, good and bad, made from the OpenAPI schema
+	INFALIGN_FUZZ=500 $(BIN)/python -m pytest -s tests/unit/server/test_fuzz.py
 
 bench: setup ## Time the method beside the obvious alternatives
 	$(BIN)/python benchmarks/method.py

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -26,16 +27,35 @@ def bundle() -> Bundle:
     return read_bundle(Path(done.stdout.strip()))
 
 
+@dataclass(frozen=True)
+class Running:
+    """An `infalign serve` that is ready."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+
 @contextmanager
-def serving(log: Path, *arguments: str) -> Iterator[str]:
-    """URL of an `infalign serve` on a free port, once it is ready; stopped at the end."""
+def launched(log: Path, *arguments: str) -> Iterator[Running]:
+    """`infalign serve` on a free port, once it is ready; stopped at the end."""
     with log.open("w") as stderr:
         process = subprocess.Popen([INFALIGN, "serve", *arguments, "--port", "0"], stderr=stderr)
         try:
-            yield _wait(process, log)
+            yield Running(_wait(process, log), process)
         finally:
             process.terminate()
             assert process.wait(60) == 0, log.read_text()
+
+
+@contextmanager
+def serving(log: Path, *arguments: str) -> Iterator[str]:
+    """URL of the same."""
+    with launched(log, *arguments) as running:
+        yield running.url
 
 
 def _wait(process: "subprocess.Popen[bytes]", log: Path) -> str:
