@@ -18,17 +18,19 @@ from starlette.types import Message as AsgiMessage
 
 from infalign.bundle import Bundle
 from infalign.errors import one_line
+from infalign.home import home
 from infalign.validation import explain
-from server.calibrator import Calibrator
+from server.calibrator import Calibrator, context
 from server.catalogue import Catalogue
 from server.decoder import Decoder
 from server.engines import Engines
 from server.errors import BadRequest, ServerError
 from server.metrics import Metrics, resident_memory
-from server.routes import decoding, openai, operations
+from server.routes import calibrations, decoding, openai, operations
 from server.routes.common import ClientGone, Serving
 from server.sampler import Sampler
 from server.settings import Settings
+from server.store import Store
 
 log = logging.getLogger("infalign.server")
 CLIENT_CLOSED_REQUEST = 499
@@ -54,7 +56,8 @@ def create_app(
     """
     metrics = Metrics()
     sampler = Sampler(engines, served.tokenizers, metrics)
-    decoder = Decoder(sampler, Calibrator(served.bundle.combination), metrics)
+    calibrator = _calibrator(settings, served.bundle, sampler)
+    decoder = Decoder(sampler, calibrator, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -62,6 +65,7 @@ def create_app(
         yield
         await starting  # engines half started could not be stopped
         await asyncio.to_thread(engines.stop)
+        await calibrator.close()
 
     app: FastAPI = FastAPIOffline(
         title="InfAlign",
@@ -69,11 +73,18 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.serving = Serving(Catalogue(served.policies), served.bundle.manifest.sampling, decoder, settings, metrics)
-    for router in (decoding.router, openai.router, operations.router):
+    for router in (decoding.router, calibrations.router, openai.router, operations.router):
         app.include_router(router)
     _answer_errors(app)
     app.add_middleware(CountRequests, metrics=metrics)
     return app
+
+
+def _calibrator(settings: Settings, bundle: Bundle, sampler: Sampler) -> Calibrator:
+    record, path = bundle.calibration, settings.calibration_store or home() / "calibrations.sqlite"
+    shape = bundle.combination.models, record.samples
+    store = Store(path, settings.calibration_store_mib << 20, context(record), shape, sampler.metrics)
+    return Calibrator(bundle, sampler, store, settings.calibration_concurrency)
 
 
 async def _start(engines: Engines, on_failure: Callable[[BaseException], None]) -> None:
