@@ -82,7 +82,7 @@ class VllmEngines:
             late = {"generation_config": "vllm", "disable_log_stats": True, **common}
             if not current_platform.is_cpu():
                 late["gpu_memory_utilization"] = self._settings.reference_gpu_memory
-            self._reference = LateEngine(partial(_launch, self._reference_path, **late))
+            self._reference = LateEngine(partial(_launch_late, self._reference_path, **late))
         lora = self._lora()
         self._policy, *rewards = await asyncio.gather(
             asyncio.to_thread(_launch, self._policy_path, generation_config="vllm", **lora, **common),
@@ -139,7 +139,7 @@ class VllmEngines:
                 engine.shutdown()
                 # Its finaliser shuts down once more at exit, with the interpreter half gone, and prints a stack trace.
                 type(engine).__del__ = lambda _: None
-        self._policy, self._rewards = None, ()
+        self._policy, self._rewards, self._reference = None, (), None
 
     def _lora(self) -> dict[str, Any]:
         """What vLLM is to be told of the adapters; the requests that name them are kept."""
@@ -243,6 +243,12 @@ def _launch(model: Path, **options: Any) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **options))
+
+
+def _launch_late(model: Path, **options: Any) -> Any:
+    """A launch with clients connected: a forked engine would keep open the connections that the server closes."""
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    return _launch(model, **options)
 
 
 def _positions(model: Path) -> int:
