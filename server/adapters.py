@@ -39,9 +39,7 @@ class Adapters:
         async with self._changing:
             for known in found.policies:
                 if known in self.catalogue.policies:
-                    raise BadRequest(
-                        f"bundle: got {name!r}, which has a policy {known} that is served already", "bundle"
-                    )
+                    raise BadRequest(f"bundle: got {name!r}, whose policy {known} is served already", "bundle")
             for policy in found.policies.values():
                 try:
                     await self.engines.load(policy.name, policy.directory)

@@ -17,19 +17,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from infalign.bundle import Bundle
+from infalign.home import home
 from infalign.validation import explain
 from server.adapters import Adapters
 from server.admission import Admission
-from server.calibrator import Calibrator
+from server.calibrator import Calibrator, context
 from server.catalogue import Catalogue
 from server.decoder import Decoder
 from server.engines import Engines
 from server.errors import BadRequest, ServerError
 from server.metrics import Metrics
-from server.routes import adapters, decoding, openai, operations
+from server.routes import adapters, calibrations, decoding, openai, operations
 from server.routes.common import ClientGone, Serving
 from server.sampler import Sampler
 from server.settings import Settings
+from server.store import Store
 from server.supervisor import Supervisor
 
 log = logging.getLogger("infalign.server")
@@ -57,7 +59,8 @@ def create_app(
     """
     metrics = Metrics()
     sampler = Sampler(engines, served.tokenizers, metrics)
-    decoder = Decoder(sampler, Calibrator(served.bundle.combination), metrics)
+    calibrator = _calibrator(settings, served.bundle, sampler)
+    decoder = Decoder(sampler, calibrator, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,6 +69,7 @@ def create_app(
         yield
         await supervisor.stop()
         watching.cancel()
+        await calibrator.close()
 
     app: FastAPI = FastAPIOffline(
         title="InfAlign",
@@ -82,11 +86,18 @@ def create_app(
         settings,
         metrics,
     )
-    for router in (decoding.router, openai.router, adapters.router, operations.router):
+    for router in (decoding.router, calibrations.router, openai.router, adapters.router, operations.router):
         app.include_router(router)
     _answer_errors(app)
     app.add_middleware(CountRequests, metrics=metrics)
     return app
+
+
+def _calibrator(settings: Settings, bundle: Bundle, sampler: Sampler) -> Calibrator:
+    record, path = bundle.calibration, settings.calibration_store or home() / "calibrations.sqlite"
+    shape = bundle.combination.models, record.samples
+    store = Store(path, settings.calibration_store_mib << 20, context(record), shape, sampler.metrics)
+    return Calibrator(bundle, sampler, store, settings.calibration_concurrency)
 
 
 class CountRequests:

@@ -57,7 +57,7 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
         failures.append(error)
         signal.raise_signal(signal.SIGTERM)
 
-    engines = VllmEngines(model, tuple(scoring.values()), settings, adapters)
+    engines = VllmEngines(model, found.reference, tuple(scoring.values()), settings, adapters)
     app = create_app(settings, engines, Served(found, tokenizers, policies), stop)
     host, port = listener.getsockname()[:2]
     print(f"serving {', '.join(policies)} ({found.path}) on http://{host}:{port}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Work side by side."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -54,3 +54,35 @@ async def at_least(fewest: int, work: Sequence[Coroutine[Any, Any, T]], until: f
     if len(results) < fewest:
         raise failures[0]
     return Gathered(dict(sorted(results.items())), failures)
+
+
+@dataclass
+class _Awaited(Generic[T]):
+    task: asyncio.Task[T]
+    waiting: int = 0
+
+
+class Shared(Generic[T]):
+    """Work that is done once for all who want the same at the same time, and goes on as long as one of them waits."""
+
+    def __init__(self) -> None:
+        self._underway: dict[str, _Awaited[T]] = {}
+
+    async def get(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of the work on ``key``; ``work`` begins it where it is not under way.
+
+        Raises:
+            Exception: what the work raised, to each who waits for it.
+        """
+        awaited = self._underway.get(key)
+        if awaited is None:
+            awaited = self._underway[key] = _Awaited(asyncio.create_task(work()))
+        awaited.waiting += 1
+        try:
+            return await asyncio.shield(awaited.task)
+        finally:
+            awaited.waiting -= 1
+            if not awaited.waiting:
+                del self._underway[key]
+                awaited.task.cancel()
+                await asyncio.gather(awaited.task, return_exceptions=True)

@@ -10,7 +10,7 @@ import numpy as np
 from infalign.calibration import Calibration
 from infalign.combination import Combination
 from infalign.procedures import FixedN, Standard
-from server.calibrator import Calibrator
+from server.calibrator import Calibrator, Found
 from server.concurrency import at_least, together
 from server.engines import Completion, Delta, Sampling
 from server.errors import DeadlineExceeded, ServerError
@@ -156,11 +156,21 @@ class Decoder:
         standing = await self._standing(prompt, calibrate)
         return standing.of(rewards), standing.calibration
 
+    async def calibrate(self, conversation: Conversation) -> Found:
+        """Reference rewards for a prompt, drawn now where there are none.
+
+        Raises:
+            PromptTooLong: prompt and response do not fit the context under the calibration's sampling law.
+            Unavailable: the engines are not up, or died.
+        """
+        found = await self.calibrator.calibrate(self.sampler.read(conversation, 0))
+        self.metrics.calibrations.labels(found.calibration.scope, found.source).inc()
+        return found
+
     async def _standing(self, prompt: Prompt, calibrate: bool) -> "Standing":
-        combination = await self.calibrator.calibrate(prompt) if calibrate else self.calibrator.find(prompt)
-        standing = Standing(self.sampler.reward_models, prompt.key, combination, combination.table.lookup(prompt.key))
-        self.metrics.calibrations.labels(standing.calibration.scope).inc()
-        return standing
+        found = await (self.calibrator.calibrate(prompt) if calibrate else self.calibrator.find(prompt))
+        self.metrics.calibrations.labels(found.calibration.scope, found.source).inc()
+        return Standing(self.sampler.reward_models, prompt.key, found.combination, found.calibration)
 
     async def _candidates(
         self,

@@ -62,7 +62,27 @@ class Metrics:
             registry=registry,
         )
         self.calibrations = Counter(
-            "infalign_calibration_lookups", "Calibrations used, by where they came from.", ("scope",), registry=registry
+            "infalign_calibration_lookups",
+            "Calibrations used, by where they came from.",
+            ("scope", "source"),
+            registry=registry,
+        )
+        self.calibrating = Gauge(
+            "infalign_calibrations_in_progress", "Prompts whose reference draws are under way.", registry=registry
+        )
+        self.calibration_seconds = Histogram(
+            "infalign_calibration_seconds",
+            "Drawing and scoring the reference responses of one prompt.",
+            buckets=(*LATENCY, 300, 600),
+            registry=registry,
+        )
+        self.store_bytes = Gauge(
+            "infalign_calibration_store_bytes", "Size of the file of calibrations drawn on demand.", registry=registry
+        )
+        self.store_errors = Counter(
+            "infalign_calibration_store_errors",
+            "Failed reads and writes of the file of calibrations.",
+            registry=registry,
         )
         self.up = Gauge("infalign_engines_up", "1 when all engines can answer.", registry=registry)
         memory = Gauge(

@@ -31,4 +31,18 @@ class Settings(BaseModel):
     gpu_memory: float = Field(
         0.4, gt=0, le=1, description="Share of GPU memory of the policy's engine, and of the reward models' together."
     )
+    reference_gpu_memory: float = Field(
+        0.15,
+        gt=0,
+        le=1,
+        description="Share of GPU memory of the reference's engine, where calibrations on demand need one of its own.",
+    )
+    calibration_concurrency: int = Field(
+        8, ge=1, description="Reference draws at a time, of all calibrations on demand together."
+    )
+    calibration_store: Path | None = Field(
+        None,
+        description="File that keeps calibrations drawn on demand [default: calibrations.sqlite in $INFALIGN_HOME].",
+    )
+    calibration_store_mib: int = Field(64, ge=1, description="Largest size of that file, in MiB.")
     dtype: str = Field("auto", description="Weights and activations: auto, float32, bfloat16 or float16.")

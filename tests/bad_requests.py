@@ -4,12 +4,13 @@ from typing import Any
 
 ASKED = [{"role": "user", "content": "hello"}]
 LONG = [{"role": "user", "content": "word " * 20_000}]
-CHAT, TEXT, BEST, WORST, REWARDS = (
+CHAT, TEXT, BEST, WORST, REWARDS, CALIBRATIONS = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/best-of-n",
     "/v1/worst-of-n",
     "/v1/rewards",
+    "/v1/calibrations",
 )
 
 BAD: list[tuple[str, Any, int, str]] = [
@@ -64,6 +65,12 @@ BAD: list[tuple[str, Any, int, str]] = [
     (REWARDS, {"messages": ASKED, "responses": []}, 400, "responses"),
     (REWARDS, {"messages": ASKED, "responses": ["x"] * 100_000}, 400, "responses"),
     (REWARDS, {"messages": ASKED, "responses": ["word " * 20_000]}, 400, "messages"),
+    (CALIBRATIONS, {}, 400, "prompt"),
+    (CALIBRATIONS, {"messages": ASKED, "prompt": "x"}, 400, "prompt"),
+    (CALIBRATIONS, {"prompt": "x", "samples": 7}, 400, "samples"),
+    (CALIBRATIONS, {"prompt": "x", "model": "gpt-4"}, 404, "model"),
+    (CALIBRATIONS, {"messages": LONG}, 400, "messages"),
+    (REWARDS, {"messages": ASKED, "responses": ["x"], "calibrate": "yes"}, 400, "calibrate"),
     (BEST, {"messages": ASKED, "stop": ""}, 400, "stop"),
     (BEST, {"messages": ASKED, "stop": [""]}, 400, "stop"),
     (BEST, {"messages": ASKED, "stop": ["x"] * 17}, 400, "stop"),

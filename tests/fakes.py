@@ -44,6 +44,7 @@ class FakeEngines:
         self.context = context
         self.dead = False
         self.hang = False
+        self.hang_reference = False
         self.fail_scoring_after: int | None = None
         self.slow: set[int] = set()
         """Seeds whose draws do not end."""
@@ -53,6 +54,11 @@ class FakeEngines:
         self.running = 0
         self.drawn: list[Sampling] = []
         self.started = asyncio.Event()
+
+    @property
+    def reference_draws(self) -> list[Sampling]:
+        """Those that name no policy."""
+        return [sampling for sampling in self.drawn if sampling.policy is None]
 
     async def start(self) -> None:
         self.starts += 1
@@ -70,7 +76,8 @@ class FakeEngines:
         self.running += 1
         self.drawn.append(sampling)
         try:
-            await asyncio.sleep(3600 if self.hang or sampling.seed in self.slow else 0)
+            hang = self.hang or sampling.seed in self.slow or (self.hang_reference and sampling.policy is None)
+            await asyncio.sleep(3600 if hang else 0)
         finally:
             self.running -= 1
         words = ("answer", f" {sampling.seed}")

@@ -1,4 +1,7 @@
-"""vLLM in process: one AsyncLLM for the policy, one pooling AsyncLLM for each reward model."""
+"""vLLM in process: one AsyncLLM for the policy, one pooling AsyncLLM for each reward model.
+
+The reference is the policy's engine without an adapter, or one more AsyncLLM once it is drawn from.
+"""
 
 import asyncio
 import json
@@ -6,6 +9,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 from uuid import uuid4
@@ -14,6 +18,7 @@ from infalign.bundle import adapter_rank
 from infalign.errors import one_line
 from server.concurrency import together
 from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling, TokenLogprob
+from server.engines.late import LateEngine
 from server.settings import Settings
 
 BATCHED_TOKENS = 4096
@@ -23,23 +28,27 @@ class VllmEngines:
     """All engines on this machine; on CPU each computes on one thread, since they fight over the cores.
 
     Where ``adapters`` are given, ``policy`` is what they sit on, and each candidate is drawn with the one it names.
+    A ``policy`` that is not the ``reference`` leaves that to an engine of its own.
     vLLM's statistics are those of the policy: its Prometheus logger keeps one engine per process.
     """
 
     def __init__(
         self,
         policy: Path,
+        reference: Path,
         reward_models: Sequence[Path],
         settings: Settings,
         adapters: Mapping[str, Path] | None = None,
     ) -> None:
-        self.context = min(map(_positions, (policy, *reward_models)))
+        self.context = min(map(_positions, (policy, reference, *reward_models)))
         self._policy_path, self._reward_paths, self._settings = policy, tuple(reward_models), settings
         self._adapters = dict(adapters or {})
         self._requests: dict[str, Any] = {}
         self._loaded = self._rank = 0
         self._policy: Any = None
         self._rewards: list[Any] = []
+        self._reference_path = reference
+        self._reference: LateEngine | None = None
 
     async def start(self) -> None:
         """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
@@ -70,6 +79,11 @@ class VllmEngines:
         pooling = {"runner": "pooling", "disable_log_stats": True, **common}
         if not current_platform.is_cpu():
             pooling["gpu_memory_utilization"] /= len(self._reward_paths)
+        if self._policy_path != self._reference_path:
+            late = {"generation_config": "vllm", "disable_log_stats": True, **common}
+            if not current_platform.is_cpu():
+                late["gpu_memory_utilization"] = self._settings.reference_gpu_memory
+            self._reference = LateEngine(partial(_launch, self._reference_path, **late))
         lora = self._lora()
         launched = await asyncio.gather(
             asyncio.to_thread(_launch, self._policy_path, generation_config="vllm", **lora, **common),
@@ -77,6 +91,8 @@ class VllmEngines:
             return_exceptions=True,
         )
         self._policy, *self._rewards = (None if isinstance(one, BaseException) else one for one in launched)
+        # From here on clients are connected: an engine that is forked, not spawned, would keep their connections open.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         if failed := next((one for one in launched if isinstance(one, BaseException)), None):
             self.stop()  # those that did start
             raise failed
@@ -87,6 +103,8 @@ class VllmEngines:
         from vllm.exceptions import VLLMClientError
 
         engine = self._running(self._policy)
+        if sampling.policy is None and self._reference is not None:
+            engine = await self._reference.get()
         adapter = self._adapter(sampling.policy)
         try:
             outputs = engine.generate(
@@ -133,19 +151,21 @@ class VllmEngines:
         await self._running(self._policy).remove_lora(request.lora_int_id)
 
     async def check(self) -> None:
-        for engine in (self._running(self._policy), *self._rewards):
+        late = self._reference.up if self._reference else None
+        for engine in (self._running(self._policy), *self._rewards, *([late] if late else [])):
             if engine.errored:
                 raise EnginesDown("an engine has died")
 
     def stop(self) -> None:
         # vLLM reports its own shutdown as the death of an engine.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
-        for engine in (self._policy, *self._rewards):
+        late = self._reference.close() if self._reference else None
+        for engine in (self._policy, *self._rewards, late):
             if engine is not None:
                 engine.shutdown()
                 # Its finaliser shuts down once more at exit, with the interpreter half gone, and prints a stack trace.
                 type(engine).__del__ = lambda _: None
-        self._policy, self._rewards = None, []
+        self._policy, self._rewards, self._reference = None, [], None
 
     def _lora(self) -> dict[str, Any]:
         """What vLLM is to be told of the adapters; the requests that name them are kept."""

@@ -98,6 +98,20 @@ class AdaptersAnswer(_Answer):
     loaded: list[str] = Field(description="names of the policies that are served now too")
 
 
+class CalibrationAnswer(_Answer):
+    """Answer of ``/v1/calibrations``."""
+
+    object: Literal["calibration"] = "calibration"
+    model: str
+    prompt_key: str = Field(description="what the prompt is known by in calibrations")
+    scope: Literal["prompt", "global"]
+    samples: int = Field(description="K, reference rewards of this prompt")
+    cached: bool = Field(description="nothing was drawn: the bundle or an earlier request had calibrated it")
+    reference_rewards: dict[str, dict[str, float]] = Field(
+        description="by reward model, raw reference rewards at the 5th, 25th, 50th, 75th and 95th percentile"
+    )
+
+
 class RewardsAnswer(_Answer):
     """Answer of ``/v1/rewards``."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +17,7 @@ from server.admission import Admission
 from server.catalogue import Catalogue
 from server.decoder import Decoded, Decoder, Event, Job
 from server.engines import Sampling, Structure
-from server.errors import BadRequest
+from server.errors import BadRequest, DeadlineExceeded
 from server.metrics import Metrics
 from server.protocol.answers import CalibrationInfo, Missing, Usage
 from server.protocol.requests import Message, ResponseFormat, Sampled
@@ -107,6 +107,20 @@ class Serving:
             seconds=settings.deadline if body.timeout is None else body.timeout,
             calibrate=body.calibrate,
         )
+
+    async def bounded(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What ``work`` comes to, if there is a place and time for it.
+
+        Raises:
+            Overloaded: there is no place.
+            DeadlineExceeded: it took longer than the operator allows.
+        """
+        with self.admission.admitted():
+            try:
+                async with asyncio.timeout(self.settings.deadline):
+                    return await work()
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"not done within {self.settings.deadline:g} s") from error
 
     async def decode(self, job: Job, listen: Callable[[Event], None] | None = None) -> Decoded:
         """Decode, if there is a place.

@@ -55,7 +55,8 @@ async def rewards(body: RewardsRequest, request: Request, server: Server) -> Rew
     """Score responses that the client brings."""
     model = server.catalogue.choose(body.model, Standard()).policy
     server.check_n("responses", len(body.responses))
-    work = server.decoder.rewards(conversation(body.messages, body.prompt), body.responses, body.calibrate)
+    asked = conversation(body.messages, body.prompt)
+    work = server.bounded(lambda: server.decoder.rewards(asked, body.responses, body.calibrate))
     scored, calibration = await while_connected(request, work)
     return RewardsAnswer(model=model, rewards=scored, calibration=calibration_info(calibration))
 

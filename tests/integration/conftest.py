@@ -74,7 +74,8 @@ def _wait(process: "subprocess.Popen[bytes]", log: Path) -> str:
 @pytest.fixture(scope="session")
 def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a server of the demo bundle."""
-    with serving(tmp_path_factory.mktemp("server") / "log", str(bundle.path)) as url:
+    home = tmp_path_factory.mktemp("server")
+    with serving(home / "log", str(bundle.path), "--calibration-store", str(home / "calibrations.sqlite")) as url:
         yield url
 
 

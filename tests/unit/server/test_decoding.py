@@ -163,7 +163,7 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
     assert 'infalign_candidate_tokens_total{procedure="best-of-n"} 12.0' in text
     assert 'infalign_requests_total{code="200",route="/v1/best-of-n"} 1.0' in text
     assert 'infalign_requests_total{code="400",route="/v1/best-of-n"} 1.0' in text
-    assert 'infalign_calibration_lookups_total{scope="prompt"} 1.0' in text
+    assert 'infalign_calibration_lookups_total{scope="prompt",source="bundle"} 1.0' in text
     assert "infalign_resident_memory_bytes" in text
 
 
