@@ -52,21 +52,18 @@ CLAIMS = (
     ("CTRL exp(10)", "calibrated identity", "best-of-4"),
     ("CTRL exp(10)", "RLHF, raw reward", "best-of-4"),
     ("CTRL optimal for best-of-4", "calibrated identity", "best-of-4"),
+    ("CTRL optimal for best-of-4", "RLHF, raw reward", "best-of-4"),
     ("CTRL exp(-10)", "calibrated identity", "worst-of-4"),
     ("CTRL exp(-10)", "RLHF, raw reward", "worst-of-4"),
     ("CTRL optimal for worst-of-4", "calibrated identity", "worst-of-4"),
+    ("CTRL optimal for worst-of-4", "RLHF, raw reward", "worst-of-4"),
     ("calibrated identity", "RLHF, raw reward", "standard"),
 )
 
 
-def measure(method: Method, seed: int, overrides: tuple[str, ...], threads: int) -> dict[str, Any]:
-    """Train and evaluate one policy; win rates per test prompt, (P,) lists by procedure, and KL."""
-    import torch
-
-    torch.set_num_threads(threads)
-    from infalign import estimators
+def trained(method: Method, seed: int, overrides: tuple[str, ...] = ()) -> Any:
+    """The directories of one policy's run (:class:`training.pipeline.Parts`), trained if it is not."""
     from training.configs import load_config
-    from training.evaluation.draws import load_draws
     from training.pipeline import run
     from training.runtime import prepare
 
@@ -80,7 +77,18 @@ def measure(method: Method, seed: int, overrides: tuple[str, ...], threads: int)
             f"ctrl.seed={seed}",
         ),
     )
-    parts = run(config, home() / "runs")
+    return run(config, home() / "runs")
+
+
+def measure(method: Method, seed: int, overrides: tuple[str, ...], threads: int) -> dict[str, Any]:
+    """Train and evaluate one policy; win rates per test prompt, (P,) lists by procedure, and KL."""
+    import torch
+
+    torch.set_num_threads(threads)
+    from infalign import estimators
+    from training.evaluation.draws import load_draws
+
+    parts = trained(method, seed, overrides)
     draws = load_draws(parts.measured)
     ours, theirs = draws.policy, draws.reference
     return {
@@ -196,6 +204,7 @@ def draw(results: Results, anchors: int, output: Path) -> None:
         Point(m.transformation, str(p), results.kl(m.name).value, results.wins(m.name, p).value, 0.0)
         for p in shown
         for m in results.methods
+        if m.transformation != "optimal" or m.procedure == str(p)  # its curve is the optimum for the panel
     ]
     save(frontier_figure(curves, dots), output, {"measured": [asdict(dot) for dot in dots]})
 
