@@ -19,11 +19,16 @@ from starlette.types import Message as AsgiMessage
 from infalign.bundle import Bundle
 from infalign.errors import one_line
 from infalign.validation import explain
+from server.audit import Audit, AuditLog
+from server.auth import Authenticate, Keyring
+from server.body import LimitBody
 from server.calibrator import Calibrator
 from server.catalogue import Catalogue
 from server.decoder import Decoder
 from server.engines import Engines
-from server.errors import BadRequest, ServerError
+from server.errors import CLIENT_CLOSED_REQUEST, BadRequest, ServerError
+from server.failures import Contain
+from server.limits import Limits
 from server.metrics import Metrics, resident_memory
 from server.routes import decoding, openai, operations
 from server.routes.common import ClientGone, Serving
@@ -31,7 +36,6 @@ from server.sampler import Sampler
 from server.settings import Settings
 
 log = logging.getLogger("infalign.server")
-CLIENT_CLOSED_REQUEST = 499
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,15 @@ def create_app(
     """The ASGI application over ``engines``, which it starts in the background and stops at the end.
 
     ``on_failure`` is told when the engines do not come up; without it the server stays, never ready.
+
+    Raises:
+        BadKeysFile: the keys file of the settings is not accepted.
+        InvalidValue: the audit log of the settings cannot be written.
     """
     metrics = Metrics()
     sampler = Sampler(engines, served.tokenizers, metrics)
     decoder = Decoder(sampler, Calibrator(served.bundle.combination), metrics)
+    keyring, audit_log = Keyring(settings.keys), AuditLog(settings.audit_log)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -62,6 +71,7 @@ def create_app(
         yield
         await starting  # engines half started could not be stopped
         await asyncio.to_thread(engines.stop)
+        audit_log.close()
 
     app: FastAPI = FastAPIOffline(
         title="InfAlign",
@@ -69,9 +79,15 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.serving = Serving(Catalogue(served.policies), served.bundle.manifest.sampling, decoder, settings, metrics)
+    app.state.keyring = keyring
     for router in (decoding.router, openai.router, operations.router):
         app.include_router(router)
     _answer_errors(app)
+    # From the inside out.
+    app.add_middleware(LimitBody, kib=settings.max_body_kib)
+    app.add_middleware(Audit, audit_log=audit_log)
+    app.add_middleware(Authenticate, keyring=keyring, limits=Limits())
+    app.add_middleware(Contain)
     app.add_middleware(CountRequests, metrics=metrics)
     return app
 
@@ -107,7 +123,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ServerError)
     async def known(request: Request, error: ServerError) -> Response:
-        return JSONResponse(error.envelope, error.status, headers=dict(error.headers))
+        return error.response
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -117,7 +133,7 @@ def _answer_errors(app: FastAPI) -> None:
         else:
             why = explain(first, _body_model(request))
             refused = BadRequest(str(why), why.param)
-        return JSONResponse(refused.envelope, refused.status)
+        return refused.response
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -129,11 +145,6 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        log.exception("unexpected error in %s %s", request.method, request.url.path)
-        return JSONResponse(ServerError("internal error; the server's log has it").envelope, ServerError.status)
 
 
 def _body_model(request: Request) -> type[BaseModel]:

@@ -1,5 +1,7 @@
 """What the operator decides; everything else is in the bundle. Each field is an option of ``infalign serve``."""
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -22,3 +24,8 @@ class Settings(BaseModel):
         0.4, gt=0, le=1, description="Share of GPU memory of the policy's engine, and of the reward models' together."
     )
     dtype: str = Field("auto", description="Weights and activations: auto, float32, bfloat16 or float16.")
+    keys: Path | None = Field(
+        None, description="File of API keys (see `infalign key`); without one only this machine is served."
+    )
+    audit_log: Path | None = Field(None, description="File that worst-of-n calls are noted in; stderr if left out.")
+    max_body_kib: int = Field(1024, ge=1, description="Largest request body, in KiB.")

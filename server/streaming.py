@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
@@ -11,9 +10,9 @@ from starlette.requests import Request
 
 from server.decoder import Decoded, Event
 from server.errors import ServerError
+from server.failures import unexpected
 from server.routes.common import while_connected
 
-log = logging.getLogger("infalign.server")
 Work = Callable[[Callable[[Event], None]], Coroutine[Any, Any, Decoded]]
 Told = Callable[[Event | Decoded], Iterable[ServerSentEvent]]
 
@@ -65,9 +64,8 @@ def _ending(task: "asyncio.Future[Decoded]", tell: Told, last: Iterable[ServerSe
         yield from last
     except ServerError as error:
         yield data(error.envelope, "error")
-    except Exception:
-        log.exception("unexpected error in a stream")
-        yield data(ServerError("internal error; the server's log has it").envelope, "error")
+    except Exception as error:
+        yield data(unexpected(error, "a stream").envelope, "error")
 
 
 async def _cancel(task: "asyncio.Future[Decoded]") -> None:

@@ -6,6 +6,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 
 from infalign.procedures import BestOfN, Standard, WorstOfN
+from server.auth import needs
 from server.protocol.answers import DecodingAnswer, RewardsAnswer, Theory
 from server.protocol.requests import DecodingRequest, RewardsRequest
 from server.routes.common import (
@@ -18,7 +19,7 @@ from server.routes.common import (
     while_connected,
 )
 
-router = APIRouter(prefix="/v1", tags=["decoding"])
+router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[needs("generate")])
 
 
 @router.post("/best-of-n", summary="Draw N candidates, select the best", response_model_exclude_none=True)
@@ -47,7 +48,7 @@ async def _decode(
     body: DecodingRequest, request: Request, server: Serving, kind: type[BestOfN] | type[WorstOfN]
 ) -> DecodingAnswer:
     asked = conversation(body.messages, body.prompt)
-    job = server.job(body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
+    job = server.job(request, body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
     decoded = await server.decode(request, job)
     return DecodingAnswer(
         id=f"decoding-{uuid4().hex}",
