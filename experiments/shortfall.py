@@ -32,8 +32,8 @@ PROMPTS, DRAWS, ANCHORS, BINS = 96, 64, 64, 16
 def visible_kl(policy: Floats, reference: Floats) -> float:
     """KL of the policy's quantiles from uniform, in nats, of rewards (P, M) against (P, M) of the reference.
 
-    Quantiles of all prompts share 16 bins, less the bias of so many counts (Miller and Madow): a lower bound on the mean
-    over prompts, as shares of different prompts average out.
+    Quantiles of all prompts share 16 bins, less the bias of so many counts (Miller and Madow): a lower bound on the
+    mean over prompts, as shares of different prompts average out.
     """
     below = (policy[:, :, None] > reference[:, None, :]).sum(axis=2)
     ties = (policy[:, :, None] == reference[:, None, :]).sum(axis=2)
@@ -93,10 +93,11 @@ def main(output: Path, seeds: int) -> None:
     lines = [
         "# Where the rest of the room goes",
         "",
-        f"The policies of [reproduce.md](reproduce.md), {seeds} seeds; {PROMPTS} test prompts and {PROMPTS} that were trained on. "
-        "Made by `python experiments/shortfall.py --output docs/results/shortfall.md`, which says what the columns are.",
+        f"The policies of [reproduce.md](reproduce.md), {seeds} seeds; {PROMPTS} test prompts and {PROMPTS} that they "
+        "were trained on. Made by `python experiments/shortfall.py --output docs/results/shortfall.md`, which says "
+        "what the columns are.",
         "",
-        "| policy | under | theory at its KL | KL that shows | theory at that | on training prompts | on test prompts |",
+        "| policy | under | theory at its KL | KL that shows | theory at that | training prompts | test prompts |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, procedure in SHOWN:

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("training.cli", "Measure a bundle on fresh draws: win rates, KL, what a judge says."),
     "join": ("infalign.commands", "Put the adapters of several bundles into one."),
     "serve": ("server.cli", "Serve a bundle over HTTP, Best-of-N and Worst-of-N."),
+    "key": ("server.commands", "Make or remove an API key of the server."),
 }
 
 

@@ -37,7 +37,7 @@ def _nearest(path: list[Any], model: type[BaseModel]) -> str:
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, types.UnionType, list, tuple):
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
         return next((found for arg in get_args(annotation) if (found := _model_of(arg))), None)
     return None
 

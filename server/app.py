@@ -21,11 +21,16 @@ from infalign.home import home
 from infalign.validation import explain
 from server.adapters import Adapters
 from server.admission import Admission
+from server.audit import Audit, AuditLog
+from server.auth import Authenticate, Keyring
+from server.body import LimitBody
 from server.calibrator import Calibrator, context
 from server.catalogue import Catalogue
 from server.decoder import Decoder
 from server.engines import Engines
-from server.errors import BadRequest, ServerError
+from server.errors import CLIENT_CLOSED_REQUEST, BadRequest, ServerError
+from server.failures import Contain
+from server.limits import Limits
 from server.metrics import Metrics
 from server.routes import adapters, calibrations, decoding, openai, operations
 from server.routes.common import ClientGone, Serving
@@ -35,7 +40,6 @@ from server.store import Store
 from server.supervisor import Supervisor
 
 log = logging.getLogger("infalign.server")
-CLIENT_CLOSED_REQUEST = 499
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,16 @@ def create_app(
 
     ``on_failure`` is told when the engines do not come up, or have died for good; without it the server stays, never
     ready.
+
+    Raises:
+        BadKeysFile: the keys file of the settings is not accepted.
+        InvalidValue: the audit log of the settings cannot be written.
     """
     metrics = Metrics()
     sampler = Sampler(engines, served.tokenizers, metrics)
     calibrator = _calibrator(settings, served.bundle, sampler)
     decoder = Decoder(sampler, calibrator, metrics)
+    keyring, audit_log = Keyring(settings.keys), AuditLog(settings.audit_log)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -70,6 +79,7 @@ def create_app(
         await supervisor.stop()
         watching.cancel()
         await calibrator.close()
+        audit_log.close()
 
     app: FastAPI = FastAPIOffline(
         title="InfAlign",
@@ -77,6 +87,7 @@ def create_app(
         lifespan=lifespan,
     )
     catalogue = Catalogue(served.policies)
+    app.state.keyring = keyring
     app.state.serving = Serving(
         catalogue,
         served.bundle.manifest.sampling,
@@ -89,6 +100,11 @@ def create_app(
     for router in (decoding.router, calibrations.router, openai.router, adapters.router, operations.router):
         app.include_router(router)
     _answer_errors(app)
+    # From the inside out.
+    app.add_middleware(LimitBody, kib=settings.max_body_kib)
+    app.add_middleware(Audit, audit_log=audit_log)
+    app.add_middleware(Authenticate, keyring=keyring, limits=Limits())
+    app.add_middleware(Contain)
     app.add_middleware(CountRequests, metrics=metrics)
     return app
 
@@ -121,7 +137,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ServerError)
     async def known(request: Request, error: ServerError) -> Response:
-        return JSONResponse(error.envelope, error.status, headers=dict(error.headers))
+        return error.response
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -131,7 +147,7 @@ def _answer_errors(app: FastAPI) -> None:
         else:
             why = explain(first, _body_model(request))
             refused = BadRequest(str(why), why.param)
-        return JSONResponse(refused.envelope, refused.status)
+        return refused.response
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -143,11 +159,6 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        log.exception("unexpected error in %s %s", request.method, request.url.path)
-        return JSONResponse(ServerError("internal error; the server's log has it").envelope, ServerError.status)
 
 
 def _body_model(request: Request) -> type[BaseModel]:

@@ -1,6 +1,7 @@
 """``infalign serve``."""
 
 import asyncio
+import ipaddress
 import logging
 import signal
 import socket
@@ -15,6 +16,7 @@ from infalign.bundle import read_bundle, reward_models
 from infalign.errors import InvalidValue
 from infalign.home import bundle_path
 from server.options import parse_settings, settings_options
+from server.settings import Settings
 
 
 @click.command(short_help="Serve a bundle over HTTP.")
@@ -30,8 +32,8 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
     --reference can be set in the environment too: INFALIGN_PORT for --port, and so on.
     """
     settings = parse_settings(options)
+    listener = _bind(settings)
     found = read_bundle(bundle or bundle_path("demo"))
-    listener = _bind(settings.host, settings.port)
 
     import uvicorn
     from sse_starlette.sse import AppStatus
@@ -67,16 +69,22 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=settings.drain))
     with suppress(KeyboardInterrupt):
-        asyncio.run(server.serve(sockets=[listener]))
+        asyncio.run(_serve(server, listener, app.state.keyring))
     return 1 if failures else 0
+
+
+async def _serve(server: Any, listener: socket.socket, keyring: Any) -> None:
+    with keyring.reread_on_hangup():
+        await server.serve(sockets=[listener])
 
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """Bind before the engines start, so that a taken port is known at once."""
+def _bind(settings: Settings) -> socket.socket:
+    """Bind before anything else, so that a taken port, or one open to others without keys, is refused at once."""
+    host, port = settings.host, settings.port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -86,4 +94,12 @@ def _bind(host: str, port: int) -> socket.socket:
         raise InvalidValue(
             "--host/--port", f"{host}:{port}", f"a free address of this machine ({error.strerror})"
         ) from error
+    if settings.keys is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        listener.close()
+        raise InvalidValue(
+            "--host",
+            host,
+            "without keys, 127.0.0.1 or another address of this machine alone; "
+            "`infalign key NAME --role generate --keys FILE` makes a key, and --keys FILE lets in who has one",
+        )
     return listener

@@ -16,7 +16,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from infalign.errors import InfAlignError
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status of what nobody waited for."""
 
 
 class ServerError(InfAlignError):
@@ -37,6 +42,11 @@ class ServerError(InfAlignError):
     def headers(self) -> Mapping[str, str]:
         """Headers of the answer."""
         return {}
+
+    @property
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.envelope, self.status, headers=dict(self.headers))
 
 
 class BadRequest(ServerError):
@@ -77,6 +87,10 @@ class TooLarge(ServerError):
     """A body of more bytes than are read."""
 
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Connection": "close"}  # what is left of the body is not read
 
 
 class Overloaded(ServerError):

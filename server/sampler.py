@@ -57,17 +57,19 @@ class Sampler:
         """Names of the reward models, in the order of their rewards."""
         return tuple(self._reward_tokenizers)
 
+    def render(self, conversation: Conversation) -> str:
+        """The text after which the policy writes its answer."""
+        if not conversation.messages:
+            return conversation.prompt
+        return render_prompt(self._policy_tokenizer, conversation.messages)
+
     def read(self, conversation: Conversation, max_tokens: int) -> Prompt:
         """The prompt, for responses of up to ``max_tokens``.
 
         Raises:
             PromptTooLong: the two do not fit the context of the policies or of a reward model.
         """
-        rendered = (
-            render_prompt(self._policy_tokenizer, conversation.messages)
-            if conversation.messages
-            else conversation.prompt
-        )
+        rendered = self.render(conversation)
         prompt = Prompt(conversation, rendered, tokenise(self._policy_tokenizer, rendered))
         longest = max(map(len, (prompt.tokens, *self._judged_tokens(conversation, ""))))
         if longest + max_tokens > self.engines.context:

@@ -46,3 +46,8 @@ class Settings(BaseModel):
     )
     calibration_store_mib: int = Field(64, ge=1, description="Largest size of that file, in MiB.")
     dtype: str = Field("auto", description="Weights and activations: auto, float32, bfloat16 or float16.")
+    keys: Path | None = Field(
+        None, description="File of API keys (see `infalign key`); without one only this machine is served."
+    )
+    audit_log: Path | None = Field(None, description="File that worst-of-n calls are noted in; stderr if left out.")
+    max_body_kib: int = Field(1024, ge=1, description="Largest request body, in KiB.")

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
@@ -12,9 +11,9 @@ from starlette.types import Receive, Scope, Send
 
 from server.decoder import Decoded, Event
 from server.errors import ServerError
+from server.failures import unexpected
 from server.routes.common import while_connected
 
-log = logging.getLogger("infalign.server")
 LINE = "\n"  # what OpenAI's streams end their lines with
 Work = Callable[[Callable[[Event], None]], Coroutine[Any, Any, Decoded]]
 Told = Callable[[Event | Decoded], Iterable[ServerSentEvent]]
@@ -81,6 +80,5 @@ def _ending(task: "asyncio.Future[Decoded]", tell: Told, last: Iterable[ServerSe
         yield from last
     except ServerError as error:
         yield data(error.envelope, "error")
-    except Exception:
-        log.exception("unexpected error in a stream")
-        yield data(ServerError("internal error; the server's log has it").envelope, "error")
+    except Exception as error:
+        yield data(unexpected(error, "a stream").envelope, "error")

@@ -45,6 +45,8 @@ class FakeEngines:
         self.dead = False
         self.hang = False
         self.hang_reference = False
+        self.stall = False  # hang once some text has been told of
+        self.fault: Exception | None = None
         self.fail_scoring_after: int | None = None
         self.slow: set[int] = set()
         """Seeds whose draws do not end."""
@@ -75,15 +77,18 @@ class FakeEngines:
             raise EnginesDown("an engine has died")
         self.running += 1
         self.drawn.append(sampling)
+        words = ("answer", f" {sampling.seed}")
         try:
             hang = self.hang or sampling.seed in self.slow or (self.hang_reference and sampling.policy is None)
             await asyncio.sleep(3600 if hang else 0)
+            if self.fault:
+                raise self.fault
+            if listen:
+                for word in words:
+                    listen(Delta(word))
+            await asyncio.sleep(3600 if self.stall else 0)
         finally:
             self.running -= 1
-        words = ("answer", f" {sampling.seed}")
-        if listen:
-            for word in words:
-                listen(Delta(word))
         logprobs = tuple(TokenLogprob(word, -0.5, ((word, -0.5),)) for word in words)
         return Completion("".join(words), 3, "stop", None if sampling.logprobs is None else logprobs)
 

@@ -100,13 +100,14 @@ class Sampled(_Request):
         {}, max_length=1024, description="token id -> what is added to its logit"
     )
     response_format: ResponseFormat | None = None
-    timeout: float | None = Field(None, gt=0, description="seconds the answer may take; at most the server's own limit")
+    timeout: float | None = Field(None, ge=0.1, description="seconds it may take; at most the server's own limit")
     min_candidates: int | None = Field(
         None, ge=1, description="answer with so many where others failed or time ran out; all N if left out"
     )
     calibrate: bool = Field(
         False, description="calibrate this prompt first where it is not: K draws from the reference"
     )
+    return_candidates: bool = Field(False, description="send all N, not only the selected ones")
     user: Text | None = Field(None, max_length=200, description="who asks, for the audit log")
 
     @property
@@ -132,7 +133,6 @@ class DecodingRequest(Sampled, _MessagesOrPrompt):
 
     n: int = Field(8, ge=1, description="N, how many candidates are drawn")
     top: int = Field(1, ge=1, description="how many are selected")
-    return_candidates: bool = Field(False, description="send all N, not only the selected ones")
     logprobs: int | None = Field(None, ge=0, le=20, description="log-probability of each token, and so many others'")
     stream: bool = Field(False, description="send events as candidates finish and are scored, then the answer")
 
@@ -148,7 +148,6 @@ class _OpenAI(Sampled):
     n: int = Field(1, ge=1, description="how many choices come back, the selected first")
     best_of: int | None = Field(None, ge=1, description="draw this many candidates and return the best n")
     worst_of: int | None = Field(None, ge=1, description="draw this many candidates and return the worst n")
-    return_candidates: bool = Field(False, description="send all candidates in the field candidates")
     stream: bool = Field(False, description="send the answer in chunks as it is made, as server-sent events")
     stream_options: StreamOptions | None = None
 

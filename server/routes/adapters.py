@@ -2,11 +2,12 @@
 
 from fastapi import APIRouter, Response
 
+from server.auth import needs
 from server.protocol.answers import AdaptersAnswer
 from server.protocol.requests import AdaptersRequest
 from server.routes.common import Server
 
-router = APIRouter(prefix="/v1/adapters", tags=["administration"])
+router = APIRouter(prefix="/v1/adapters", tags=["administration"], dependencies=[needs("admin")])
 
 
 @router.post("", summary="Serve the adapters of another bundle too", status_code=201)

@@ -4,11 +4,12 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from infalign.procedures import Standard
+from server.auth import needs
 from server.protocol.answers import CalibrationAnswer
 from server.protocol.requests import CalibrationRequest
 from server.routes.common import Server, conversation, while_connected
 
-router = APIRouter(prefix="/v1", tags=["decoding"])
+router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[needs("generate")])
 PERCENTILES = (5, 25, 50, 75, 95)
 
 

@@ -11,10 +11,13 @@ from starlette.requests import Request
 
 from infalign.calibration import Calibration
 from infalign.manifest import SamplingLaw
-from infalign.procedures import FixedN
+from infalign.procedures import FixedN, WorstOfN
+from infalign.templates import prompt_key
 from server.adapters import Adapters
 from server.admission import Admission
-from server.catalogue import Catalogue
+from server.audit import Call
+from server.auth import authenticated
+from server.catalogue import Catalogue, Choice
 from server.decoder import Decoded, Decoder, Event, Job
 from server.engines import Sampling, Structure
 from server.errors import BadRequest, DeadlineExceeded
@@ -51,6 +54,7 @@ class Serving:
 
     def job(
         self,
+        request: Request,
         body: Sampled,
         asked: Conversation,
         procedure: FixedN,
@@ -66,11 +70,13 @@ class Serving:
 
         Raises:
             UnknownModel: there is no such model.
+            Forbidden: the key lacks the role that the procedure or the candidates take.
             BadRequest: more candidates or time than the operator allows.
         """
         choice = self.catalogue.choose(body.model, procedure)
         if choice.procedure != procedure:
             field, draws = "model", None
+        self._permit(request, body, asked, choice, field)
         n = draws or choice.procedure.n
         self.check_n(field, n)
         law, settings = self.law, self.settings
@@ -122,15 +128,31 @@ class Serving:
             except TimeoutError as error:
                 raise DeadlineExceeded(f"not done within {self.settings.deadline:g} s") from error
 
-    async def decode(self, job: Job, listen: Callable[[Event], None] | None = None) -> Decoded:
-        """Decode, if there is a place.
+    async def decode(self, request: Request, job: Job, listen: Callable[[Event], None] | None = None) -> Decoded:
+        """Decode, if there is a place, and note for the audit what came of it.
 
         Raises:
-            Overloaded: there is none.
+            Overloaded: there is no place.
             ServerError: as :meth:`Decoder.decode`.
         """
+        found: Decoded = await request.scope["audit"].follow(self._decode(job, listen))
+        return found
+
+    async def _decode(self, job: Job, listen: Callable[[Event], None] | None) -> Decoded:
         with self.admission.admitted(), self.catalogue.using(job.sampling.policy or ""):
             return await self.decoder.decode(job, listen)
+
+    def _permit(self, request: Request, body: Sampled, asked: Conversation, choice: Choice, field: str) -> None:
+        """Note a worst-of-n call for the audit; raise Forbidden unless the key may have what is asked for."""
+        caller = authenticated(request)
+        procedure = choice.procedure
+        if isinstance(procedure, WorstOfN):
+            key = prompt_key(self.decoder.sampler.render(asked))
+            request.scope["audit"].call = Call(caller.name, body.user, choice.policy, str(procedure), procedure.n, key)
+            # Under the endpoint of its own, no field says so.
+            caller.require("probe", str(procedure), None if field == "n" else field)
+        if body.return_candidates:
+            caller.require("probe", "unfiltered candidates", "return_candidates")
 
 
 def serving(request: Request) -> Serving:

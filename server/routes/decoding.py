@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from infalign.procedures import BestOfN, Standard, WorstOfN
+from server.auth import needs
 from server.choices import told
 from server.decoder import Decoded, Event, Grown, Job
 from server.protocol.answers import DecodingAnswer, RewardsAnswer, Theory
@@ -24,8 +24,7 @@ from server.routes.common import (
 )
 from server.streaming import data, stream
 
-router = APIRouter(prefix="/v1", tags=["decoding"])
-ANSWER: dict[str, Any] = {"response_model": DecodingAnswer, "response_model_exclude_none": True}
+router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[needs("generate")])
 
 
 @router.post(
@@ -65,9 +64,9 @@ async def _decode(
     body: DecodingRequest, request: Request, server: Serving, kind: type[BestOfN] | type[WorstOfN]
 ) -> DecodingAnswer | EventSourceResponse:
     asked = conversation(body.messages, body.prompt)
-    job = server.job(body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
+    job = server.job(request, body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
     if not body.stream:
-        return _answer(body, job, await while_connected(request, server.decode(job)))
+        return _answer(body, job, await while_connected(request, server.decode(request, job)))
 
     def tell(event: Event | Decoded) -> Iterator[ServerSentEvent]:
         if isinstance(event, Decoded):
@@ -75,7 +74,7 @@ async def _decode(
         elif not isinstance(event, Grown):
             yield data(told(event, body.return_candidates), "candidate")
 
-    return await stream(request, lambda listen: server.decode(job, listen), tell)
+    return await stream(request, lambda listen: server.decode(request, job, listen), tell)
 
 
 def _answer(body: DecodingRequest, job: Job, decoded: Decoded) -> DecodingAnswer:

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
+from server.auth import authenticated, needs
 from server.choices import Chat, Chunks, Form, Text, choices
 from server.decoder import Decoded, Event, Job
 from server.protocol.answers import OpenAIAnswer
@@ -17,17 +18,18 @@ from server.routes.common import Server, Serving, calibration_info, conversation
 from server.sampler import Conversation
 from server.streaming import DONE, data, stream
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(authenticated)])
+GENERATE = [needs("generate")]
 
 
-@router.post("/chat/completions", response_model=OpenAIAnswer, response_model_exclude_none=True)
+@router.post("/chat/completions", dependencies=GENERATE, response_model=OpenAIAnswer, response_model_exclude_none=True)
 async def chat_completions(body: ChatRequest, request: Request, server: Server) -> OpenAIAnswer | EventSourceResponse:
     """OpenAI chat completions with ``best_of`` or ``worst_of``."""
     limit = body.max_completion_tokens or body.max_tokens
     return await _answer(body, request, server, conversation(body.messages), limit, Chat())
 
 
-@router.post("/completions", response_model=OpenAIAnswer, response_model_exclude_none=True)
+@router.post("/completions", dependencies=GENERATE, response_model=OpenAIAnswer, response_model_exclude_none=True)
 async def completions(body: CompletionRequest, request: Request, server: Server) -> OpenAIAnswer | EventSourceResponse:
     """OpenAI text completions with ``best_of`` or ``worst_of``; ``best_of`` ranks by reward, not by log-probability."""
     return await _answer(body, request, server, conversation(None, body.prompt), body.max_tokens, Text())
@@ -49,7 +51,7 @@ async def _answer(
     limit: int | None,
     form: Form,
 ) -> OpenAIAnswer | EventSourceResponse:
-    job = _job(body, server, asked, limit)
+    job = _job(request, body, server, asked, limit)
     head = {
         "id": f"{form.prefix}-{uuid4().hex}",
         "created": int(time.time()),
@@ -57,7 +59,7 @@ async def _answer(
     }
     if body.stream:
         return await _stream(body, request, server, job, form, head)
-    decoded = await while_connected(request, server.decode(job))
+    decoded = await while_connected(request, server.decode(request, job))
     return OpenAIAnswer(
         **head,
         object=form.whole,
@@ -90,10 +92,12 @@ async def _stream(
         if body.stream_options and body.stream_options.include_usage:
             yield data({**head, "object": form.part, "choices": [], "usage": usage(event).model_dump()})
 
-    return await stream(request, lambda listen: server.decode(job, listen), tell, [DONE])
+    return await stream(request, lambda listen: server.decode(request, job, listen), tell, [DONE])
 
 
-def _job(body: ChatRequest | CompletionRequest, server: Serving, asked: Conversation, limit: int | None) -> Job:
+def _job(
+    request: Request, body: ChatRequest | CompletionRequest, server: Serving, asked: Conversation, limit: int | None
+) -> Job:
     procedure: FixedN
     if body.best_of is not None:
         field, drawn, procedure = "best_of", body.best_of, BestOfN(body.best_of)
@@ -101,7 +105,7 @@ def _job(body: ChatRequest | CompletionRequest, server: Serving, asked: Conversa
         field, drawn, procedure = "worst_of", body.worst_of, WorstOfN(body.worst_of)
     else:
         field, drawn, procedure = "n", body.n, Standard()
-    return server.job(body, asked, procedure, field, draws=drawn, max_tokens=limit, logprobs=body.alternatives)
+    return server.job(request, body, asked, procedure, field, draws=drawn, max_tokens=limit, logprobs=body.alternatives)
 
 
 def _side(body: ChatRequest | CompletionRequest, job: Job, decoded: Decoded) -> dict[str, Any]:

@@ -274,7 +274,7 @@ async def test_the_draws_end_when_nobody_waits_and_can_begin_anew(tmp_path: Path
 
 
 async def test_a_deadline_ends_the_draws_only_of_those_who_wait_alone(engines: FakeEngines) -> None:
-    short = ASK | {"timeout": 0.05}
+    short = ASK | {"timeout": 0.1}
     async with serve(engines) as client:
         engines.hang_reference = True
         alone = await client.post("/v1/best-of-n", json=short)

@@ -53,15 +53,15 @@ async def test_a_thousand_requests_at_a_server_that_admits_64(engines: FakeEngin
 
 async def test_the_time_of_a_request_is_bounded(client: httpx.AsyncClient, engines: FakeEngines) -> None:
     engines.hang = True
-    late = await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 4, "timeout": 0.02})
+    late = await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 4, "timeout": 0.1})
     assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-    assert "0.02 s" in late.json()["error"]["message"]
+    assert "0.1 s" in late.json()["error"]["message"]
     assert engines.running == 0
 
 
 async def test_fewer_candidates_only_where_they_are_allowed(client: httpx.AsyncClient, engines: FakeEngines) -> None:
     engines.slow = {1, 3}
-    body = {"messages": ASKED, "n": 5, "seed": 0, "timeout": 0.05, "return_candidates": True}
+    body = {"messages": ASKED, "n": 5, "seed": 0, "timeout": 0.1, "return_candidates": True}
     assert (await client.post("/v1/best-of-n", json=body)).status_code == 504
     assert (await client.post("/v1/best-of-n", json=body | {"min_candidates": 4})).status_code == 504
     fewer = await client.post("/v1/best-of-n", json=body | {"min_candidates": 3})

@@ -1,0 +1,129 @@
+"""The audit log: one line of JSON for each worst-of-n call, whatever became of it. Never text of prompt or response."""
+
+import json
+import logging
+import sys
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infalign.errors import InvalidValue
+from server.decoder import Decoded
+from server.errors import CLIENT_CLOSED_REQUEST, ServerError
+
+log = logging.getLogger("infalign.server")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A worst-of-n call, as it was asked for."""
+
+    key: str
+    """Name of the API key."""
+    user: str | None
+    """Whom the request says it is made for."""
+    model: str
+    procedure: str
+    n: int
+    prompt_key: str
+    """The hash by which calibrations know the prompt."""
+
+
+class Trail:
+    """What is noted of one request while it is answered."""
+
+    def __init__(self) -> None:
+        self.began = datetime.now(UTC)
+        self.call: Call | None = None
+        self.failure: int | None = None
+        self.lowest_quantile: float | None = None
+
+    async def follow(self, work: Awaitable[Decoded]) -> Decoded:
+        """The result of ``work``; how it failed, or how low it went, is noted.
+
+        A stream's status line has long been sent when its work fails, so the status alone would not tell.
+        """
+        try:
+            decoded = await work
+        except Exception as error:
+            self.failure = error.status if isinstance(error, ServerError) else ServerError.status
+            raise
+        self.lowest_quantile = min(candidate.quantile for candidate in decoded.ranked)
+        return decoded
+
+
+class AuditLog:
+    """The file, or stderr. A file that has been rotated away is opened anew.
+
+    Raises:
+        InvalidValue: the file cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        # A logger of its own: no other handler gets its lines, and no level silences them.
+        self._logger = logging.Logger("infalign.audit")
+        if path is None:
+            self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        else:
+            try:
+                self._handler = _File(path, encoding="utf-8")
+            except OSError as error:
+                raise InvalidValue("--audit-log", str(path), f"a file that can be written ({error.strerror})") from None
+        self._logger.addHandler(self._handler)
+
+    def write(self, trail: Trail, status: int, request_id: str | None) -> None:
+        """One line, if the request was a worst-of-n call."""
+        if trail.call is None:
+            return
+        line = {
+            "time": trail.began.isoformat(timespec="milliseconds"),
+            "request_id": request_id,
+            **asdict(trail.call),
+            "status": trail.failure or status,
+            "lowest_quantile": trail.lowest_quantile,
+        }
+        self._logger.info("%s", json.dumps(line))
+
+    def close(self) -> None:
+        """No more lines."""
+        with suppress(OSError):  # what a full disk did not take has been told of
+            self._handler.close()
+
+
+class _File(WatchedFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """A line that could not be written goes to the server's log."""
+        log.error("the audit log cannot be written (%s); its line: %s", sys.exc_info()[1], record.getMessage())
+
+
+class Audit:
+    """Writes the line when a request has ended. Plain ASGI."""
+
+    def __init__(self, app: ASGIApp, audit_log: AuditLog) -> None:
+        self.app, self.audit_log = app, audit_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        trail = scope["audit"] = Trail()
+        status, complete = 0, False
+
+        async def watched(message: Message) -> None:
+            nonlocal status, complete
+            status = message.get("status", status)
+            await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception:
+            trail.failure = trail.failure or ServerError.status
+            raise
+        finally:
+            self.audit_log.write(trail, status if complete else CLIENT_CLOSED_REQUEST, scope.get("request_id"))
