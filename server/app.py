@@ -60,7 +60,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(_start(engines, on_failure))
         yield
-        await starting  # engines half started could not be stopped
+        starting.cancel()  # where they wait for others; engines half started go on until they can be stopped
+        await asyncio.gather(starting, return_exceptions=True)
         await asyncio.to_thread(engines.stop)
 
     app: FastAPI = FastAPIOffline(

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from infalign.bundle import read_bundle, reward_models
+from infalign.bundle import read_bundle
 from infalign.errors import InvalidValue
 from infalign.home import bundle_path
 from server.options import parse_settings, settings_options
@@ -34,32 +34,22 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
     listener = _bind(settings.host, settings.port)
 
     import uvicorn
-    from transformers import AutoTokenizer
 
-    from server.app import Served, create_app
-    from server.engines.vllm import VllmEngines
+    from server.app import create_app
+    from server.assembly import assemble
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    adapters = {name: policy.directory for name, policy in found.policies.items() if policy.is_adapter}
-    if reference:
-        adapters = {}
-    aligned = {name: policy.record.procedure for name, policy in found.policies.items()}
-    policies = {f"{found.manifest.name}-reference": "standard"} if reference else aligned
-    model = found.reference if reference or adapters else found.policy().directory
-    scoring = reward_models(found.reward_model)
-    judging = {name: AutoTokenizer.from_pretrained(path) for name, path in scoring.items()}
-    tokenizers = AutoTokenizer.from_pretrained(model), judging
+    engines, served = assemble(found, settings, reference)
     failures: list[BaseException] = []
 
     def stop(error: BaseException) -> None:
         failures.append(error)
         signal.raise_signal(signal.SIGTERM)
 
-    engines = VllmEngines(model, tuple(scoring.values()), settings, adapters)
-    app = create_app(settings, engines, Served(found, tokenizers, policies), stop)
+    app = create_app(settings, engines, served, stop)
     host, port = listener.getsockname()[:2]
-    print(f"serving {', '.join(policies)} ({found.path}) on http://{host}:{port}", file=sys.stderr)
+    print(f"serving {', '.join(served.policies)} ({found.path}) on http://{host}:{port}", file=sys.stderr)
     # uvicorn drains, then raises the signal anew: end as after Ctrl-C, with our own exit code.
     signal.signal(signal.SIGTERM, _interrupt)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))

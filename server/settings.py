@@ -1,6 +1,41 @@
 """What the operator decides; everything else is in the bundle. Each field is an option of ``infalign serve``."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """The parts of ``NAME=URL``; of a URL alone, an empty name."""
+    name, equals, url = text.partition("=")
+    return (name, url) if equals and "://" not in name else ("", text)
+
+
+def _url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        whole = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError("addresses such as http://host:8001, with commas between them")
+    return text.rstrip("/")
+
+
+def _named_url(text: str) -> str:
+    name, url = split_name(text)
+    return f"{name}={_url(url)}" if name else _url(url)
+
+
+def _distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(urls)) < len(urls):
+        raise ValueError("each address once")
+    return urls
+
+
+Urls = Annotated[tuple[Annotated[str, AfterValidator(_url)], ...], AfterValidator(_distinct)]
+NamedUrls = Annotated[tuple[Annotated[str, AfterValidator(_named_url)], ...], AfterValidator(_distinct)]
 
 
 class Settings(BaseModel):
@@ -22,3 +57,9 @@ class Settings(BaseModel):
         0.4, gt=0, le=1, description="Share of GPU memory of the policy's engine, and of the reward models' together."
     )
     dtype: str = Field("auto", description="Weights and activations: auto, float32, bfloat16 or float16.")
+    policy_urls: Urls = Field((), description="vLLM servers of the policies; none is started here then.")
+    reward_urls: NamedUrls = Field((), description="vLLM servers of the reward model; of several, NAME=URL for each.")
+    reference_urls: Urls = Field((), description="vLLM servers of the reference, where those of the policies lack it.")
+    remote_timeout: float = Field(
+        30, gt=0, description="Seconds that a vLLM server may say nothing, on all its calls, before it is set aside."
+    )
