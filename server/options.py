@@ -42,12 +42,6 @@ def _kind(annotation: Any) -> str:
     return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(kinds[0], "TEXT")
 
 
-def _value(name: str, text: str) -> str | list[str]:
-    """What a setting is parsed from: of several values, the parts between commas."""
-    several = get_origin(Settings.model_fields[name].annotation) is tuple
-    return [part.strip() for part in text.split(",")] if several else text
-
-
 def parse_settings(given: dict[str, str | None]) -> Settings:
     """Settings of what was given on the command line or in the environment.
 
@@ -55,7 +49,7 @@ def parse_settings(given: dict[str, str | None]) -> Settings:
         InvalidValue: a value that is not accepted, under the name of its option.
     """
     try:
-        return Settings.model_validate({name: _value(name, text) for name, text in given.items() if text is not None})
+        return Settings.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         raise explain({**first, "loc": (flag(str(first["loc"][0])),)}, Settings) from error

@@ -1,9 +1,9 @@
 """What the operator decides; everything else is in the bundle. Each field is an option of ``infalign serve``."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -28,14 +28,20 @@ def _named_url(text: str) -> str:
     return f"{name}={_url(url)}" if name else _url(url)
 
 
+def _parts(value: Any) -> Any:
+    """One text is the values between its commas."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 def _distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(urls)) < len(urls):
         raise ValueError("each address once")
     return urls
 
 
-Urls = Annotated[tuple[Annotated[str, AfterValidator(_url)], ...], AfterValidator(_distinct)]
-NamedUrls = Annotated[tuple[Annotated[str, AfterValidator(_named_url)], ...], AfterValidator(_distinct)]
+Several = (BeforeValidator(_parts), AfterValidator(_distinct))
+Urls = Annotated[tuple[Annotated[str, AfterValidator(_url)], ...], *Several]
+NamedUrls = Annotated[tuple[Annotated[str, AfterValidator(_named_url)], ...], *Several]
 
 
 class Settings(BaseModel):
