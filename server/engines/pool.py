@@ -22,6 +22,8 @@ PROBE_SECONDS = 5.0
 """How long connecting may take, and asking for health, and waiting for a server that is just being examined."""
 SOONEST = 0.25
 """Seconds until a server that was set aside is examined again; doubled each time, up to the usual interval."""
+LOOKS = 8
+"""How often a server is looked at before it is taken for hung: time in which this process stood still is one look."""
 FAULTS = (Failed, httpx.HTTPError)
 
 
@@ -44,12 +46,13 @@ class Server:
         self.outstanding, self.turn, self.heard_at = 0, 0, 0.0
         self._silence, self._waiting = silence, set[asyncio.Timeout]()
         self._timer: asyncio.TimerHandle | None = None
+        self._quiet = 0
         patience = httpx.Timeout(silence, connect=min(PROBE_SECONDS, silence), read=None, pool=None)
         # vLLM closes a connection that is idle for 5 s; one that is just being closed must not be used.
         calls = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=2)
         self.client = httpx.AsyncClient(base_url=url, timeout=patience, limits=calls)
-        # A full pool of connections must not make a server look dead.
-        self.probe = httpx.AsyncClient(base_url=url, timeout=patience)
+        # Neither a full pool of connections nor one that has been idle for long must make a server look dead.
+        self.probe = httpx.AsyncClient(base_url=url, timeout=patience, limits=httpx.Limits(max_keepalive_connections=0))
 
     @property
     def context(self) -> int:
@@ -78,7 +81,7 @@ class Server:
 
     def heard(self) -> None:
         """Note that something came from it."""
-        self.heard_at = asyncio.get_running_loop().time()
+        self.heard_at, self._quiet = asyncio.get_running_loop().time(), 0
 
     def set_aside(self, fault: str) -> None:
         """Ask others from now on."""
@@ -92,17 +95,19 @@ class Server:
         await self.probe.aclose()
 
     def _look_later(self) -> None:
-        """Look when it could be hung, if nothing comes until then."""
-        self._timer = asyncio.get_running_loop().call_at(self.heard_at + self._silence, self._look)
+        self._timer = asyncio.get_running_loop().call_later(self._silence / LOOKS, self._look)
 
     def _look(self) -> None:
-        """End all calls if it is hung."""
-        self._timer, now = None, asyncio.get_running_loop().time()
-        if self._waiting and now < self.heard_at + self._silence:
+        """End all calls if it has been silent for so many looks that it must be hung."""
+        self._timer = None
+        if not self._waiting:
+            return
+        self._quiet += 1
+        if self._quiet <= LOOKS:
             self._look_later()
             return
         for limit in self._waiting:
-            limit.reschedule(now)
+            limit.reschedule(asyncio.get_running_loop().time())
         self._waiting.clear()
 
 
