@@ -134,6 +134,11 @@ def adapter_rank(directory: Path) -> int:
     return int(_read_json(directory / "adapter_config.json")["r"])
 
 
+def positions(directory: Path) -> int:
+    """Tokens that the model in ``directory`` can read, by its own configuration."""
+    return int(_read_json(directory / "config.json")["max_position_embeddings"])
+
+
 def save_calibration(directory: Path, combination: Combination, record: CalibrationRecord) -> None:
     """Write the tables and what they were made with into ``directory``.
 

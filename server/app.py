@@ -76,8 +76,9 @@ def create_app(
         supervisor = Supervisor(engines, metrics, settings.on_engine_failure == "restart", on_failure)
         watching = asyncio.create_task(supervisor.run())
         yield
-        await supervisor.stop()
         watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await asyncio.to_thread(engines.stop)
         await calibrator.close()
         audit_log.close()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from infalign.bundle import read_bundle, reward_models
+from infalign.bundle import read_bundle
 from infalign.errors import InvalidValue
 from infalign.home import bundle_path
 from server.options import parse_settings, settings_options
@@ -37,32 +37,22 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
 
     import uvicorn
     from sse_starlette.sse import AppStatus
-    from transformers import AutoTokenizer
 
-    from server.app import Served, create_app
-    from server.engines.vllm import VllmEngines
+    from server.app import create_app
+    from server.assembly import assemble
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("vllm").setLevel(logging.ERROR)
-    adapters = {name: policy.directory for name, policy in found.policies.items() if policy.is_adapter}
-    if reference:
-        adapters = {}
-    aligned = {name: policy.record.procedure for name, policy in found.policies.items()}
-    policies = {f"{found.manifest.name}-reference": "standard"} if reference else aligned
-    model = found.reference if reference or adapters else found.policy().directory
-    scoring = reward_models(found.reward_model)
-    judging = {name: AutoTokenizer.from_pretrained(path) for name, path in scoring.items()}
-    tokenizers = AutoTokenizer.from_pretrained(model), judging
+    engines, served = assemble(found, settings, reference)
     failures: list[BaseException] = []
 
     def stop(error: BaseException) -> None:
         failures.append(error)
         signal.raise_signal(signal.SIGTERM)
 
-    engines = VllmEngines(model, found.reference, tuple(scoring.values()), settings, adapters)
-    app = create_app(settings, engines, Served(found, tokenizers, policies), stop)
+    app = create_app(settings, engines, served, stop)
     host, port = listener.getsockname()[:2]
-    print(f"serving {', '.join(policies)} ({found.path}) on http://{host}:{port}", file=sys.stderr)
+    print(f"serving {', '.join(served.policies)} ({found.path}) on http://{host}:{port}", file=sys.stderr)
     # Streams in flight are drained like any other request, not cut off at once.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     # uvicorn drains, then raises the signal anew: end as after Ctrl-C, with our own exit code.

@@ -8,6 +8,15 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which cannot be interrupted: being cancelled takes effect when it has ended."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """All results in order; the first failure, or being cancelled, cancels the rest and waits for them to end."""
     return list((await at_least(len(work), work)).results.values())

@@ -22,7 +22,7 @@ def flag(field: str) -> str:
 def settings_options(command: F) -> F:
     """Give ``command`` an option for every setting; values that are left out are left to :class:`Settings`."""
     for name, field in reversed(Settings.model_fields.items()):
-        shown = "" if field.default in (None, False) else f" [default: {field.default}]"
+        shown = "" if field.default in (None, False, ()) else f" [default: {field.default}]"
         option = click.option(
             flag(name),
             envvar=f"INFALIGN_{name.upper()}",

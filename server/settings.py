@@ -1,9 +1,48 @@
 """What the operator decides; everything else is in the bundle. Each field is an option of ``infalign serve``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """The parts of ``NAME=URL``; of a URL alone, an empty name."""
+    name, equals, url = text.partition("=")
+    return (name, url) if equals and "://" not in name else ("", text)
+
+
+def _url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        whole = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError("addresses such as http://host:8001, with commas between them")
+    return text.rstrip("/")
+
+
+def _named_url(text: str) -> str:
+    name, url = split_name(text)
+    return f"{name}={_url(url)}" if name else _url(url)
+
+
+def _parts(value: Any) -> Any:
+    """One text is the values between its commas."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(urls)) < len(urls):
+        raise ValueError("each address once")
+    return urls
+
+
+Several = (BeforeValidator(_parts), AfterValidator(_distinct))
+Urls = Annotated[tuple[Annotated[str, AfterValidator(_url)], ...], *Several]
+NamedUrls = Annotated[tuple[Annotated[str, AfterValidator(_named_url)], ...], *Several]
 
 
 class Settings(BaseModel):
@@ -51,3 +90,9 @@ class Settings(BaseModel):
     )
     audit_log: Path | None = Field(None, description="File that worst-of-n calls are noted in; stderr if left out.")
     max_body_kib: int = Field(1024, ge=1, description="Largest request body, in KiB.")
+    policy_urls: Urls = Field((), description="vLLM servers of the policies; none is started here then.")
+    reward_urls: NamedUrls = Field((), description="vLLM servers of the reward model; of several, NAME=URL for each.")
+    reference_urls: Urls = Field((), description="vLLM servers of the reference, where those of the policies lack it.")
+    remote_timeout: float = Field(
+        30, gt=0, description="Seconds that a vLLM server may say nothing, on all its calls, before it is set aside."
+    )

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 
 from infalign.errors import one_line
+from server.concurrency import to_the_end
 from server.engines import Engines, EnginesDown
 from server.metrics import Metrics, resident_memory
 
@@ -26,13 +27,11 @@ class Supervisor:
         self, engines: Engines, metrics: Metrics, restart: bool, on_failure: Callable[[BaseException], None]
     ) -> None:
         self.engines, self.metrics, self.restart, self.on_failure = engines, metrics, restart, on_failure
-        self._starting = asyncio.Lock()
-        self._ending = False
 
     async def run(self) -> None:
         """Start the engines and watch them, until cancelled or given up."""
         try:
-            await self._start()
+            await self.engines.start()
         except Exception as error:
             log.error("the engines did not start: %s", one_line(error, limit=None))
             self.on_failure(error)
@@ -40,8 +39,6 @@ class Supervisor:
         log.info("ready, %.1f GiB resident", resident_memory() / 2**30)
         while True:
             await asyncio.sleep(WATCHED_EVERY)
-            if self._ending:
-                return
             try:
                 await self.engines.check()
             except EnginesDown as error:
@@ -53,22 +50,11 @@ class Supervisor:
                 if not await self._restarted():
                     return
 
-    async def stop(self) -> None:
-        """Stop the engines, once they are not half started: those could not be stopped."""
-        self._ending = True
-        async with self._starting:
-            await asyncio.to_thread(self.engines.stop)
-
-    async def _start(self) -> None:
-        async with self._starting:
-            if not self._ending:
-                await self.engines.start()
-
     async def _restarted(self) -> bool:
         for attempt in range(1, ATTEMPTS + 1):
-            await asyncio.to_thread(self.engines.stop)
+            await to_the_end(asyncio.to_thread(self.engines.stop))
             try:
-                await self._start()
+                await self.engines.start()
             except Exception as error:
                 log.error("attempt %d of %d to restart failed: %s", attempt, ATTEMPTS, one_line(error, limit=None))
                 failure: BaseException = error

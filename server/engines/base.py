@@ -78,11 +78,12 @@ class Completion:
 class Engines(Protocol):
     """Policies that generate and reward models that score."""
 
-    context: int
-    """Tokens that prompt and response may have together, in the policies and in every reward model."""
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and response may have together, in the policies and in every reward model."""
 
     async def start(self) -> None:
-        """Bring all up; raises what stopped them."""
+        """Bring all up; raises what stopped them. Once cancelled it ends as soon as they can be stopped."""
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None

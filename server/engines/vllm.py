@@ -4,7 +4,6 @@ The reference is the policy's engine without an adapter, or one more AsyncLLM on
 """
 
 import asyncio
-import json
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any, get_args
 from uuid import uuid4
 
-from infalign.bundle import adapter_rank
+from infalign.bundle import adapter_rank, positions
 from infalign.errors import one_line
-from server.concurrency import together
+from server.concurrency import to_the_end, together
 from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling, TokenLogprob
 from server.engines.late import LateEngine
 from server.settings import Settings
@@ -40,7 +39,7 @@ class VllmEngines:
         settings: Settings,
         adapters: Mapping[str, Path] | None = None,
     ) -> None:
-        self.context = min(map(_positions, (policy, reference, *reward_models)))
+        self.context = min(map(positions, (policy, reference, *reward_models)))
         self._policy_path, self._reward_paths, self._settings = policy, tuple(reward_models), settings
         self._adapters = dict(adapters or {})
         self._requests: dict[str, Any] = {}
@@ -51,6 +50,9 @@ class VllmEngines:
         self._reference: LateEngine | None = None
 
     async def start(self) -> None:
+        await to_the_end(self._start())  # half started they could not be stopped
+
+    async def _start(self) -> None:
         """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
         _prepare_environment()
         from vllm.platforms import current_platform
@@ -279,10 +281,6 @@ def _launch(model: Path, **options: Any) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **options))
-
-
-def _positions(model: Path) -> int:
-    return int(json.loads((model / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
 
 
 def _prepare_environment() -> None:

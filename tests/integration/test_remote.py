@@ -1,0 +1,94 @@
+"""`infalign serve` on real vLLM servers: the same answers as with engines of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infalign import Bundle
+from tests.integration.conftest import READY_WITHIN, serving
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+ON_CPU = (
+    *("--dtype", "float32", "--max-num-seqs", "64", "--max-num-batched-tokens", "4096"),
+    *("--gpu-memory-utilization", "0.05", "--kv-cache-memory-bytes", str(256 << 20)),
+    *("--distributed-executor-backend", "uni", "--enforce-eager", "--no-enable-chunked-prefill"),
+)
+"""What the server gives its own engines (server/engines/vllm.py)."""
+
+
+@contextmanager
+def vllm(log: Path, model: Path, *more: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A vLLM server of ``model``, which need not be ready yet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *ON_CPU, *more]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env=os.environ | ENVIRONMENT,
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def answers(url: str) -> list[Any]:
+    asked = [{"role": "user", "content": "My bicycle has weak brakes. What should I do?"}]
+    bodies = [
+        {"messages": asked, "n": 8, "seed": 11, "return_candidates": True},
+        {
+            "messages": asked,
+            "n": 2,
+            "seed": 5,
+            "return_candidates": True,
+            "temperature": 0.5,
+            "top_k": 20,
+            "logprobs": 2,
+        },
+    ]
+    found = [httpx.post(f"{url}/v1/best-of-n", json=body, timeout=120) for body in bodies]
+    assert [answer.status_code for answer in found] == [200, 200], found[-1].text
+    return [candidate for answer in found for candidate in answer.json()["candidates"]]
+
+
+def test_remote_engines_answer_as_those_in_process_do(bundle: Bundle, server: str, tmp_path: Path) -> None:
+    policy = vllm(tmp_path / "policy", bundle.policy().directory, "--generation-config", "vllm")
+    reward = vllm(tmp_path / "reward", bundle.reward_model, "--runner", "pooling")
+    with policy as (policy_url, _), reward as (reward_url, scorer):
+        urls = ("--policy-urls", policy_url, "--reward-urls", reward_url)
+        with serving(tmp_path / "log", str(bundle.path), *urls) as url:
+            remote, local = answers(url), answers(server)
+            for key in ("text", "finish_reason", "completion_tokens", "seed"):
+                assert [one[key] for one in remote] == [one[key] for one in local]
+            rewards = [[one["reward"] for one in candidates] for candidates in (remote, local)]
+            assert rewards[0] == pytest.approx(rewards[1], abs=2e-4)
+            told = [[token["logprob"] for token in one["logprobs"]] for one in (remote[-1], local[-1])]
+            assert told[0] == pytest.approx(told[1], abs=1e-3)
+
+            scorer.kill()
+            deadline = time.monotonic() + READY_WITHIN
+            while (ready := httpx.get(f"{url}/ready")).status_code == 200 and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert reward_url in ready.json()["error"]["message"]
+            failed = httpx.post(f"{url}/v1/best-of-n", json={"prompt": "x", "n": 1}, timeout=120)
+            assert failed.status_code == 503

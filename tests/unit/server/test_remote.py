@@ -1,0 +1,502 @@
+"""Remote engines over real HTTP, against stand-ins for vLLM servers."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from starlette.responses import HTMLResponse, Response
+
+from infalign.errors import InvalidValue
+from server.engines import Delta, EnginesDown, Refused, Sampling, Structure, TokenLogprob
+from server.engines.remote import RemoteEngines
+from server.options import parse_settings
+from server.settings import Settings
+from tests.vllm_server import Fault, VllmServer, always, hanging, part, refusing, sse
+
+pytestmark = pytest.mark.anyio
+SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=8, seed=3, policy="demo")
+PROMPT = [5, 6, 7]
+SOON = 300  # seconds, a bound against hanging
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., VllmServer]]:
+    with ExitStack() as stack:
+        yield lambda *models, **options: stack.enter_context(VllmServer(*models, **options))
+
+
+@asynccontextmanager
+async def engines_on(
+    policies: Sequence[VllmServer],
+    rewards: Sequence[VllmServer],
+    references: Sequence[VllmServer] = (),
+    names: Sequence[str] = ("demo",),
+    silence: float = SOON,
+    every: float = 0.1,
+) -> AsyncIterator[RemoteEngines]:
+    engines = RemoteEngines(
+        Settings(
+            policy_urls=tuple(server.url for server in policies),
+            reward_urls=tuple(server.url for server in rewards),
+            reference_urls=tuple(server.url for server in references),
+            remote_timeout=silence,
+        ),
+        names,
+        ["reward"],
+        context=999,
+        every=every,
+    )
+    await asyncio.wait_for(engines.start(), SOON)
+    try:
+        yield engines
+    finally:
+        engines.stop()
+        await asyncio.sleep(0)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def is_up(engines: RemoteEngines) -> bool:
+    try:
+        await engines.check()
+    except EnginesDown:
+        return False
+    return True
+
+
+async def test_a_candidate_is_drawn_and_scored(serve: Callable[..., VllmServer]) -> None:
+    policy, reward = serve("anything", max_model_len=100), serve("rm", max_model_len=120)
+    async with engines_on([policy], [reward]) as engines:
+        assert engines.context == 100
+        drawn = await engines.generate(PROMPT, SAMPLING)
+        assert (drawn.text, drawn.tokens, drawn.finish_reason, drawn.logprobs) == ("answer of 3", 3, "stop", None)
+        assert await engines.score([[1, 2, 7]]) == [3.5]
+    assert policy.asked[0]["model"] == "anything"
+    assert policy.asked[0]["prompt"] == PROMPT
+    assert reward.asked == [{"model": "rm", "input": [1, 2, 7], "use_activation": False}]
+
+
+async def test_the_whole_sampling_is_said(serve: Callable[..., VllmServer]) -> None:
+    policy, reward = serve("demo"), serve("rm")
+    schema = {"type": "object"}
+    async with engines_on([policy], [reward]) as engines:
+        await engines.generate(PROMPT, SAMPLING)
+        await engines.generate(
+            PROMPT,
+            replace(
+                SAMPLING,
+                min_p=0.1,
+                min_tokens=2,
+                stop=("x", "y"),
+                presence_penalty=0.2,
+                frequency_penalty=0.3,
+                repetition_penalty=1.1,
+                logit_bias=((4, -1.5), (9, 2.0)),
+                structure=Structure("json_schema", schema),
+            ),
+            lambda _: None,
+        )
+        await engines.generate(PROMPT, replace(SAMPLING, structure=Structure("json_object")))
+    plain, full, any_json = policy.asked
+    assert plain == {
+        "model": "demo",
+        "prompt": PROMPT,
+        "n": 1,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.0,
+        "max_tokens": 8,
+        "min_tokens": 0,
+        "seed": 3,
+        "stop": [],
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "logprobs": None,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "stream_interval": 16,
+    }
+    assert full == plain | {
+        "min_p": 0.1,
+        "min_tokens": 2,
+        "stop": ["x", "y"],
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.3,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"4": -1.5, "9": 2.0},
+        "stream_interval": 1,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "response", "schema": schema}},
+    }
+    assert any_json == plain | {"response_format": {"type": "json_object"}}
+
+
+async def test_the_text_is_told_as_it_grows(serve: Callable[..., VllmServer]) -> None:
+    async with engines_on([serve("demo")], [serve("rm")]) as engines:
+        told: list[Delta] = []
+        drawn = await engines.generate(PROMPT, SAMPLING, told.append)
+    assert [delta.text for delta in told] == ["answer", " of", " 3"]
+    assert drawn.text == "answer of 3"
+
+
+async def test_line_separators_in_a_text_do_not_break_it(serve: Callable[..., VllmServer]) -> None:
+    policy, text = serve("demo"), "a\u2028b\u0085c\r\nd"
+
+    async def chunks() -> AsyncIterator[dict[str, Any]]:
+        yield part(text, "length") | {"usage": {"completion_tokens": 5}}
+
+    async with engines_on([policy], [serve("rm")]) as engines:
+        policy.fault = always(lambda: sse(chunks()))
+        drawn = await engines.generate(PROMPT, SAMPLING)
+    assert (drawn.text, drawn.finish_reason) == (text, "length")
+
+
+@pytest.mark.parametrize(("asked", "top"), [(0, ()), (1, (("a", -0.5),)), (2, (("a", -0.5), ("b", -1.5)))])
+async def test_logprobs_are_the_drawn_token_and_the_likeliest(
+    serve: Callable[..., VllmServer], asked: int, top: tuple[tuple[str, float], ...]
+) -> None:
+    told: list[Delta] = []
+    async with engines_on([serve("demo")], [serve("rm")]) as engines:
+        drawn = await engines.generate(PROMPT, replace(SAMPLING, logprobs=asked), told.append)
+    words = ("answer", " of", " 3")
+    assert drawn.logprobs == tuple(TokenLogprob(word, -3.0, top) for word in words)
+    assert [delta.logprobs for delta in told] == [(logprob,) for logprob in drawn.logprobs]
+
+
+async def test_adapters_and_their_base_are_asked_by_name(serve: Callable[..., VllmServer]) -> None:
+    policy = serve("base", "best", "worst")
+    async with engines_on([policy], [serve("rm")], names=["best", "worst"]) as engines:
+        for name in ("worst", "best", None):
+            await engines.generate(PROMPT, replace(SAMPLING, policy=name))
+        with pytest.raises(EnginesDown, match=r"serves base, best, worst, none of them it"):
+            await engines.generate(PROMPT, replace(SAMPLING, policy="other"))
+    assert [body["model"] for body in policy.asked] == ["worst", "best", "base"]
+
+
+async def test_a_policy_is_drawn_where_it_is_served(serve: Callable[..., VllmServer]) -> None:
+    one, other = serve("base", "best"), serve("base", "worst")
+    async with engines_on([one, other], [serve("rm")], names=["best", "worst"]) as engines:
+        for name in ("best", "worst", "worst"):
+            await engines.generate(PROMPT, replace(SAMPLING, policy=name))
+        other.stop()
+        await engines.generate(PROMPT, replace(SAMPLING, policy="best"))
+        with pytest.raises(EnginesDown, match="serves base, best, none of them it"):
+            await engines.generate(PROMPT, replace(SAMPLING, policy="worst"))
+    assert [body["model"] for body in one.asked] == ["best", "best"]
+    assert [body["model"] for body in other.asked] == ["worst", "worst"]
+
+
+async def test_the_reference_has_servers_of_its_own_or_is_missed(serve: Callable[..., VllmServer]) -> None:
+    policy, reward, reference = serve("demo"), serve("rm"), serve("sft")
+    async with engines_on([policy], [reward], [reference]) as engines:
+        await engines.generate(PROMPT, replace(SAMPLING, policy=None))
+    assert [body["model"] for body in reference.asked] == ["sft"]
+    async with engines_on([policy], [reward]) as engines:
+        with pytest.raises(EnginesDown, match="no server has the reference: give --reference-urls"):
+            await engines.generate(PROMPT, replace(SAMPLING, policy=None))
+
+
+@pytest.mark.parametrize("in_stream", [False, True])
+async def test_what_a_server_does_not_accept_is_refused_and_not_tried_elsewhere(
+    serve: Callable[..., VllmServer], in_stream: bool
+) -> None:
+    one, other, reward = serve("demo"), serve("demo"), serve("rm")
+    message = "logit_bias: no such token"
+    error = {"error": {"message": message, "code": 400}}
+    async with engines_on([one, other], [reward]) as engines:
+        one.fault = other.fault = always(lambda: sse([error])) if in_stream else refusing(400, message)
+        with pytest.raises(Refused, match=r"^logit_bias: no such token$"):
+            await engines.generate(PROMPT, SAMPLING)
+        assert len(one.asked + other.asked) == 1
+        await engines.check()
+
+
+GARBLED: dict[str, Fault] = {
+    "status 500": refusing(500),
+    "status 503": refusing(503),
+    "status 404": refusing(404),
+    "a redirect": always(lambda: Response(status_code=307, headers={"location": "/"})),
+    "no event stream": always(lambda: HTMLResponse("<p>hello")),
+    "no JSON": always(lambda: sse([], end="{oops")),
+    "an error in the stream": always(lambda: sse([{"error": {"message": "engine dead", "code": 500}}])),
+    "no text": always(lambda: sse([{"choices": [{"index": 0}]}])),
+    "a number for a text": always(lambda: sse([part(7)])),
+    "no end": always(lambda: sse([part("a", "stop") | {"usage": {"completion_tokens": 1}}], end="")),
+    "no usage": always(lambda: sse([part("a", "stop")])),
+    "no finish reason": always(lambda: sse([part("a") | {"usage": {"completion_tokens": 1}}])),
+    "aborted": always(lambda: sse([part("a", "abort") | {"usage": {"completion_tokens": 1}}])),
+    "no logprobs": always(lambda: sse([part("a", "stop") | {"usage": {"completion_tokens": 1}}])),
+    "logprobs of NaN": always(
+        lambda: sse([{"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [float("nan")]}}]}])
+    ),
+    "logprobs of other lengths": always(
+        lambda: sse(
+            [{"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [], "top_logprobs": []}}]}]
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", GARBLED)
+async def test_another_server_answers_in_place_of_one_that_talks_nonsense(
+    serve: Callable[..., VllmServer], fault: str
+) -> None:
+    one, other = serve("demo"), serve("demo")
+    async with engines_on([one, other], [serve("rm")], every=60) as engines:
+        one.fault = GARBLED[fault]
+        drawn = [await engines.generate(PROMPT, replace(SAMPLING, seed=seed, logprobs=1)) for seed in range(4)]
+        assert [one_drawn.text for one_drawn in drawn] == [f"answer of {seed}" for seed in range(4)]
+        assert len(other.asked) == 4
+        trial_passes = fault == "no logprobs"  # which a trial does not ask for
+        assert len(one.asked) == 1 or trial_passes
+        await engines.check()
+        other.fault = one.fault
+        with pytest.raises(EnginesDown, match=f"policy: {one.url}: .*; {other.url}: "):
+            await engines.generate(PROMPT, replace(SAMPLING, logprobs=1))
+        assert trial_passes or not await is_up(engines)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b"\xff",
+        b"{}",
+        b'{"data": []}',
+        b'{"data": [{"label": "x"}]}',
+        b'{"data": [{"probs": []}]}',
+        b'{"data": [{"probs": [1.0, 2.0]}]}',
+        b'{"data": [{"probs": ["1.0"]}]}',
+        b'{"data": [{"probs": [null]}]}',
+        b'{"data": [{"probs": [NaN]}]}',
+        b'{"data": [{"probs": [1e999]}]}',
+        b'{"data": [{"probs": [1.0]}, {"probs": [1.0]}]}',
+    ],
+)
+async def test_a_score_is_one_finite_number_or_comes_from_another_server(
+    serve: Callable[..., VllmServer], body: bytes
+) -> None:
+    one, other = serve("rm"), serve("rm")
+    async with engines_on([serve("demo")], [one, other], every=60) as engines:
+        one.fault = always(lambda: Response(body, media_type="application/json"))
+        assert [await engines.score([[9]]) for _ in range(3)] == [[4.5]] * 3
+        assert (len(one.asked), len(other.asked)) == (1, 3)
+        other.fault = one.fault
+        with pytest.raises(EnginesDown, match=r"reward model reward: .*not vLLM's"):
+            await engines.score([[9]])
+
+
+async def test_a_hung_server_is_given_up(serve: Callable[..., VllmServer]) -> None:
+    one, other, reward = serve("demo"), serve("demo"), serve("rm")
+    async with engines_on([one, other], [reward], silence=2) as engines:
+        one.fault = hanging
+        assert (await engines.generate(PROMPT, SAMPLING)).text == "answer of 3"
+        await until(lambda: one.trials > 1)  # healthy as it says it is, it has to do a trial
+        assert (await engines.generate(PROMPT, SAMPLING)).text == "answer of 3"
+        assert len(one.asked) == 1
+        other.fault = reward.fault = hanging
+        with pytest.raises(EnginesDown, match=r"said nothing for 2 s"):
+            await engines.generate(PROMPT, SAMPLING)
+        with pytest.raises(EnginesDown, match=r"said nothing for 2 s"):
+            await engines.score([[9]])
+        await until(lambda: one.running + other.running + reward.running <= 3)  # trials
+
+
+async def test_a_call_that_waits_in_a_queue_is_not_given_up_while_others_are_answered(
+    serve: Callable[..., VllmServer],
+) -> None:
+    policy = serve("demo")
+    async with engines_on([policy], [serve("rm")], silence=2) as engines:
+        policy.fault = hanging
+        waiting = asyncio.create_task(engines.generate(PROMPT, SAMPLING))
+        await until(lambda: len(policy.asked) == 1)
+        policy.fault, policy.pause = None, 0.2
+        for _ in range(4):  # three seconds in all
+            await engines.generate(PROMPT, SAMPLING)
+        assert not waiting.done()
+        with pytest.raises(EnginesDown, match="said nothing"):
+            await waiting
+
+
+async def test_what_was_told_is_not_drawn_again(serve: Callable[..., VllmServer]) -> None:
+    one, other = serve("demo"), serve("demo")
+    async with engines_on([one, other], [serve("rm")], every=60) as engines:
+        one.fault = other.fault = always(lambda: sse([part("a")], end=""))
+        told: list[Delta] = []
+        with pytest.raises(EnginesDown, match="breaks off"):
+            await engines.generate(PROMPT, SAMPLING, told.append)
+    assert [delta.text for delta in told] == ["a"]
+    assert len(one.asked + other.asked) == 1
+
+
+async def test_a_dead_server_is_left_out_and_comes_back(serve: Callable[..., VllmServer]) -> None:
+    one, other = serve("demo"), serve("demo")
+    async with engines_on([one, other], [serve("rm")]) as engines:
+        one.stop()
+        assert [(await engines.generate(PROMPT, SAMPLING)).tokens for _ in range(4)] == [3] * 4
+        assert len(other.asked) == 4
+        other.stop()
+        with pytest.raises(EnginesDown, match="Connect"):
+            await engines.generate(PROMPT, SAMPLING)
+        assert not await is_up(engines)
+        one.start()
+        while not await is_up(engines):
+            await asyncio.sleep(0.01)
+        assert (await engines.generate(PROMPT, SAMPLING)).tokens == 3
+
+
+async def test_a_server_that_dies_unasked_is_noticed(serve: Callable[..., VllmServer]) -> None:
+    policy, reward = serve("demo"), serve("rm")
+    async with engines_on([policy], [reward]) as engines:
+        reward.healthy = False
+        while await is_up(engines):
+            await asyncio.sleep(0.01)
+        with pytest.raises(EnginesDown, match=r"^reward model reward: http://[^ ]*: 503 without a word$"):
+            await engines.check()
+        reward.healthy = True
+        while not await is_up(engines):
+            await asyncio.sleep(0.01)
+
+
+async def test_one_failed_call_does_not_take_others_down(serve: Callable[..., VllmServer]) -> None:
+    policy = serve("demo")
+    async with engines_on([policy], [serve("rm")], every=60) as engines:
+        policy.fault = refusing(500)
+        with pytest.raises(EnginesDown, match="500 what a pity"):
+            await engines.generate(PROMPT, SAMPLING)
+        policy.fault = None
+        assert (await engines.generate(PROMPT, SAMPLING)).tokens == 3
+
+
+async def test_a_caller_that_gives_up_closes_the_stream(serve: Callable[..., VllmServer]) -> None:
+    policy, reward = serve("demo"), serve("rm")
+    async with engines_on([policy], [reward]) as engines:
+        policy.pause = 3600
+        told: list[Delta] = []
+        calls: list[asyncio.Task[Any]] = [
+            asyncio.create_task(engines.generate(PROMPT, replace(SAMPLING, seed=seed), told.append))
+            for seed in range(8)
+        ]
+        await until(lambda: policy.running == 8)
+        reward.fault = hanging
+        calls.append(asyncio.create_task(engines.score([[9]])))
+        await until(lambda: reward.running == 1)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await until(lambda: policy.running == reward.running == 0)
+        policy.pause, reward.fault = 0.0, None
+        await engines.check()
+        assert (await engines.generate(PROMPT, SAMPLING)).tokens == 3
+
+
+async def test_the_least_busy_server_is_asked_and_equals_take_turns(serve: Callable[..., VllmServer]) -> None:
+    one, other = serve("demo"), serve("demo")
+    async with engines_on([one, other], [serve("rm")]) as engines:
+        for _ in range(4):
+            await engines.generate(PROMPT, SAMPLING)
+        assert (len(one.asked), len(other.asked)) == (2, 2)
+        one.pause = 0.2
+        slow = asyncio.create_task(engines.generate(PROMPT, SAMPLING))
+        await until(lambda: one.running == 1)
+        for _ in range(3):
+            await engines.generate(PROMPT, SAMPLING)
+        assert (len(one.asked), len(other.asked)) == (3, 5)
+        await slow
+        one.pause = 0.0
+        await asyncio.gather(*(engines.generate(PROMPT, SAMPLING) for _ in range(20)))
+        assert (len(one.asked), len(other.asked)) == (13, 15)
+
+
+async def test_more_calls_than_connections_wait_for_one(serve: Callable[..., VllmServer]) -> None:
+    policy = serve("demo")
+    settings = Settings(policy_urls=(policy.url,), reward_urls=(serve("rm").url,), max_sequences=1)
+    engines = RemoteEngines(settings, ["demo"], ["reward"], 1)
+    await engines.start()
+    drawn = await asyncio.gather(*(engines.generate(PROMPT, replace(SAMPLING, seed=seed)) for seed in range(9)))
+    assert Counter(one.text for one in drawn) == Counter(f"answer of {seed}" for seed in range(9))
+    engines.stop()
+
+
+async def test_starting_waits_for_every_role_and_can_be_given_up(serve: Callable[..., VllmServer]) -> None:
+    policy, reward = serve("demo", max_model_len=50), serve("rm")
+    reward.stop()
+    settings = Settings(policy_urls=(policy.url,), reward_urls=(reward.url,))
+    engines = RemoteEngines(settings, ["demo"], ["reward"], context=77, every=0.1)
+    assert engines.context == 77
+    with pytest.raises(EnginesDown, match="not up"):
+        await engines.check()
+    starting = asyncio.create_task(engines.start())
+    await until(lambda: policy.trials == 1)
+    await asyncio.sleep(0.3)
+    assert not starting.done()
+    assert not await is_up(engines)
+    reward.start()
+    await asyncio.wait_for(starting, SOON)
+    await engines.check()
+    assert engines.context == 50
+    engines.stop()
+    with pytest.raises(EnginesDown, match="not up"):
+        await engines.generate(PROMPT, SAMPLING)
+
+    reward.stop()
+    starting = asyncio.create_task(engines.start())
+    await asyncio.sleep(0.3)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(starting, SOON)
+
+
+async def test_a_policy_server_is_no_reward_model(serve: Callable[..., VllmServer]) -> None:
+    mistaken = serve("demo")
+    mistaken.fault = refusing(404, "Not Found")
+    settings = Settings(policy_urls=(serve("demo").url,), reward_urls=(mistaken.url,))
+    engines = RemoteEngines(settings, ["demo"], ["reward"], context=77)
+    starting = asyncio.create_task(engines.start())
+    await until(lambda: mistaken.trials == 1)
+    with pytest.raises(EnginesDown, match=r"reward model reward: .*404 Not Found"):
+        await engines.score([[9]])
+    assert not await is_up(engines)
+    assert not starting.done()
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+
+
+async def test_several_reward_models_each_have_their_servers(serve: Callable[..., VllmServer]) -> None:
+    terse, helpful = serve("t"), serve("h")
+    settings = Settings(policy_urls=(serve("demo").url,), reward_urls=(f"helpful={helpful.url}", f"terse={terse.url}"))
+    engines = RemoteEngines(settings, ["demo"], ["helpful", "terse"], 99)
+    await asyncio.wait_for(engines.start(), SOON)
+    assert await engines.score([[2], [5]]) == [1.0, 2.5]
+    assert (helpful.asked[0]["input"], terse.asked[0]["input"]) == ([2], [5])
+    engines.stop()
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "message"),
+    [
+        ({"policy_urls": "a:8001"}, ["r"], "--policy-urls: got 'a:8001', accepted: addresses such as"),
+        ({"policy_urls": "http://a,"}, ["r"], "--policy-urls: got ''"),
+        ({"policy_urls": "http://a,http://a/"}, ["r"], "--policy-urls: got .* accepted: each address once"),
+        ({"policy_urls": "x=http://a"}, ["r"], "--policy-urls: got 'x=http://a'"),
+        ({"reward_urls": "http://c"}, ["r"], "--policy-urls: got None"),
+        ({"policy_urls": "http://a"}, ["r"], "--reward-urls: got None, accepted: a server for the reward model r"),
+        ({"policy_urls": "http://a", "reward_urls": "http://c"}, ["r", "s"], "--reward-urls: .*reward model: r, s"),
+        ({"policy_urls": "http://a", "reward_urls": "t=http://c"}, ["r"], "--reward-urls: got 't=http://c'"),
+        ({"policy_urls": "http://a", "reward_urls": "r=http://c"}, ["r", "s"], "for the reward model s"),
+        ({"policy_urls": "http://a", "remote_timeout": "0"}, ["r"], "--remote-timeout: got '0'"),
+    ],
+)
+def test_addresses_that_do_not_fit_are_named(given: dict[str, str | None], names: list[str], message: str) -> None:
+    with pytest.raises(InvalidValue, match=message):
+        RemoteEngines(parse_settings(given), ["demo"], names, 1)
