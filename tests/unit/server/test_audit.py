@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ async def test_a_rotated_file_is_opened_anew(client: httpx.AsyncClient, path: Pa
     for _ in range(2):
         await client.post(WORST, json={"messages": ASKED, "n": 1}, headers=SAFETY)
         assert len(lines(path)) == 1
-        path.rename(path.with_suffix(".old"))
+        os.rename(path, path.with_suffix(".old"))
 
 
 async def test_without_a_file_lines_go_to_stderr(capsys: pytest.CaptureFixture[str], engines: FakeEngines) -> None:
