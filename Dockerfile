@@ -1,6 +1,8 @@
 # docker build -t infalign .                          CPU
 # docker build -t infalign-gpu --build-arg TARGET=gpu .   NVIDIA GPU
 # docker run -p 8000:8000 -v infalign:/data infalign      serves /data/bundles/demo, training it first if there is none
+# The first start makes /data/keys.json and prints its key, which may do everything, to the log, once. To make others:
+# docker exec CONTAINER infalign key app --role generate, then docker kill -s HUP CONTAINER
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS build
@@ -28,11 +30,11 @@ RUN apt-get update \
     && useradd --create-home --uid 10001 infalign \
     && install -d -o infalign /data
 COPY --from=build /opt/infalign /opt/infalign
-ENV PATH=/opt/infalign/bin:$PATH INFALIGN_HOME=/data PYTHONUNBUFFERED=1
+ENV PATH=/opt/infalign/bin:$PATH INFALIGN_HOME=/data INFALIGN_KEYS=/data/keys.json PYTHONUNBUFFERED=1
 USER infalign
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=900s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
-CMD ["sh", "-c", "infalign train demo --if-missing && exec infalign serve --host 0.0.0.0"]
+CMD ["sh", "-c", "{ [ -e \"$INFALIGN_KEYS\" ] || infalign key first --role admin; } && infalign train demo --if-missing && exec infalign serve --host 0.0.0.0"]

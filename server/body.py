@@ -8,7 +8,8 @@ from server.errors import TooLarge
 class LimitBody:
     """Refuses a body of more than ``kib`` KiB, by its declared length or as soon as it has grown so far.
 
-    Plain ASGI: it passes ``http.disconnect`` on, and reads nothing that the application does not.
+    Plain ASGI: it passes ``http.disconnect`` on, and reads nothing that the application does not. The connection stays
+    open: closed with data under way, it would be reset, and many a client would never see why.
     """
 
     def __init__(self, app: ASGIApp, kib: int) -> None:

@@ -88,10 +88,6 @@ class TooLarge(ServerError):
 
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Connection": "close"}  # what is left of the body is not read
-
 
 class Overloaded(ServerError):
     """More at a time, or in a time, than this server or this key may."""

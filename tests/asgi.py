@@ -44,11 +44,6 @@ class Exchange:
         return status
 
     @property
-    def headers(self) -> dict[str, str]:
-        """Of the answer."""
-        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
-
-    @property
     def body(self) -> bytes:
         """Of the answer, as far as it came."""
         return b"".join(message.get("body", b"") for message in self.sent)

@@ -129,7 +129,7 @@ def test_every_command_shown_has_the_options_it_is_shown_with() -> None:
     shown = [
         shlex.split(found[1], comments=True) for line in lines if (found := re.search(r"\binfalign (\w+ .*)", line))
     ]
-    assert {command for command, *_ in shown} == {"evaluate", "frontier", "join", "serve", "train"}
+    assert {command for command, *_ in shown} == {"evaluate", "frontier", "join", "key", "serve", "train"}
     for command, *arguments in shown:
         home, _ = COMMANDS[command]
         getattr(importlib.import_module(home), command).make_context(command, arguments)

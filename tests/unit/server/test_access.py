@@ -104,11 +104,8 @@ async def test_routes_of_v1_fail_closed_where_nothing_authenticates(tmp_path: Pa
     async with app.router.lifespan_context(app), client_of(app) as client:
         for route in app.routes:
             if isinstance(route, APIRoute) and route.path.startswith("/v1/"):
-                assert (await client.request(next(iter(route.methods)), route.path)).status_code in (401, 400), (
-                    route.path
-                )
-        assert (await client.get("/v1/models")).status_code == 401
-        assert (await client.post(BEST, json={"prompt": "x"})).status_code == 401
+                answer = await client.request(next(iter(route.methods)), route.path, json={"prompt": "x"})
+                assert answer.status_code == 401, route.path
 
 
 @pytest.mark.parametrize(("path", "body", "param"), WAYS_TO_THE_WORST)

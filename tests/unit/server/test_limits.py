@@ -92,7 +92,6 @@ async def test_a_body_that_says_it_is_too_large_is_not_read(app: Any) -> None:
     exchange = Exchange(BEST, [b"x" * 2000], bearer("app") | {"Content-Length": "2000"})
     await exchange.through(app)
     assert (exchange.status, exchange.taken) == (413, 0)
-    assert exchange.headers["connection"] == "close"
     assert b"body: got 2000 bytes, accepted: at most 1 KiB" in exchange.body
     assert b"request_too_large" in exchange.body
 
