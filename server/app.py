@@ -22,16 +22,18 @@ from infalign.validation import explain
 from server.calibrator import Calibrator
 from server.catalogue import Catalogue
 from server.decoder import Decoder
+from server.drift import Drift
 from server.engines import Engines
 from server.errors import BadRequest, ServerError
+from server.logs import CLIENT_CLOSED_REQUEST, LogRequests
 from server.metrics import Metrics, resident_memory
 from server.routes import decoding, openai, operations
 from server.routes.common import ClientGone, Serving
 from server.sampler import Sampler
 from server.settings import Settings
+from server.tracing import Tracing, tracing_of
 
 log = logging.getLogger("infalign.server")
-CLIENT_CLOSED_REQUEST = 499
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,23 @@ class Served:
 
 
 def create_app(
-    settings: Settings, engines: Engines, served: Served, on_failure: Callable[[BaseException], None] = lambda _: None
+    settings: Settings,
+    engines: Engines,
+    served: Served,
+    on_failure: Callable[[BaseException], None] = lambda _: None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI application over ``engines``, which it starts in the background and stops at the end.
 
     ``on_failure`` is told when the engines do not come up; without it the server stays, never ready.
+    ``tracing`` is that of the settings unless given.
     """
     metrics = Metrics()
     sampler = Sampler(engines, served.tokenizers, metrics)
-    decoder = Decoder(sampler, Calibrator(served.bundle.combination), metrics)
+    manifest = served.bundle.manifest
+    drift = Drift({name: manifest.policies.get(name) for name in served.policies}, manifest.sampling, metrics)
+    tracing = tracing or tracing_of(settings)
+    decoder = Decoder(sampler, Calibrator(served.bundle.combination), metrics, drift, tracing)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -62,6 +72,7 @@ def create_app(
         yield
         await starting  # engines half started could not be stopped
         await asyncio.to_thread(engines.stop)
+        await asyncio.to_thread(tracing.stop)
 
     app: FastAPI = FastAPIOffline(
         title="InfAlign",
@@ -72,7 +83,10 @@ def create_app(
     for router in (decoding.router, openai.router, operations.router):
         app.include_router(router)
     _answer_errors(app)
+    app.add_middleware(AnswerUnexpected)
     app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(LogRequests, settings=settings, metrics=metrics, tracing=tracing)
+    tracing.install(app)
     return app
 
 
@@ -84,6 +98,30 @@ async def _start(engines: Engines, on_failure: Callable[[BaseException], None]) 
         on_failure(error)
     else:
         log.info("ready, %.1f GiB resident", resident_memory() / 2**30)
+
+
+class AnswerUnexpected:
+    """Answers 500 where the code fails: a handler of ``Exception`` answers outside of all middleware, uncounted."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sending(message: AsgiMessage) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except Exception:
+            if scope["type"] != "http" or begun:
+                raise
+            log.exception("unexpected error in %s %s", scope["method"], scope["path"])
+            answer = JSONResponse(ServerError("internal error; the server's log has it").envelope, ServerError.status)
+            await answer(scope, receive, send)
 
 
 class CountRequests:
@@ -129,11 +167,6 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(ClientGone)
     async def gone(request: Request, error: ClientGone) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        log.exception("unexpected error in %s %s", request.method, request.url.path)
-        return JSONResponse(ServerError("internal error; the server's log has it").envelope, ServerError.status)
 
 
 def _body_model(request: Request) -> type[BaseModel]:

@@ -38,8 +38,9 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
 
     from server.app import Served, create_app
     from server.engines.vllm import VllmEngines
+    from server.logs import configure
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure(settings)
     logging.getLogger("vllm").setLevel(logging.ERROR)
     adapters = {name: policy.directory for name, policy in found.policies.items() if policy.is_adapter}
     if reference:
@@ -62,7 +63,9 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
     print(f"serving {', '.join(policies)} ({found.path}) on http://{host}:{port}", file=sys.stderr)
     # uvicorn drains, then raises the signal anew: end as after Ctrl-C, with our own exit code.
     signal.signal(signal.SIGTERM, _interrupt)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
+    )
     with suppress(KeyboardInterrupt):
         asyncio.run(server.serve(sockets=[listener]))
     return 1 if failures else 0

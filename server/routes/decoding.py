@@ -6,6 +6,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 
 from infalign.procedures import BestOfN, Standard, WorstOfN
+from server.account import selected
 from server.protocol.answers import DecodingAnswer, RewardsAnswer, Theory
 from server.protocol.requests import DecodingRequest, RewardsRequest
 from server.routes.common import (
@@ -49,6 +50,7 @@ async def _decode(
     asked = conversation(body.messages, body.prompt)
     job = server.job(body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
     decoded = await server.decode(request, job)
+    selected([candidate.text for candidate in decoded.ranked[: body.top]])
     return DecodingAnswer(
         id=f"decoding-{uuid4().hex}",
         created=int(time.time()),
