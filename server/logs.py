@@ -121,7 +121,7 @@ class LogRequests:
             "status": status,
             "seconds": round(seconds, 6),
             "request_id": account.request_id,
-            "caller": scope.get("caller_name"),
+            "caller": getattr(scope.get("caller"), "name", None),
             "model": account.model,
             "procedure": str(account.procedure) if account.procedure else None,
             "n": account.n,
