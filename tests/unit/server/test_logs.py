@@ -1,6 +1,7 @@
 """Request ids, the line of each request, and the time in which no engine is at work for it."""
 
 import asyncio
+import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -38,10 +39,13 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture
-def json_lines(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> Lines:
+def json_lines(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> Lines:
+    written = io.StringIO()
+    monkeypatch.setattr("sys.stderr", written)
     configure(Settings(log_format="json"))
+    monkeypatch.undo()
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    return lambda: [json.loads(line) for line in written.getvalue().splitlines()]
 
 
 async def test_an_id_comes_back_and_is_made_where_there_is_none(client: httpx.AsyncClient) -> None:
