@@ -76,10 +76,19 @@ class Calibration:
         Raises:
             InvalidValue: a reward is NaN or infinite.
         """
-        grid = self.on_grid(rewards)
-        below = np.searchsorted(self.anchors, grid, side="left")
-        upto = np.searchsorted(self.anchors, grid, side="right")
+        below, upto = self.span(rewards)
         return np.asarray((below + upto) / 2)
+
+    def span(self, rewards: ArrayLike) -> tuple[Floats, Floats]:
+        """Anchors below each reward, and anchors that are not above it; they differ where it ties.
+
+        Raises:
+            InvalidValue: a reward is NaN or infinite.
+        """
+        grid = self.on_grid(rewards)
+        sides = (np.searchsorted(self.anchors, grid, side=side) for side in ("left", "right"))
+        below, upto = (np.asarray(side, np.float64) for side in sides)
+        return below, upto
 
     def quantile(self, rewards: ArrayLike) -> Floats:
         """C in [0, 1], same shape as ``rewards``, by the calibration's estimator."""
@@ -154,6 +163,10 @@ class CompressedCalibration(Calibration):
 
     def rank(self, rewards: ArrayLike) -> Floats:
         return np.asarray(np.interp(self.on_grid(rewards), self.anchors, self.ranks))
+
+    def span(self, rewards: ArrayLike) -> tuple[Floats, Floats]:
+        rank = self.rank(rewards)
+        return rank, rank
 
     def compress(self, anchors: int) -> "CompressedCalibration":
         """Refused: the rewards that its error would be measured against are gone."""

@@ -27,10 +27,12 @@ from server.body import LimitBody
 from server.calibrator import Calibrator, context
 from server.catalogue import Catalogue
 from server.decoder import Decoder
+from server.drift import Drift
 from server.engines import Engines
 from server.errors import CLIENT_CLOSED_REQUEST, BadRequest, ServerError
 from server.failures import Contain
 from server.limits import Limits
+from server.logs import LogRequests
 from server.metrics import Metrics
 from server.routes import adapters, calibrations, decoding, openai, operations
 from server.routes.common import ClientGone, Serving
@@ -38,6 +40,7 @@ from server.sampler import Sampler
 from server.settings import Settings
 from server.store import Store
 from server.supervisor import Supervisor
+from server.tracing import Tracing, tracing_of
 
 log = logging.getLogger("infalign.server")
 
@@ -54,12 +57,16 @@ class Served:
 
 
 def create_app(
-    settings: Settings, engines: Engines, served: Served, on_failure: Callable[[BaseException], None] = lambda _: None
+    settings: Settings,
+    engines: Engines,
+    served: Served,
+    on_failure: Callable[[BaseException], None] = lambda _: None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI application over ``engines``, which it starts in the background and stops at the end.
 
     ``on_failure`` is told when the engines do not come up, or have died for good; without it the server stays, never
-    ready.
+    ready. ``tracing`` is that of the settings unless given.
 
     Raises:
         BadKeysFile: the keys file of the settings is not accepted.
@@ -68,7 +75,10 @@ def create_app(
     metrics = Metrics()
     sampler = Sampler(engines, served.tokenizers, metrics)
     calibrator = _calibrator(settings, served.bundle, sampler)
-    decoder = Decoder(sampler, calibrator, metrics)
+    manifest = served.bundle.manifest
+    drift = Drift({name: manifest.policies.get(name) for name in served.policies}, manifest.sampling, metrics)
+    tracing = tracing or tracing_of(settings)
+    decoder = Decoder(sampler, calibrator, metrics, drift, tracing)
     keyring, audit_log = Keyring(settings.keys), AuditLog(settings.audit_log)
 
     @asynccontextmanager
@@ -81,6 +91,7 @@ def create_app(
         await asyncio.to_thread(engines.stop)
         await calibrator.close()
         audit_log.close()
+        await asyncio.to_thread(tracing.stop)
 
     app: FastAPI = FastAPIOffline(
         title="InfAlign",
@@ -107,6 +118,8 @@ def create_app(
     app.add_middleware(Authenticate, keyring=keyring, limits=Limits())
     app.add_middleware(Contain)
     app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(LogRequests, settings=settings, metrics=metrics, tracing=tracing)
+    tracing.install(app)
     return app
 
 

@@ -40,8 +40,9 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
 
     from server.app import create_app
     from server.assembly import assemble
+    from server.logs import configure
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure(settings)
     logging.getLogger("vllm").setLevel(logging.ERROR)
     engines, served = assemble(found, settings, reference)
     failures: list[BaseException] = []
@@ -57,7 +58,11 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     # uvicorn drains, then raises the signal anew: end as after Ctrl-C, with our own exit code.
     signal.signal(signal.SIGTERM, _interrupt)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=settings.drain))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=settings.drain
+        )
+    )
     with suppress(KeyboardInterrupt):
         asyncio.run(_serve(server, listener, app.state.keyring))
     return 1 if failures else 0

@@ -4,19 +4,23 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from infalign.calibration import Calibration
 from infalign.combination import Combination
 from infalign.procedures import FixedN, Standard
+from server.account import decoding, engine_call
 from server.calibrator import Calibrator, Found
 from server.concurrency import at_least, together
+from server.drift import Drift
 from server.engines import Completion, Delta, Sampling
 from server.errors import DeadlineExceeded, ServerError
 from server.metrics import Metrics
 from server.protocol.answers import Candidate, Scored
 from server.sampler import Conversation, Prompt, Sampler
+from server.tracing import NoTracing, Tracing
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,11 @@ class Standing:
 class Decoder:
     """Best-of-N and worst-of-N."""
 
-    def __init__(self, sampler: Sampler, calibrator: Calibrator, metrics: Metrics) -> None:
-        self.sampler, self.calibrator, self.metrics = sampler, calibrator, metrics
+    def __init__(
+        self, sampler: Sampler, calibrator: Calibrator, metrics: Metrics, drift: Drift, tracing: Tracing | None = None
+    ) -> None:
+        self.sampler, self.calibrator, self.metrics, self.drift = sampler, calibrator, metrics, drift
+        self.tracing = tracing or NoTracing()
 
     async def decode(self, job: Job, listen: Callable[[Event], None] | None = None) -> Decoded:
         """Draw the candidates and rank them by the procedure; ``listen`` is told what happens on the way.
@@ -129,6 +136,7 @@ class Decoder:
         until = asyncio.get_running_loop().time() + job.seconds
         prompt = self.sampler.read(job.conversation, job.sampling.max_tokens)
         label = job.procedure.family
+        decoding(job.procedure, job.draws, job.sampling.policy, prompt.rendered)
         self.metrics.requested.labels(label).observe(job.draws)
         with self.metrics.in_flight.track_inprogress(), self.metrics.request_seconds.labels(label).time():
             try:
@@ -140,6 +148,9 @@ class Decoder:
         order = job.procedure.ranking([candidate.reward for candidate in candidates])
         decoded = Decoded([candidates[i] for i in order], standing.calibration, len(prompt.tokens), failures)
         self._observe(decoded, label)
+        if not failures:
+            rewards = [candidate.reward for candidate in decoded.ranked]
+            self.drift.observe(job.sampling, prompt.key, standing.calibration, rewards)
         return decoded
 
     async def rewards(
@@ -163,14 +174,25 @@ class Decoder:
             PromptTooLong: prompt and response do not fit the context under the calibration's sampling law.
             Unavailable: the engines are not up, or died.
         """
-        found = await self.calibrator.calibrate(self.sampler.read(conversation, 0))
-        self.metrics.calibrations.labels(found.calibration.scope, found.source).inc()
-        return found
+        return await self._found(self.sampler.read(conversation, 0), calibrate=True)
 
     async def _standing(self, prompt: Prompt, calibrate: bool) -> "Standing":
-        found = await (self.calibrator.calibrate(prompt) if calibrate else self.calibrator.find(prompt))
+        with self.tracing.span("calibration") as span:
+            found = await self._found(prompt, calibrate)
+            calibration = found.calibration
+            span.set(
+                {"infalign.calibration.scope": calibration.scope, "infalign.calibration.samples": calibration.samples}
+            )
+        return Standing(self.sampler.reward_models, prompt.key, found.combination, calibration)
+
+    async def _found(self, prompt: Prompt, calibrate: bool) -> Found:
+        if calibrate:
+            with engine_call():  # perhaps of another request, which draws for both
+                found = await self.calibrator.calibrate(prompt)
+        else:
+            found = await self.calibrator.find(prompt)
         self.metrics.calibrations.labels(found.calibration.scope, found.source).inc()
-        return Standing(self.sampler.reward_models, prompt.key, found.combination, found.calibration)
+        return found
 
     async def _candidates(
         self,
@@ -199,10 +221,16 @@ class Decoder:
         async def draw(index: int) -> tuple[Completion, list[float]]:
             nonlocal done
             sampling = replace(job.sampling, seed=job.sampling.seed + index)
+            asked = _asked(job, index)
             grown = (lambda delta: tell(Grown(index, delta))) if live else None
-            completion = await self.sampler.draw(prompt, sampling, grown)
+            with self.tracing.span("generate", asked) as span:
+                completion = await self.sampler.draw(prompt, sampling, grown)
+                span.set(_generated(prompt, sampling, completion))
             tell(Finished(index, completion))
-            rewards = await self.sampler.score(job.conversation, completion.text)
+            with self.tracing.span("score", asked) as span:
+                rewards = await self.sampler.score(job.conversation, completion.text)
+                if span.recording:
+                    span.set(_scored(standing.of([rewards])[0]))
             done += 1
             if listen:
                 tell(Judged(candidate(index, completion, standing.of([rewards])[0])))
@@ -229,6 +257,34 @@ class Decoder:
             metrics.quantiles.labels(scope).observe(candidate.quantile)
         distinct = len({candidate.reward for candidate in decoded.ranked})
         metrics.ties.inc(len(decoded.ranked) - distinct)
+
+
+def _asked(job: Job, index: int) -> dict[str, Any]:
+    """Attributes of spans, by OpenTelemetry's names where there are any."""
+    return {
+        "infalign.index": index,
+        "infalign.procedure": str(job.procedure),
+        "infalign.n": job.draws,
+        "gen_ai.operation.name": "chat" if job.conversation.messages else "text_completion",
+        "gen_ai.provider.name": "infalign",
+        "gen_ai.request.model": job.sampling.policy,
+    }
+
+
+def _generated(prompt: Prompt, sampling: Sampling, completion: Completion) -> dict[str, Any]:
+    return {
+        "gen_ai.request.temperature": sampling.temperature,
+        "gen_ai.request.top_p": sampling.top_p,
+        "gen_ai.request.max_tokens": sampling.max_tokens,
+        "gen_ai.request.seed": sampling.seed,
+        "gen_ai.response.finish_reasons": [completion.finish_reason],
+        "gen_ai.usage.input_tokens": len(prompt.tokens),
+        "gen_ai.usage.output_tokens": completion.tokens,
+    }
+
+
+def _scored(scored: Scored) -> dict[str, Any]:
+    return {"infalign.reward": scored.reward, "infalign.quantile": scored.quantile}
 
 
 def _late(job: Job) -> DeadlineExceeded:

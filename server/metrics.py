@@ -5,6 +5,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 QUANTILE = tuple(step / 20 for step in range(1, 21))
+OVERHEAD = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1)
 COUNT = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -29,6 +30,13 @@ class Metrics:
         )
         self.engine_failures = Counter(
             "infalign_engine_failures", "Engines found dead while the server was up.", registry=registry
+        )
+        self.own_overhead = Histogram(
+            "infalign_own_overhead_seconds",
+            "Answering a decoding request while no engine is at work for it.",
+            ("procedure",),
+            buckets=OVERHEAD,
+            registry=registry,
         )
         self.requested = Histogram(
             "infalign_n_requested", "N of a request.", ("procedure",), buckets=COUNT, registry=registry
@@ -83,6 +91,15 @@ class Metrics:
             "infalign_calibration_store_errors",
             "Failed reads and writes of the file of calibrations.",
             registry=registry,
+        )
+        self.drift = Gauge(
+            "infalign_quantile_drift",
+            "Kolmogorov's distance of served candidates' quantiles from what the bundle predicts.",
+            ("model",),
+            registry=registry,
+        )
+        self.drift_samples = Gauge(
+            "infalign_quantile_drift_samples", "Candidates that drift is measured on.", ("model",), registry=registry
         )
         self.up = Gauge("infalign_engines_up", "1 when all engines can answer.", registry=registry)
         memory = Gauge(

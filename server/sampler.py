@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from infalign.templates import Message, prompt_key, render_judged, render_prompt, tokenise
+from server.account import engine_call
 from server.engines import Completion, Delta, Engines, EnginesDown, Refused, Sampling
 from server.errors import BadRequest, PromptTooLong, Unavailable
 from server.metrics import Metrics
@@ -89,7 +90,7 @@ class Sampler:
             BadRequest: the engine does not accept the sampling.
             Unavailable: the engines are not up, or died.
         """
-        with self.metrics.generation_seconds.time():
+        with self.metrics.generation_seconds.time(), engine_call():
             return await _engine(self.engines.generate(prompt.tokens, sampling, listen))
 
     async def score(self, conversation: Conversation, response: str) -> list[float]:
@@ -107,7 +108,7 @@ class Sampler:
                 f"the reward model reads at most {self.engines.context}",
                 conversation.field,
             )
-        with self.metrics.scoring_seconds.time():
+        with self.metrics.scoring_seconds.time(), engine_call():
             return await _engine(self.engines.score(tokens))
 
     def _judged_tokens(self, conversation: Conversation, response: str) -> list[list[int]]:

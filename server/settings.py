@@ -84,6 +84,16 @@ class Settings(BaseModel):
         description="File that keeps calibrations drawn on demand [default: calibrations.sqlite in $INFALIGN_HOME].",
     )
     calibration_store_mib: int = Field(64, ge=1, description="Largest size of that file, in MiB.")
+    log_format: Literal["text", "json"] = Field("text", description="Form of log lines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least important lines that are logged; requests are info."
+    )
+    log_text: bool = Field(False, description="Log prompts and selected texts too.")
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="Collector of OpenTelemetry traces, such as http://localhost:4318; no traces without.",
+    )
     dtype: str = Field("auto", description="Weights and activations: auto, float32, bfloat16 or float16.")
     keys: Path | None = Field(
         None, description="File of API keys (see `infalign key`); without one only this machine is served."

@@ -53,6 +53,7 @@ class FakeEngines:
         self.refuse_starts = 0
         self.starts = 0
         self.loaded: dict[str, Path] = {}
+        self.bug = False
         self.running = 0
         self.drawn: list[Sampling] = []
         self.started = asyncio.Event()
@@ -75,6 +76,8 @@ class FakeEngines:
     ) -> Completion:
         if self.dead:
             raise EnginesDown("an engine has died")
+        if self.bug:
+            raise LookupError("a mistake in the code")
         self.running += 1
         self.drawn.append(sampling)
         words = ("answer", f" {sampling.seed}")
@@ -121,18 +124,27 @@ def _last_digit(text: str) -> float:
     return float(text[-1]) if text[-1].isdigit() else -1.0
 
 
-def fake_served(anchors: Sequence[float] = range(10), weights: Mapping[str, float] | None = None) -> Served:
-    """A bundle in memory that has calibrated the prompt KNOWN with ``anchors``.
+def fake_served(
+    anchors: Sequence[float] = range(10),
+    weights: Mapping[str, float] | None = None,
+    prompts: Sequence[str] = (KNOWN,),
+) -> Served:
+    """A bundle in memory that has calibrated each of ``prompts`` with ``anchors``.
 
     With ``weights`` it has so many reward models, every other of which says 9 less what the others say.
     """
     tokenizer = CharacterTokenizer()
-    known = tokenizer.apply_chat_template(
-        [{"role": "user", "content": KNOWN}], tokenize=False, add_generation_prompt=True
+    keys = tuple(
+        prompt_key(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+        )
+        for prompt in prompts
     )
     weights = weights or {"reward": 1.0}
-    rewards = np.array([anchors], dtype=float)
-    tables = [CalibrationTable((prompt_key(known),), 9 - rewards if i % 2 else rewards) for i in range(len(weights))]
+    rewards = np.array([anchors] * len(keys), dtype=float)
+    tables = [CalibrationTable(keys, 9 - rewards if i % 2 else rewards) for i in range(len(weights))]
     table = tables[0]
     record = CalibrationRecord(
         reference="r",
@@ -140,7 +152,7 @@ def fake_served(anchors: Sequence[float] = range(10), weights: Mapping[str, floa
         chat_template="t",
         sampling=LAW,
         samples=table.samples,
-        prompts=1,
+        prompts=len(keys),
         estimator=Estimator.JEFFREYS,
         resolution=1e-4,
     )

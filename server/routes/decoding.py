@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from infalign.procedures import BestOfN, Standard, WorstOfN
+from server.account import selected
 from server.auth import needs
 from server.choices import told
 from server.decoder import Decoded, Event, Grown, Job
@@ -78,6 +79,7 @@ async def _decode(
 
 
 def _answer(body: DecodingRequest, job: Job, decoded: Decoded) -> DecodingAnswer:
+    selected([candidate.text for candidate in decoded.ranked[: body.top]])
     return DecodingAnswer(
         id=f"decoding-{uuid4().hex}",
         created=int(time.time()),

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
+from server.account import selected
 from server.auth import authenticated, needs
 from server.choices import Chat, Chunks, Form, Text, choices
 from server.decoder import Decoded, Event, Job
@@ -60,6 +61,7 @@ async def _answer(
     if body.stream:
         return await _stream(body, request, server, job, form, head)
     decoded = await while_connected(request, server.decode(request, job))
+    selected([candidate.text for candidate in decoded.ranked[: body.n]])
     return OpenAIAnswer(
         **head,
         object=form.whole,
@@ -83,6 +85,7 @@ async def _stream(
         if not isinstance(event, Decoded):
             yield from map(data, chunks.of(event))
             return
+        selected([candidate.text for candidate in event.ranked[: body.n]])
         *parts, last = chunks.end(event)
         yield from map(data, parts)
         side = OpenAIAnswer(

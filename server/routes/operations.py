@@ -36,4 +36,5 @@ async def metrics(server: Server) -> Response:
         server.metrics.up.set(1)
     except EnginesDown:
         server.metrics.up.set(0)
+    await server.decoder.drift.refresh()
     return Response(server.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -43,13 +43,3 @@ def test_the_container_copies_what_exists() -> None:
     assert copied
     for source in " ".join(copied).split():
         assert (ROOT / source).exists(), source
-
-
-def test_documented_metrics_are_the_exposed_ones() -> None:
-    from server.metrics import Metrics
-
-    exposed = set()
-    for family in Metrics().registry.collect():
-        exposed.add(family.name + ("_total" if family.type == "counter" else ""))
-    documented = set(re.findall(r"`(infalign_\w+)`", (ROOT / "docs" / "server.md").read_text()))
-    assert documented == exposed

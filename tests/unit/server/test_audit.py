@@ -50,7 +50,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 async def test_a_line_says_who_asked_for_what_and_what_became_of_it(app: Any, path: Path) -> None:
     body = {"messages": ASKED, "n": 4, "seed": 23, "user": 'red team\n"7"'}
-    await request(WORST, body, SAFETY, request_id="r-1").through(app)
+    await request(WORST, body, SAFETY | {"x-request-id": "r-1"}).through(app)
     (line,) = lines(path)
     assert line.pop("time").endswith("+00:00")
     assert line.pop("lowest_quantile") == pytest.approx((3.5 + 0.5) / 11)

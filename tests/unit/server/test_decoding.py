@@ -1,6 +1,7 @@
 """Decoding over engines in memory: selection, seeds, usage, calibration, faults."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 
 from server.app import create_app
 from server.settings import Settings
+from tests.asgi import Exchange
 from tests.fakes import KNOWN, CharacterTokenizer, FakeEngines, fake_served
-from tests.unit.server.conftest import client_of, send_to
+from tests.unit.server.conftest import client_of
 
 pytestmark = pytest.mark.anyio
 ASKED = [{"role": "user", "content": KNOWN}]
@@ -133,14 +135,14 @@ async def test_one_failed_score_fails_the_request_and_aborts_the_rest(
 
 async def test_a_client_that_goes_away_frees_its_candidates(app: Any, engines: FakeEngines) -> None:
     engines.hang = True
-
-    async def until_all_run(_: list[dict[str, Any]]) -> None:
-        while engines.running < 8:
-            await asyncio.sleep(0)
-
-    sent = await send_to(app, "/v1/best-of-n", {"prompt": "x", "n": 8}, until_all_run)
+    left = Exchange("/v1/best-of-n", [json.dumps({"prompt": "x", "n": 8}).encode()])
+    answering = asyncio.create_task(left.through(app))
+    while engines.running < 8:
+        await asyncio.sleep(0)
+    left.hung_up.set()
+    await answering
     assert engines.running == 0
-    assert sent[0]["status"] == 499
+    assert left.status == 499
 
 
 async def test_engines_that_do_not_start_are_reported() -> None:

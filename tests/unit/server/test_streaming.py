@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.asgi import Exchange
 from tests.fakes import KNOWN, FakeEngines
-from tests.unit.server.conftest import client_of, send_to
+from tests.unit.server.conftest import client_of
 
 pytestmark = pytest.mark.anyio
 ASKED = [{"role": "user", "content": KNOWN}]
@@ -114,15 +115,14 @@ async def test_what_fails_later_is_an_event_and_nothing_follows(
 async def test_a_client_that_leaves_a_stream_frees_its_candidates(app: Any, engines: FakeEngines) -> None:
     engines.slow = set(range(2, 8))
     body = {"prompt": "x", "n": 8, "seed": 0, "stream": True}
-
-    async def until_it_streams(sent: list[dict[str, Any]]) -> None:
-        while not any(message.get("body") for message in sent):
-            await asyncio.sleep(0)
-
-    sent = await send_to(app, "/v1/best-of-n", body, until_it_streams)
+    left = Exchange("/v1/best-of-n", [json.dumps(body).encode()])
+    streaming = asyncio.create_task(left.through(app))
+    await left.answering.wait()
+    left.hung_up.set()
+    await streaming
     for _ in range(10):
         await asyncio.sleep(0)
-    assert sent[0]["status"] == 200
+    assert left.status == 200
     assert engines.running == 0
     async with client_of(app) as client:
         assert "infalign_requests_in_flight 0.0" in (await client.get("/metrics")).text

@@ -1,0 +1,143 @@
+"""What the server itself costs: the time of decoding requests in which no engine is at work for them.
+
+    python -m benchmarks.overhead [BUNDLE]      through vLLM (default: the demo)
+    python -m benchmarks.overhead --fake        over engines in memory that only wait: the server alone
+
+Starts a server that logs JSON, sends it requests eight at a time, and reads the exact ``overhead_ms`` of each from its
+log.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import httpx
+import numpy as np
+
+from infalign.errors import EngineFailed
+
+READY = 900
+"""Seconds that a server may take to start."""
+QUESTION = "My order has not arrived. What can I do about it?"
+
+
+@contextmanager
+def serving(command: list[str], port: int, log: Path) -> Iterator[str]:
+    """The address of a server that ``command`` starts, ready."""
+    settings = {"INFALIGN_PORT": str(port), "INFALIGN_LOG_FORMAT": "json"}
+    with log.open("wb") as written:
+        server = subprocess.Popen(command, env=os.environ | settings, stderr=written, stdout=subprocess.DEVNULL)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        until = time.monotonic() + READY
+        while not _ready(address):
+            if server.poll() is not None or time.monotonic() > until:
+                raise EngineFailed(f"the server did not start; {log} has: {log.read_text()[-2000:]}")
+            time.sleep(0.5)
+        yield address
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(120)
+
+
+def _ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/ready", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+async def drive(address: str, requests: int, concurrency: int, n: int) -> float:
+    """Send best-of-n requests, ``concurrency`` at a time; seconds that it took."""
+    left = iter(range(requests))
+    async with httpx.AsyncClient(base_url=address, timeout=600) as client:
+
+        async def one_after_another() -> None:
+            for number in left:
+                content = f"{QUESTION} ({number})"
+                body = {"messages": [{"role": "user", "content": content}], "n": n, "seed": number}
+                (await client.post("/v1/best-of-n", json=body)).raise_for_status()
+
+        started = time.perf_counter()
+        await asyncio.gather(*(one_after_another() for _ in range(concurrency)))
+        return time.perf_counter() - started
+
+
+def overheads(log: Path) -> list[float]:
+    """Milliseconds of each answered decoding request in the log."""
+    found = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        if line.startswith("{"):
+            said = json.loads(line)
+            if said.get("status") == 200 and "overhead_ms" in said:
+                found.append(float(said["overhead_ms"]))
+    return found
+
+
+def fake_server(port: int) -> None:
+    """Serve engines in memory that take 20 ms for a candidate and 5 for its score."""
+    import uvicorn
+
+    from server.app import create_app
+    from server.engines import Completion, Delta, Sampling
+    from server.logs import configure
+    from server.settings import Settings
+    from tests.fakes import FakeEngines, fake_served
+
+    class Waiting(FakeEngines):
+        async def generate(
+            self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
+        ) -> Completion:
+            await asyncio.sleep(0.02)
+            return await super().generate(prompt, sampling, listen)
+
+        async def score(self, tokens: object) -> list[float]:
+            await asyncio.sleep(0.005)
+            return await super().score(tokens)  # type: ignore[arg-type]
+
+    settings = Settings(log_format="json")
+    configure(settings)
+    uvicorn.run(create_app(settings, Waiting(), fake_served()), port=port, log_config=None, access_log=False)
+
+
+@click.command()
+@click.argument("bundle", required=False)
+@click.option("--fake", is_flag=True, help="Over engines in memory.")
+@click.option("--fake-server", "serve_at", type=int, hidden=True)
+@click.option("--requests", type=click.IntRange(min=100), default=400, show_default=True)
+@click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("-n", type=click.IntRange(min=1), default=8, show_default=True)
+def main(bundle: str | None, fake: bool, serve_at: int | None, requests: int, concurrency: int, n: int) -> None:
+    """Print p50 and p99 of the server's own overhead."""
+    if serve_at:
+        fake_server(serve_at)
+        return
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    alone = [sys.executable, "-m", "benchmarks.overhead", "--fake-server", str(port)]
+    real = [sys.executable, "-c", "from infalign.cli import main; main()", "serve", *([bundle] if bundle else [])]
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log.jsonl"
+        with serving(alone if fake else real, port, log) as address:
+            asyncio.run(drive(address, concurrency * 4, concurrency, n))  # warm up
+            before = len(overheads(log))
+            seconds = asyncio.run(drive(address, requests, concurrency, n))
+        measured = np.array(overheads(log)[before:])
+    p50, p99 = np.percentile(measured, [50, 99])
+    print(f"{len(measured)} requests best-of-{n}, {concurrency} at a time, {len(measured) / seconds:.1f} per second")
+    print(f"own overhead: p50 {p50:.2f} ms, p99 {p99:.2f} ms, most {measured.max():.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
