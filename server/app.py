@@ -34,6 +34,7 @@ from server.failures import Contain
 from server.limits import Limits
 from server.logs import LogRequests
 from server.metrics import Metrics
+from server.protocol.answers import ErrorAnswer
 from server.routes import adapters, calibrations, decoding, openai, operations
 from server.routes.common import ClientGone, Serving
 from server.sampler import Sampler
@@ -97,6 +98,7 @@ def create_app(
         title="InfAlign",
         summary="Best-of-N and Worst-of-N decoding with calibrated rewards",
         lifespan=lifespan,
+        responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     catalogue = Catalogue(served.policies)
     app.state.keyring = keyring

@@ -17,6 +17,8 @@ from server.routes.common import while_connected
 LINE = "\n"  # what OpenAI's streams end their lines with
 Work = Callable[[Callable[[Event], None]], Coroutine[Any, Any, Decoded]]
 Told = Callable[[Event | Decoded], Iterable[ServerSentEvent]]
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""What a schema says of answers that may be streams."""
 DONE = ServerSentEvent("[DONE]", sep=LINE)
 """Ends OpenAI's streams."""
 

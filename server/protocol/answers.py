@@ -11,6 +11,21 @@ class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class ErrorInfo(_Answer):
+    """Why there is no answer."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="the field that is not accepted, where it is one")
+    code: str | None
+
+
+class ErrorAnswer(_Answer):
+    """The envelope of every error."""
+
+    error: ErrorInfo
+
+
 class Scored(_Answer):
     """A reward and where it stands among the reference's."""
 

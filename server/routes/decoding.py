@@ -23,7 +23,7 @@ from server.routes.common import (
     usage,
     while_connected,
 )
-from server.streaming import data, stream
+from server.streaming import STREAMED, data, stream
 
 router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[needs("generate")])
 
@@ -33,6 +33,7 @@ router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[needs("generat
     summary="Draw N candidates, select the best",
     response_model=DecodingAnswer,
     response_model_exclude_none=True,
+    responses=STREAMED,
 )
 async def best_of_n(body: DecodingRequest, request: Request, server: Server) -> DecodingAnswer | EventSourceResponse:
     """Draw ``n`` candidates and select those of highest reward."""
@@ -44,6 +45,7 @@ async def best_of_n(body: DecodingRequest, request: Request, server: Server) -> 
     summary="Draw N candidates, select the worst",
     response_model=DecodingAnswer,
     response_model_exclude_none=True,
+    responses=STREAMED,
 )
 async def worst_of_n(body: DecodingRequest, request: Request, server: Server) -> DecodingAnswer | EventSourceResponse:
     """Draw ``n`` candidates and select those of lowest reward: what a persistent user could get out of the model."""

@@ -17,20 +17,25 @@ from server.protocol.answers import OpenAIAnswer
 from server.protocol.requests import ChatRequest, CompletionRequest
 from server.routes.common import Server, Serving, calibration_info, conversation, missing, usage, while_connected
 from server.sampler import Conversation
-from server.streaming import DONE, data, stream
+from server.streaming import DONE, STREAMED, data, stream
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(authenticated)])
-GENERATE = [needs("generate")]
+GENERATES: dict[str, Any] = {
+    "dependencies": [needs("generate")],
+    "response_model": OpenAIAnswer,
+    "response_model_exclude_none": True,
+    "responses": STREAMED,
+}
 
 
-@router.post("/chat/completions", dependencies=GENERATE, response_model=OpenAIAnswer, response_model_exclude_none=True)
+@router.post("/chat/completions", **GENERATES)
 async def chat_completions(body: ChatRequest, request: Request, server: Server) -> OpenAIAnswer | EventSourceResponse:
     """OpenAI chat completions with ``best_of`` or ``worst_of``."""
     limit = body.max_completion_tokens or body.max_tokens
     return await _answer(body, request, server, conversation(body.messages), limit, Chat())
 
 
-@router.post("/completions", dependencies=GENERATE, response_model=OpenAIAnswer, response_model_exclude_none=True)
+@router.post("/completions", **GENERATES)
 async def completions(body: CompletionRequest, request: Request, server: Server) -> OpenAIAnswer | EventSourceResponse:
     """OpenAI text completions with ``best_of`` or ``worst_of``; ``best_of`` ranks by reward, not by log-probability."""
     return await _answer(body, request, server, conversation(None, body.prompt), body.max_tokens, Text())
