@@ -64,7 +64,7 @@ class RemoteEngines:
         self._bundled = context
         self._roles: _Roles | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watching: asyncio.Future[list[None]] | None = None
+        self._watching: asyncio.Task[list[None]] | None = None
 
     @property
     def context(self) -> int:
@@ -83,7 +83,7 @@ class RemoteEngines:
             ),
             Pool("reference", self._servers(self._settings.reference_urls), _try_policy, self._every),
         )
-        self._watching = watching = asyncio.gather(*(pool.watch() for pool in roles.pools))
+        self._watching = watching = asyncio.create_task(together([pool.watch() for pool in roles.pools]))
         reminder = self._loop.time() + REMINDER_SECONDS
         try:
             while lacks := self._lacks(roles):
