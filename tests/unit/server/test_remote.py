@@ -64,12 +64,17 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def is_up(engines: RemoteEngines) -> bool:
+async def lack(engines: RemoteEngines) -> str:
+    """What the engines say they lack."""
     try:
         await engines.check()
-    except EnginesDown:
-        return False
-    return True
+    except EnginesDown as error:
+        return str(error)
+    return ""
+
+
+async def is_up(engines: RemoteEngines) -> bool:
+    return not await lack(engines)
 
 
 async def test_a_candidate_is_drawn_and_scored(serve: Callable[..., VllmServer]) -> None:
@@ -463,7 +468,9 @@ async def test_a_policy_server_is_no_reward_model(serve: Callable[..., VllmServe
     settings = Settings(policy_urls=(serve("demo").url,), reward_urls=(mistaken.url,))
     engines = RemoteEngines(settings, ["demo"], ["reward"], context=77)
     starting = asyncio.create_task(engines.start())
-    await until(lambda: mistaken.trials == 1)
+    async with asyncio.timeout(SOON):
+        while "404 Not Found" not in await lack(engines):
+            await asyncio.sleep(0.01)
     with pytest.raises(EnginesDown, match=r"reward model reward: .*404 Not Found"):
         await engines.score([[9]])
     assert not await is_up(engines)
