@@ -74,7 +74,7 @@ class VllmServer:
         """Close the port and every connection, answered or not."""
         if self._server:
             self._server.force_exit = self._server.should_exit = True
-            self._thread.join(10)
+            self._thread.join(300)
             assert not self._thread.is_alive()
         self._server = None
         self._socket.close()

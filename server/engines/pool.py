@@ -18,8 +18,8 @@ log = logging.getLogger("infalign.server")
 T = TypeVar("T")
 ATTEMPTS = 2
 """Servers that one call is tried on."""
-PROBE_SECONDS = 5.0
-"""How long connecting may take, and asking for health, and waiting for a server that is just being examined."""
+CONNECT_SECONDS = 5.0
+"""How long connecting may take."""
 SOONEST = 0.25
 """Seconds until a server that was set aside is examined again; doubled each time, up to the usual interval."""
 LOOKS = 8
@@ -44,10 +44,10 @@ class Server:
         """Set when a call has failed, until it has been examined."""
         self.examined = asyncio.Event()
         self.outstanding, self.turn, self.heard_at = 0, 0, 0.0
-        self._silence, self._waiting = silence, set[asyncio.Timeout]()
+        self.silence, self._waiting = silence, set[asyncio.Timeout]()
         self._timer: asyncio.TimerHandle | None = None
         self._quiet = 0
-        patience = httpx.Timeout(silence, connect=min(PROBE_SECONDS, silence), read=None, pool=None)
+        patience = httpx.Timeout(silence, connect=min(CONNECT_SECONDS, silence), read=None, pool=None)
         # vLLM closes a connection that is idle for 5 s; one that is just being closed must not be used.
         calls = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=2)
         self.client = httpx.AsyncClient(base_url=url, timeout=patience, limits=calls)
@@ -74,7 +74,7 @@ class Server:
                 yield
                 self.heard()
         except TimeoutError as error:
-            raise Failed(f"said nothing for {self._silence:g} s") from error
+            raise Failed(f"said nothing for {self.silence:g} s") from error
         finally:
             self._waiting.discard(limit)
             self.outstanding -= 1
@@ -95,7 +95,7 @@ class Server:
         await self.probe.aclose()
 
     def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._silence / LOOKS, self._look)
+        self._timer = asyncio.get_running_loop().call_later(self.silence / LOOKS, self._look)
 
     def _look(self) -> None:
         """End all calls if it has been silent for so many looks that it must be hung."""
@@ -180,9 +180,9 @@ class Pool:
         if not found:
             # One call may have failed by its own fault: its server comes back at once then.
             doubted = [server for server in self.servers if server.doubted.is_set() and server not in failed]
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PROBE_SECONDS):
-                    for server in doubted:
+            for server in doubted:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(server.silence):
                         await server.examined.wait()
             found = ready()
         return min(found, key=lambda server: (server.outstanding, server.turn), default=None)
@@ -214,7 +214,7 @@ class Pool:
         """Set the server aside, or take it back once it has done a trial."""
         began, fault = asyncio.get_running_loop().time(), server.fault
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
+            async with asyncio.timeout(server.silence):
                 await wire.health(server.probe)
                 version = await wire.get(server.probe, "/version", wire.Version)
                 cards = (await wire.get(server.probe, "/v1/models", wire.Cards)).data
@@ -226,7 +226,7 @@ class Pool:
                     await self._trial(server)
         except TimeoutError:
             if server.heard_at < began:  # else it is busy, not dead
-                server.set_aside(f"does not say within {PROBE_SECONDS:g} s that it is healthy")
+                server.set_aside(f"does not say within {server.silence:g} s that it is healthy")
         except Exception as error:  # whatever it is, it must not end the examinations
             server.set_aside(_said(error))
         else:

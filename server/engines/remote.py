@@ -32,6 +32,11 @@ class _Roles:
     def pools(self) -> tuple[Pool, ...]:
         return self.policy, *self.rewards, self.reference
 
+    @property
+    def examined(self) -> bool:
+        """Whether every server has been, once."""
+        return all(server.examined.is_set() for pool in self.pools for server in pool.servers)
+
 
 class RemoteEngines:
     """Engines on other machines, or at least in other processes.
@@ -65,7 +70,7 @@ class RemoteEngines:
         self._bundled = context
         self._roles: _Roles | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watching: asyncio.Future[list[None]] | None = None
+        self._watching: asyncio.Task[list[None]] | None = None
 
     @property
     def context(self) -> int:
@@ -74,7 +79,10 @@ class RemoteEngines:
         return min((server.context for server in servers if server.cards), default=self._bundled)
 
     async def start(self) -> None:
-        """Wait until each role has a server that does its work, however long it takes; may be cancelled."""
+        """Wait until each role has a server that does its work, however long it takes; may be cancelled.
+
+        Every server is examined once before, so that the first is not given all the work.
+        """
         self._loop = asyncio.get_running_loop()
         self._roles = roles = _Roles(
             Pool("policy", self._servers(self._settings.policy_urls), _try_policy, self._every),
@@ -84,11 +92,11 @@ class RemoteEngines:
             ),
             Pool("reference", self._servers(self._settings.reference_urls), _try_policy, self._every),
         )
-        self._watching = watching = asyncio.gather(*(pool.watch() for pool in roles.pools))
+        self._watching = watching = asyncio.create_task(together([pool.watch() for pool in roles.pools]))
         reminder = self._loop.time() + REMINDER_SECONDS
         try:
-            while lacks := self._lacks(roles):
-                if self._loop.time() >= reminder:
+            while (lacks := self._lacks(roles)) or not roles.examined:
+                if lacks and self._loop.time() >= reminder:
                     log.warning("still waiting for %s", "; ".join(lacks))
                     reminder += REMINDER_SECONDS
                 await asyncio.wait([watching], timeout=0.1)
