@@ -46,7 +46,7 @@ class Adapters:
                 except Refused as error:
                     raise BadRequest(f"bundle: {policy.name} of {name}: {error}", "bundle") from error
                 except EnginesDown as error:
-                    raise Unavailable(f"the engines cannot answer: {error}") from error
+                    raise Unavailable("the engines cannot answer now") from error
                 self.catalogue.add(policy.name, policy.record.procedure)
         return list(found.policies)
 

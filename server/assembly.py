@@ -27,7 +27,7 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
 
         context = min(map(positions, (model, *scoring.values())))
         itself = next(iter(policies)) if reference else None
-        engines = RemoteEngines(settings, tuple(policies), tuple(scoring), context, itself)
+        engines = RemoteEngines(settings, tuple(policies), tuple(scoring), context, itself, bool(adapters))
     else:
         from server.engines.vllm import VllmEngines
 

@@ -1,5 +1,6 @@
 """Drawing candidates: a conversation becomes tokens, an engine answers it, the reward models read the answer."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from server.engines import Completion, Delta, Engines, EnginesDown, Refused, Sam
 from server.errors import BadRequest, PromptTooLong, Unavailable
 from server.metrics import Metrics
 
+log = logging.getLogger("infalign.server")
 T = TypeVar("T")
 
 
@@ -127,6 +129,7 @@ async def _engine(work: Awaitable[T]) -> T:
     try:
         return await work
     except EnginesDown as error:
-        raise Unavailable(f"the engines cannot answer: {error}") from error
+        log.warning("an engine did not answer: %s", error)  # for the operator alone: it may name addresses
+        raise Unavailable("the engines cannot answer now") from error
     except Refused as error:
         raise BadRequest(str(error)) from error

@@ -48,6 +48,8 @@ class RemoteEngines:
         reward_models: names of the reward models, in the order of their rewards.
         context: tokens that prompt and response may have, until the servers have said so themselves.
         reference: name of the policy that is the reference itself, if one is.
+        adapters: whether the policies are adapters; then a server must have each by name, or it would answer with
+            their base.
         every: seconds between two examinations of a server.
 
     Raises:
@@ -61,12 +63,14 @@ class RemoteEngines:
         reward_models: Sequence[str],
         context: int,
         reference: str | None = None,
+        adapters: bool = False,
         every: float = 5.0,
     ) -> None:
         if not settings.policy_urls:
             raise InvalidValue("--policy-urls", None, "addresses of the policies' servers, as for the other models")
         self._urls = _by_model(settings.reward_urls, reward_models)
         self._settings, self._policies, self._reference, self._every = settings, tuple(policies), reference, every
+        self._alone = len(self._policies) == 1 and not adapters
         self._bundled = context
         self._roles: _Roles | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -179,7 +183,7 @@ class RemoteEngines:
             named = [card.id for card in server.cards]
             if policy in named:
                 return policy
-            return named[0] if len(named) == 1 and self._policies == (policy,) else None
+            return named[0] if len(named) == 1 and self._alone else None
 
         return model
 

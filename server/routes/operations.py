@@ -24,7 +24,7 @@ async def ready(server: Server) -> dict[str, Any]:
     try:
         await server.decoder.sampler.engines.check()
     except EnginesDown as error:
-        raise Unavailable(f"not ready: {error}") from error
+        raise Unavailable("the engines are not up") from error
     return {"status": "ready", "models": list(server.catalogue.policies)}
 
 

@@ -187,6 +187,19 @@ async def test_adapters_and_their_base_are_asked_by_name(serve: Callable[..., Vl
     assert [body["model"] for body in policy.asked] == ["worst", "best", "base"]
 
 
+async def test_the_base_does_not_stand_in_for_an_adapter_that_is_not_loaded(serve: Callable[..., VllmServer]) -> None:
+    forgetful, reward = serve("base"), serve("rm")
+    settings = Settings(policy_urls=(forgetful.url,), reward_urls=(reward.url,))
+    engines = RemoteEngines(settings, ["best"], ["reward"], 99, adapters=True, every=0.1)
+    starting = asyncio.create_task(engines.start())
+    await asyncio.sleep(0.5)
+    assert not starting.done()
+    assert not await is_up(engines)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert not forgetful.asked
+
+
 async def test_a_policy_is_drawn_where_it_is_served(serve: Callable[..., VllmServer]) -> None:
     one, other = serve("base", "best"), serve("base", "worst")
     async with engines_on([one, other], [serve("rm")], names=["best", "worst"]) as engines:
