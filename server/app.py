@@ -157,7 +157,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
+        # A misspelt field first: that another is missing often follows from it.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         if first["type"] == "json_invalid":
             refused = BadRequest(f"body: not JSON ({first['ctx']['error']}), accepted: a JSON object", "body")
         else:

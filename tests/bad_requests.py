@@ -31,6 +31,7 @@ BAD: list[tuple[str, Any, int, str]] = [
     (BEST, {"messages": ASKED, "top_p": 0}, 400, "top_p"),
     (BEST, {"messages": ASKED, "max_tokens": 10**9}, 400, "messages"),
     (BEST, {"messages": ASKED, "best": 3}, 400, "best"),
+    (BEST, {"promt": "x"}, 400, "promt"),
     (BEST, {"messages": LONG}, 400, "messages"),
     (WORST, {"prompt": "word " * 20_000}, 400, "prompt"),
     (BEST, {"messages": ASKED, "model": "gpt-4"}, 404, "model"),
