@@ -7,6 +7,7 @@ leaves at the KL that shows in the distribution of its quantiles, which is what 
 equal quality leaves of it; what it wins on prompts it was trained on; what it wins on test prompts.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def visible_kl(policy: Floats, reference: Floats) -> float:
     return kl - (BINS - 1) / (2 * counts.sum())
 
 
+@cache
 def train_draws(parts: Any) -> Any:
     """New draws of a policy and its reference on prompts that it was trained on."""
     from infalign.bundle import load_calibration

@@ -20,7 +20,7 @@ from server.errors import DeadlineExceeded, ServerError
 from server.metrics import Metrics
 from server.protocol.answers import Candidate, Scored
 from server.sampler import Conversation, Prompt, Sampler
-from server.tracing import NoTracing, Tracing
+from server.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class Decoder:
     """Best-of-N and worst-of-N."""
 
     def __init__(
-        self, sampler: Sampler, calibrator: Calibrator, metrics: Metrics, drift: Drift, tracing: Tracing | None = None
+        self, sampler: Sampler, calibrator: Calibrator, metrics: Metrics, drift: Drift, tracing: Tracing
     ) -> None:
         self.sampler, self.calibrator, self.metrics, self.drift = sampler, calibrator, metrics, drift
-        self.tracing = tracing or NoTracing()
+        self.tracing = tracing
 
     async def decode(self, job: Job, listen: Callable[[Event], None] | None = None) -> Decoded:
         """Draw the candidates and rank them by the procedure; ``listen`` is told what happens on the way.
@@ -229,11 +229,12 @@ class Decoder:
             tell(Finished(index, completion))
             with self.tracing.span("score", asked) as span:
                 rewards = await self.sampler.score(job.conversation, completion.text)
-                if span.recording:
-                    span.set(_scored(standing.of([rewards])[0]))
+                if listen or span.recording:
+                    scored = standing.of([rewards])[0]
+                    span.set(_scored(scored))
             done += 1
             if listen:
-                tell(Judged(candidate(index, completion, standing.of([rewards])[0])))
+                listen(Judged(candidate(index, completion, scored)))
             return completion, rewards
 
         try:

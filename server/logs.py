@@ -10,13 +10,13 @@ from uuid import uuid4
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.account import Account, current
+from server.errors import CLIENT_CLOSED_REQUEST
 from server.metrics import Metrics
 from server.settings import Settings
 from server.tracing import Tracing
 
 REQUEST_ID = b"x-request-id"
 SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-CLIENT_CLOSED_REQUEST = 499
 PROBES = {"/health", "/ready", "/metrics"}
 """Routes whose lines are for debugging only: machines ask for them every few seconds."""
 

@@ -172,11 +172,6 @@ class _OpenAI(Sampled):
             raise ValueError("nothing without stream")
         return options
 
-    @property
-    def alternatives(self) -> int | None:
-        """How many alternatives to each token are asked for with log-probabilities; None for no log-probabilities."""
-        raise NotImplementedError
-
 
 class ChatRequest(_OpenAI):
     """Body of ``/v1/chat/completions``."""
@@ -202,6 +197,7 @@ class ChatRequest(_OpenAI):
 
     @property
     def alternatives(self) -> int | None:
+        """How many alternatives to each token are asked for with log-probabilities; None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -213,6 +209,7 @@ class CompletionRequest(_OpenAI):
 
     @property
     def alternatives(self) -> int | None:
+        """As of :class:`ChatRequest`."""
         return self.logprobs
 
 

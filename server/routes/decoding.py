@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
@@ -26,27 +27,20 @@ from server.routes.common import (
 from server.streaming import STREAMED, data, stream
 
 router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[needs("generate")])
+DECODES: dict[str, Any] = {
+    "response_model": DecodingAnswer,
+    "response_model_exclude_none": True,
+    "responses": STREAMED,
+}
 
 
-@router.post(
-    "/best-of-n",
-    summary="Draw N candidates, select the best",
-    response_model=DecodingAnswer,
-    response_model_exclude_none=True,
-    responses=STREAMED,
-)
+@router.post("/best-of-n", summary="Draw N candidates, select the best", **DECODES)
 async def best_of_n(body: DecodingRequest, request: Request, server: Server) -> DecodingAnswer | EventSourceResponse:
     """Draw ``n`` candidates and select those of highest reward."""
     return await _decode(body, request, server, BestOfN)
 
 
-@router.post(
-    "/worst-of-n",
-    summary="Draw N candidates, select the worst",
-    response_model=DecodingAnswer,
-    response_model_exclude_none=True,
-    responses=STREAMED,
-)
+@router.post("/worst-of-n", summary="Draw N candidates, select the worst", **DECODES)
 async def worst_of_n(body: DecodingRequest, request: Request, server: Server) -> DecodingAnswer | EventSourceResponse:
     """Draw ``n`` candidates and select those of lowest reward: what a persistent user could get out of the model."""
     return await _decode(body, request, server, WorstOfN)
