@@ -89,6 +89,9 @@ def test_remote_engines_answer_as_those_in_process_do(bundle: Bundle, server: st
             deadline = time.monotonic() + READY_WITHIN
             while (ready := httpx.get(f"{url}/ready")).status_code == 200 and time.monotonic() < deadline:
                 time.sleep(0.2)
-            assert reward_url in ready.json()["error"]["message"]
+            assert reward_url not in ready.text, "where the engines are is not for whoever may ask"
+            while f"{reward_url}: " not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert f"{reward_url}: " in (tmp_path / "log").read_text()
             failed = httpx.post(f"{url}/v1/best-of-n", json={"prompt": "x", "n": 1}, timeout=120)
             assert failed.status_code == 503
