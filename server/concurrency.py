@@ -19,6 +19,8 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """All results in order; the first failure, or being cancelled, cancels the rest and waits for them to end."""
+    if len(work) == 1:
+        return [await work[0]]
     return list((await at_least(len(work), work)).results.values())
 
 
@@ -28,7 +30,7 @@ class Gathered(Generic[T]):
 
     results: dict[int, T]
     """By place in the work, in that order."""
-    failures: list[Exception]
+    failures: list[BaseException]
     """One for each piece that has no result; TimeoutError where the time was up."""
 
 
@@ -41,28 +43,25 @@ async def at_least(fewest: int, work: Sequence[Coroutine[Any, Any, T]], until: f
     Raises:
         Exception: the first failure, where there are fewer.
     """
-    tasks = {asyncio.ensure_future(one): place for place, one in enumerate(work)}
+    tasks = [asyncio.ensure_future(one) for one in work]
     pending = set(tasks)
-    results: dict[int, T] = {}
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     try:
         async with asyncio.timeout_at(until):
             while pending and len(tasks) - len(failures) >= fewest:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    try:
-                        results[tasks[task]] = task.result()
-                    except Exception as error:
-                        failures.append(error)
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+                failures += [error for task in done if (error := task.exception())]
     except TimeoutError as error:
-        failures += [error] * len(pending)
+        failures += [error for task in pending if not task.done() or task.exception()]
     finally:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+    ended = [(place, task) for place, task in enumerate(tasks) if not task.cancelled()]
+    results = {place: task.result() for place, task in ended if not task.exception()}
     if len(results) < fewest:
         raise failures[0]
-    return Gathered(dict(sorted(results.items())), failures)
+    return Gathered(results, failures)
 
 
 @dataclass

@@ -139,12 +139,18 @@ class Decoder:
         decoding(job.procedure, job.draws, job.sampling.policy, prompt.rendered)
         self.metrics.requested.labels(label).observe(job.draws)
         with self.metrics.in_flight.track_inprogress(), self.metrics.request_seconds.labels(label).time():
+            # Looked up while the candidates are drawn; a prompt that cannot be calibrated is refused before.
+            lookup = asyncio.create_task(self._standing(prompt, job.calibrate))
             try:
-                async with asyncio.timeout_at(until):
-                    standing = await self._standing(prompt, job.calibrate)
-                candidates, failures = await self._candidates(job, prompt, standing, until, listen)
+                if job.calibrate:
+                    async with asyncio.timeout_at(until):
+                        await lookup
+                candidates, failures = await self._candidates(job, prompt, lookup, until, listen)
+                standing = lookup.result()
             except TimeoutError as error:
                 raise _late(job) from error
+            finally:
+                lookup.cancel()
         order = job.procedure.ranking([candidate.reward for candidate in candidates])
         decoded = Decoded([candidates[i] for i in order], standing.calibration, len(prompt.tokens), failures)
         self._observe(decoded, label)
@@ -198,7 +204,7 @@ class Decoder:
         self,
         job: Job,
         prompt: Prompt,
-        standing: "Standing",
+        lookup: "asyncio.Task[Standing]",
         until: float,
         listen: Callable[[Event], None] | None,
     ) -> tuple[list[Candidate], dict[str, int]]:
@@ -206,7 +212,7 @@ class Decoder:
 
         def candidate(index: int, completion: Completion, scored: Scored) -> Candidate:
             return Candidate(
-                **dict(scored) | {"index": index},
+                **vars(scored) | {"index": index},
                 text=completion.text,
                 finish_reason=completion.finish_reason,
                 completion_tokens=completion.tokens,
@@ -230,7 +236,7 @@ class Decoder:
             with self.tracing.span("score", asked) as span:
                 rewards = await self.sampler.score(job.conversation, completion.text)
                 if listen or span.recording:
-                    scored = standing.of([rewards])[0]
+                    scored = (await lookup).of([rewards])[0]
                     span.set(_scored(scored))
             done += 1
             if listen:
@@ -241,6 +247,8 @@ class Decoder:
             gathered = await at_least(job.fewest, [draw(index) for index in range(job.draws)], until)
         finally:
             self.metrics.aborted.inc(job.draws - done)
+        async with asyncio.timeout_at(until):
+            standing = await lookup
         scored = standing.of([rewards for _, rewards in gathered.results.values()])
         found = [
             candidate(index, completion, where)

@@ -103,6 +103,7 @@ class VllmEngines:
         self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
     ) -> Completion:
         from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
 
         engine = self._running(self._policy)
         if sampling.policy is None and self._reference is not None:
@@ -110,7 +111,7 @@ class VllmEngines:
         adapter = self._adapter(sampling.policy)
         try:
             outputs = engine.generate(
-                {"prompt_token_ids": prompt}, _params(sampling, listen is not None), uuid4().hex, lora_request=adapter
+                tokens_input(prompt), _params(sampling, listen is not None), uuid4().hex, lora_request=adapter
             )
             if listen is None:
                 drawn = (await _last(outputs)).outputs[0]
@@ -122,13 +123,14 @@ class VllmEngines:
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
         from vllm import PoolingParams
+        from vllm.inputs import tokens_input
 
         self._running(self._policy)
         # The default applies a sigmoid, which saturates and makes ties.
         params = PoolingParams(task="classify", use_activation=False)
 
         async def by(engine: Any, read: list[int]) -> float:
-            output = await _last(engine.encode({"prompt_token_ids": read}, params, uuid4().hex))
+            output = await _last(engine.encode(tokens_input(read), params, uuid4().hex))
             return float(output.outputs.data[0])
 
         return await together([by(engine, read) for engine, read in zip(self._rewards, tokens, strict=True)])

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from infalign.templates import prompt_key
 from server.adapters import Adapters
 from server.admission import Admission
 from server.audit import Call
-from server.auth import authenticated
+from server.auth import caller_of
 from server.catalogue import Catalogue, Choice
 from server.decoder import Decoded, Decoder, Event, Job
 from server.engines import Sampling, Structure
@@ -144,7 +144,7 @@ class Serving:
 
     def _permit(self, request: Request, body: Sampled, asked: Conversation, choice: Choice, field: str) -> None:
         """Note a worst-of-n call for the audit; raise Forbidden unless the key may have what is asked for."""
-        caller = authenticated(request)
+        caller = caller_of(request)
         procedure = choice.procedure
         if isinstance(procedure, WorstOfN):
             key = prompt_key(self.decoder.sampler.render(asked))
@@ -155,7 +155,7 @@ class Serving:
             caller.require("probe", "unfiltered candidates", "return_candidates")
 
 
-def serving(request: Request) -> Serving:
+async def serving(request: Request) -> Serving:
     """The dependency through which endpoints get :class:`Serving`."""
     found: Serving = request.app.state.serving
     return found
@@ -201,19 +201,22 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGone: the client closed the connection.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    task, gone = cast("asyncio.Task[T]", asyncio.current_task()), False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    # The work stays in this task: each that it is handed to waits behind all that is ready to run.
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone and not task.uncancel():
+            raise ClientGone from None
+        raise
     finally:
-        for pending in (task, gone):
-            pending.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        watching.cancel()

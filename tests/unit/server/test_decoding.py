@@ -154,6 +154,8 @@ async def test_engines_that_do_not_start_are_reported() -> None:
     app = create_app(Settings(), Broken(), fake_served(), failures.append)
     async with app.router.lifespan_context(app), client_of(app) as client:
         assert (await client.get("/ready")).status_code == 503
+        while not failures:
+            await asyncio.sleep(0)
     assert [str(failure) for failure in failures] == ["no memory"]
 
 
