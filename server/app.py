@@ -115,9 +115,9 @@ def create_app(
         app.include_router(router)
     _answer_errors(app)
     # From the inside out.
-    app.add_middleware(LimitBody, kib=settings.max_body_kib)
+    app.add_middleware(LimitBody, kib=settings.max_body_kib, metrics=metrics)
     app.add_middleware(Audit, audit_log=audit_log)
-    app.add_middleware(Authenticate, keyring=keyring, limits=Limits())
+    app.add_middleware(Authenticate, keyring=keyring, limits=Limits(metrics), metrics=metrics)
     app.add_middleware(Contain)
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(LogRequests, settings=settings, metrics=metrics, tracing=tracing)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.errors import Forbidden, ServerError, Unauthorized
 from server.keys import BadKeysFile, KeyRecord, Role, hash_key, read_keys
 from server.limits import Limits
+from server.metrics import Metrics
 
 log = logging.getLogger("infalign.server")
 GUARDED = "/v1"
@@ -116,8 +117,8 @@ class Authenticate:
     Everything under /v1 is guarded, whatever routes there are; the rest is open.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, limits: Limits) -> None:
-        self.app, self.keyring, self.limits = app, keyring, limits
+    def __init__(self, app: ASGIApp, keyring: Keyring, limits: Limits, metrics: Metrics) -> None:
+        self.app, self.keyring, self.limits, self.metrics = app, keyring, limits, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _guarded(scope["path"]):
@@ -125,7 +126,7 @@ class Authenticate:
             return
         async with AsyncExitStack() as held:
             try:
-                caller = self.keyring.caller(scope["headers"])
+                caller = self._caller(scope)
                 place = self.limits.place(caller.name, caller.requests_per_minute, caller.concurrent)
                 await held.enter_async_context(place)
             except ServerError as refused:
@@ -133,6 +134,13 @@ class Authenticate:
                 return
             scope["caller"] = caller
             await self.app(scope, receive, send)
+
+    def _caller(self, scope: Scope) -> Caller:
+        try:
+            return self.keyring.caller(scope["headers"])
+        except Unauthorized:
+            self.metrics.rejected.labels("unauthorized").inc()
+            raise
 
 
 def _guarded(path: str) -> bool:

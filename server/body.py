@@ -3,6 +3,7 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import TooLarge
+from server.metrics import Metrics
 
 
 class LimitBody:
@@ -12,8 +13,8 @@ class LimitBody:
     open: closed with data under way, it would be reset, and many a client would never see why.
     """
 
-    def __init__(self, app: ASGIApp, kib: int) -> None:
-        self.app, self.kib = app, kib
+    def __init__(self, app: ASGIApp, kib: int, metrics: Metrics) -> None:
+        self.app, self.kib, self.metrics = app, kib, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,6 +46,7 @@ class LimitBody:
             await self._refusal("more").response(scope, receive, send)
 
     def _refusal(self, came: str) -> TooLarge:
+        self.metrics.rejected.labels("too_large").inc()
         return TooLarge(f"body: got {came}, accepted: at most {self.kib} KiB (--max-body-kib)", "body")
 
 

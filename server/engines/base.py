@@ -105,7 +105,7 @@ class Engines(Protocol):
         """Make an adapter the policy of that name. Raises EnginesDown, or Refused if it cannot be."""
 
     async def unload(self, policy: str) -> None:
-        """Forget an adapter that no request uses."""
+        """Forget an adapter that no request uses; engines that are down come back without it."""
 
     async def check(self) -> None:
         """Raise EnginesDown unless all can answer."""

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -57,6 +57,9 @@ class VllmEngines:
         _prepare_environment()
         from vllm.platforms import current_platform
 
+        # Of its own it writes to stdout, in its own form.
+        logging.getLogger("vllm").handlers.clear()
+        logging.getLogger("vllm").propagate = True
         common: dict[str, Any] = {
             "max_model_len": self.context,
             "max_num_seqs": self._settings.max_sequences,
@@ -136,6 +139,7 @@ class VllmEngines:
         return await together([by(engine, read) for engine, read in zip(self._rewards, tokens, strict=True)])
 
     async def load(self, policy: str, adapter: Path) -> None:
+        from vllm.exceptions import VLLMServerError
         from vllm.lora.request import LoRARequest
 
         if not self._adapters:
@@ -146,13 +150,23 @@ class VllmEngines:
             raise Refused(f"{len(self._requests)} adapters are served already, the most that --max-adapters allows")
         self._loaded += 1
         request = LoRARequest(policy, self._loaded, str(adapter))
-        await self._running(self._policy).add_lora(request)
+        engine = self._running(self._policy)
+        try:
+            await engine.add_lora(request)
+        except VLLMServerError as error:
+            raise EnginesDown("an engine has failed") from error
+        except Exception as error:  # what failed in the engine comes as no type of its own
+            raise Refused(one_line(error)) from error
         self._requests[policy], self._adapters[policy] = request, adapter
 
     async def unload(self, policy: str) -> None:
+        from vllm.exceptions import VLLMServerError
+
         request = self._requests.pop(policy)
         del self._adapters[policy]
-        await self._running(self._policy).remove_lora(request.lora_int_id)
+        if self._policy is not None:
+            with suppress(VLLMServerError):
+                await self._policy.remove_lora(request.lora_int_id)
 
     async def check(self) -> None:
         late = self._reference.up if self._reference else None
@@ -292,6 +306,7 @@ def _prepare_environment() -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_LOGS", "-torch._library.triton")  # which warns that it is not there, on CPU
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     # On CPU vLLM replaces the `uni` executor by `mp` unless this is off: a process more per engine, half a GiB each
     # and three times the start-up time. AsyncLLM keeps its engine process either way.

@@ -5,12 +5,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from infalign import Bundle, read_bundle
@@ -37,6 +38,27 @@ class Running:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def engines(self) -> list[psutil.Process]:
+        """VLLM's processes."""
+        return [one for one in psutil.Process(self.pid).children() if "EngineCore" in one.name()]
+
+    @property
+    def ready(self) -> bool:
+        return httpx.get(f"{self.url}/ready").status_code == 200
+
+    def metric(self, name: str) -> float:
+        """Sum over labels."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = READY_WITHIN) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, true
+        time.sleep(0.1)
 
 
 @contextmanager

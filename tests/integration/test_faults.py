@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from infalign import Bundle
-from tests.integration.conftest import READY_WITHIN, Running, launched
+from tests.integration.conftest import READY_WITHIN, Running, launched, wait_until
 
 ASKED = [{"role": "user", "content": "My bicycle has weak brakes. What should I do?"}]
 NORMAL = {"messages": ASKED, "n": 4, "seed": 1}
@@ -36,12 +36,14 @@ def expected(running: Running) -> Any:
 
 @pytest.fixture(autouse=True)
 def unharmed(running: Running, expected: Any) -> Iterator[None]:
-    """After each fault: ready, nothing running, the same answer as before."""
+    """After each fault: ready, nothing running, the same answer as before, no more memory."""
+    before = memory(running)
     yield
-    wait_until(lambda: httpx.get(f"{running.url}/ready").status_code == 200)
-    wait_until(lambda: metric(running, "vllm:num_requests_running") == 0)
-    assert metric(running, "infalign_requests_in_flight") == 0
+    wait_until(lambda: running.ready)
+    wait_until(lambda: running.metric("vllm:num_requests_running") == 0)
+    assert running.metric("infalign_requests_in_flight") == 0
     assert selected(running) == expected
+    assert memory(running) < 1.05 * before
 
 
 def selected(running: Running) -> Any:
@@ -50,26 +52,14 @@ def selected(running: Running) -> Any:
     return [answer.json()["selected"][0][field] for field in ("text", "seed", "quantile")]
 
 
-def metric(running: Running, name: str) -> float:
-    """Sum over labels."""
-    lines = httpx.get(f"{running.url}/metrics").text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
-
-
-def wait_until(true: Callable[[], bool], seconds: float = READY_WITHIN) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, true
-        time.sleep(0.1)
-
-
-def engines(running: Running) -> list[psutil.Process]:
-    return [one for one in psutil.Process(running.pid).children() if "EngineCore" in one.name()]
+def memory(running: Running) -> float:
+    """Resident bytes of the server and its engines."""
+    return running.metric("infalign_resident_memory_bytes")
 
 
 def busiest(running: Running) -> tuple[psutil.Process, list[psutil.Process]]:
     """The engine that works most now, and the others."""
-    found = engines(running)
+    found = running.engines
     before = [sum(one.cpu_times()[:2]) for one in found]
     time.sleep(1)
     worked = [sum(one.cpu_times()[:2]) - start for one, start in zip(found, before, strict=True)]
@@ -79,16 +69,16 @@ def busiest(running: Running) -> tuple[psutil.Process, list[psutil.Process]]:
 
 @pytest.mark.parametrize("victim", ["policy", "reward"])
 def test_an_engine_killed_during_best_of_16(running: Running, victim: str) -> None:
-    failures = metric(running, "infalign_engine_failures_total")
+    failures = running.metric("infalign_engine_failures_total")
     with ThreadPoolExecutor() as threads:
         answer = threads.submit(httpx.post, f"{running.url}/v1/best-of-n", json=LONG, timeout=READY_WITHIN)
-        wait_until(lambda: metric(running, "vllm:num_requests_running") == 16)
+        wait_until(lambda: running.metric("vllm:num_requests_running") == 16)
         policy, others = busiest(running)
         (policy if victim == "policy" else others[0]).kill()
         assert answer.result().status_code == 503
-    wait_until(lambda: metric(running, "infalign_engine_failures_total") == failures + 1)
-    wait_until(lambda: httpx.get(f"{running.url}/ready").status_code == 200)
-    assert len(engines(running)) == 2
+    wait_until(lambda: running.metric("infalign_engine_failures_total") == failures + 1)
+    wait_until(lambda: running.ready)
+    assert len(running.engines) == 2
 
 
 def test_fifty_clients_that_leave_halfway(running: Running) -> None:
@@ -101,10 +91,10 @@ def test_fifty_clients_that_leave_halfway(running: Running) -> None:
         async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None)) as client:
             await asyncio.gather(*(leave(client, place) for place in range(50)))
 
-    aborted = metric(running, "infalign_aborted_candidates_total")
+    aborted = running.metric("infalign_aborted_candidates_total")
     asyncio.run(all_leave())
-    wait_until(lambda: metric(running, "infalign_aborted_candidates_total") == aborted + 100, 5)
-    wait_until(lambda: metric(running, "vllm:num_requests_running") == 0, 5)
+    wait_until(lambda: running.metric("infalign_aborted_candidates_total") == aborted + 100, 5)
+    wait_until(lambda: running.metric("vllm:num_requests_running") == 0, 5)
 
 
 def test_a_prompt_of_the_maximum_length(running: Running, bundle: Bundle) -> None:
@@ -147,7 +137,7 @@ def test_sigterm_under_load_answers_what_was_asked(bundle: Bundle, tmp_path: Pat
         url = f"{running.url}/v1/best-of-n"
         whole = [threads.submit(httpx.post, url, json=body, timeout=120) for _ in range(4)]
         streams = [threads.submit(httpx.post, url, json=body | {"stream": True}, timeout=120) for _ in range(4)]
-        wait_until(lambda: metric(running, "infalign_requests_in_flight") == 8)
+        wait_until(lambda: running.metric("infalign_requests_in_flight") == 8)
         running.process.send_signal(signal.SIGTERM)
         assert [one.result().status_code for one in whole] == [200] * 4
         assert all("event: answer" in one.result().text for one in streams)

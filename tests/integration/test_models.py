@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from infalign import Bundle, read_bundle
 from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
-from tests.integration.conftest import INFALIGN, serving
+from tests.integration.conftest import INFALIGN, launched, serving, wait_until
 from tests.integration.test_training import environment
 from training.reward_model import turn_sign
 from training.sampler import load_pair, log_probabilities
@@ -100,6 +100,32 @@ def test_the_server_draws_with_the_adapter_that_a_request_names(joined: Bundle, 
         greedy = {name: drawn_and_scored(url, name)[0]["text"] for name in ("best", "worst")}
     for name in ("best", "worst"):
         assert greedy[name] == greedily(joined, name)
+
+
+def test_an_adapter_is_loaded_and_unloaded_while_the_server_runs(joined: Bundle, tmp_path: Path) -> None:
+    bundles = joined.path.parent / "bundles"
+    asked = {"messages": [{"role": "user", "content": ASKED}], "n": 2}
+
+    def answered_by(url: str) -> str:
+        return str(httpx.post(f"{url}/v1/worst-of-n", json=asked, timeout=120).json()["model"])
+
+    with launched(tmp_path / "log", str(bundles / "best"), "--bundles", str(bundles)) as server:
+        assert answered_by(server.url) == "best"
+        loaded = httpx.post(f"{server.url}/v1/adapters", json={"bundle": "worst"}, timeout=120)
+        assert (loaded.status_code, loaded.json()) == (201, {"loaded": ["worst"]}), loaded.text
+        assert answered_by(server.url) == "worst"
+        assert drawn_and_scored(server.url, "worst")[0]["text"] == greedily(joined, "worst")
+
+        server.engines[0].kill()
+        wait_until(lambda: not server.ready)
+        wait_until(lambda: server.ready)
+        assert drawn_and_scored(server.url, "worst")[0]["text"] == greedily(joined, "worst")
+
+        assert httpx.delete(f"{server.url}/v1/adapters/worst", timeout=120).status_code == 204
+        assert answered_by(server.url) == "best"
+        gone = httpx.post(f"{server.url}/v1/best-of-n", json=asked | {"model": "worst"}, timeout=120)
+        assert gone.status_code == 404
+        assert drawn_and_scored(server.url, "best")[0]["text"] == greedily(joined, "best")
 
 
 def greedily(bundle: Bundle, name: str) -> str:

@@ -85,6 +85,17 @@ async def test_a_bundle_that_does_not_fit_is_refused(client: httpx.AsyncClient, 
     assert await names(client) == {"best"}
 
 
+async def test_while_the_engines_are_down_an_adapter_can_be_unloaded_only(
+    client: httpx.AsyncClient, engines: FakeEngines
+) -> None:
+    await client.post("/v1/adapters", json={"bundle": "more"})
+    engines.dead = True
+    assert (await client.delete("/v1/adapters/worst")).status_code == 204
+    refused = await client.post("/v1/adapters", json={"bundle": "more"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    assert await names(client) == {"best"}
+
+
 async def test_the_last_policy_stays(client: httpx.AsyncClient) -> None:
     refused = await client.delete("/v1/adapters/best")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")

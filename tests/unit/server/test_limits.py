@@ -116,3 +116,20 @@ async def test_a_stranger_is_refused_before_the_size_of_the_body(app: Any) -> No
     exchange = Exchange(BEST, [b"x" * 2000])
     await exchange.through(app)
     assert (exchange.status, exchange.taken) == (401, 0)
+
+
+async def test_each_refusal_is_counted_by_its_reason(app: Any, client: httpx.AsyncClient, engines: FakeEngines) -> None:
+    body = {"prompt": "x"}
+    assert [(await client.post(TEXT, json=body, headers=bearer("rare"))).status_code for _ in range(3)][-1] == 429
+    assert (await client.post(TEXT, json=body)).status_code == 401
+    assert (await client.post(TEXT, json={"prompt": "x" * 2000}, headers=bearer("app"))).status_code == 413
+    engines.hang = True
+    waiting = request(BEST, body, bearer("single"))
+    answering = asyncio.create_task(waiting.through(app))
+    await running(engines, 1)
+    assert (await client.post(TEXT, json=body, headers=bearer("single"))).status_code == 429
+    waiting.hung_up.set()
+    await answering
+    exposed = (await client.get("/metrics")).text
+    for reason in ("rate", "unauthorized", "too_large", "concurrency"):
+        assert f'infalign_rejected_total{{reason="{reason}"}} 1.0' in exposed
