@@ -2,8 +2,8 @@
 
     python loadtests/soak.py --minutes 30
 
-Starts a server, sends best-of-n, worst-of-n, streams, clients that leave, requests that are refused and rewards from
-eight users at a time, and reads resident memory from its metrics. After a warm-up of a fifth of the time the largest
+Starts a server, sends best-of-n, worst-of-n, streams, clients that leave, requests that are refused, calibrations and rewards
+from eight users at a time, and reads resident memory from its metrics. After a warm-up of a fifth of the time the largest
 and the smallest reading must be within 5% of each other. Traffic goes to 127.0.0.1 only.
 """
 
@@ -28,6 +28,8 @@ KINDS: tuple[tuple[str, dict[str, Any], float, set[int]], ...] = (
     ("chat/completions", {"best_of": 4, "stream": True}, 60, {200}),
     ("chat/completions", {"stream": True, "logprobs": True}, 60, {200}),
     ("best-of-n", {"n": 16, "min_tokens": 64, "max_tokens": 64}, 0.2, {0, 200}),  # leaves
+    ("best-of-n", {"n": 2, "calibrate": True}, 120, {200}),
+    ("rewards", {"responses": ["Turn it off and on again.", "I do not know."]}, 60, {200}),
     ("best-of-n", {"n": 0}, 60, {400}),
 )
 """Endpoint, fields, seconds until the client leaves, and the statuses that are right (0: it has left)."""
@@ -86,7 +88,9 @@ def main(minutes: float, port: int) -> None:
     """Serve the demo, load it, and say whether memory stayed within 5%."""
     url = f"http://127.0.0.1:{port}"
     with TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "infalign", "serve", "--port", str(port)], stderr=log)
+        command = [sys.executable, "-m", "infalign", "serve", "--port", str(port)]
+        command += ["--calibration-store", str(Path(folder) / "calibrations.sqlite")]
+        server = subprocess.Popen(command, stderr=log)
         try:
             while True:
                 try:

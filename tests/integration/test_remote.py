@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from infalign import Bundle
@@ -85,7 +86,8 @@ def test_remote_engines_answer_as_those_in_process_do(bundle: Bundle, server: st
             told = [[token["logprob"] for token in one["logprobs"]] for one in (remote[-1], local[-1])]
             assert told[0] == pytest.approx(told[1], abs=1e-3)
 
-            scorer.kill()
+            for process in (*psutil.Process(scorer.pid).children(), scorer):  # its engine would live on
+                process.kill()
             deadline = time.monotonic() + READY_WITHIN
             while (ready := httpx.get(f"{url}/ready")).status_code == 200 and time.monotonic() < deadline:
                 time.sleep(0.2)

@@ -55,6 +55,14 @@ def test_prometheus_accepts_rules_and_config() -> None:
     assert "SUCCESS" in run_promtool("check", "config", PROMETHEUS / "prometheus.yaml")
 
 
+def test_alertmanager_accepts_its_config() -> None:
+    if not (amtool := shutil.which("amtool")):
+        pytest.skip("no amtool (Debian, Ubuntu: apt-get install prometheus-alertmanager)")
+    config = str(PROMETHEUS / "alertmanager.yaml")
+    done = subprocess.run([amtool, "check-config", config], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @needs_promtool
 def test_alerts_fire_when_they_should_and_only_then() -> None:
     assert "SUCCESS" in run_promtool("test", "rules", PROMETHEUS / "rules_test.yaml")

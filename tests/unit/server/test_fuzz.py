@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -23,9 +23,14 @@ EXAMPLES = int(os.environ.get("INFALIGN_FUZZ", "40"))
 """Requests per endpoint and kind."""
 
 
-@contextmanager
-def served() -> Iterator[str]:
-    app = create_app(Settings(max_n=8, deadline=5), FakeEngines(), fake_served())
+@pytest.fixture(scope="module")
+def engines() -> FakeEngines:
+    return FakeEngines()
+
+
+@pytest.fixture(scope="module")
+def url(engines: FakeEngines) -> Iterator[str]:
+    app = create_app(Settings(max_n=8, deadline=5), engines, fake_served())
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -39,13 +44,7 @@ def served() -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with served() as url:
-        yield url
-
-
-def test_no_request_is_a_server_error(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_request_is_a_server_error(url: str, engines: FakeEngines, caplog: pytest.LogCaptureFixture) -> None:
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     sent = 0
 
@@ -71,5 +70,6 @@ def test_no_request_is_a_server_error(url: str, caplog: pytest.LogCaptureFixture
     print(f"\n{sent} requests by {len(strategies)} strategies")
     assert sent >= EXAMPLES
     assert not [record for record in caplog.records if "unexpected" in record.message]
+    assert engines.running == 0
     asked = {"messages": [{"role": "user", "content": "hello"}], "n": 2}
     assert httpx.post(f"{url}/v1/best-of-n", json=asked).status_code == 200
