@@ -2,9 +2,9 @@
 
     python loadtests/soak.py --minutes 30
 
-Starts a server, sends best-of-n, worst-of-n, streams, clients that leave, requests that are refused, calibrations and rewards
-from eight users at a time, and reads resident memory from its metrics. After a warm-up of a fifth of the time the largest
-and the smallest reading must be within 5% of each other. Traffic goes to 127.0.0.1 only.
+Starts a server, sends best-of-n, worst-of-n, streams, clients that leave, requests that are refused, calibrations and
+rewards from eight users at a time, and reads resident memory from its metrics. After a warm-up of a fifth of the time
+the largest and the smallest reading must be within 5% of each other. Traffic goes to 127.0.0.1 only.
 """
 
 import asyncio
