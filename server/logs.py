@@ -18,7 +18,7 @@ from server.tracing import Tracing
 REQUEST_ID = b"x-request-id"
 SANE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 PROBES = {"/health", "/ready", "/metrics"}
-"""Routes whose lines are for debugging only: machines ask for them every few seconds."""
+"""Routes whose lines are for debugging only: machines ask every few seconds, and why one is red is logged once."""
 
 access = logging.getLogger("infalign.access")
 texts = logging.getLogger("infalign.text")
@@ -57,6 +57,7 @@ class _Text(logging.Formatter):
 
 
 def _json() -> logging.Formatter:
+    from pythonjsonlogger.core import RESERVED_ATTRS
     from pythonjsonlogger.json import JsonFormatter
 
     class Json(JsonFormatter):
@@ -64,7 +65,13 @@ def _json() -> logging.Formatter:
             return log_data | (log_data.pop("fields", None) or {})
 
     names = {"levelname": "level", "name": "logger", "exc_info": "exception"}
-    return Json("%(levelname)s %(name)s %(message)s", rename_fields=names, timestamp="time", json_ensure_ascii=False)
+    return Json(
+        "%(levelname)s %(name)s %(message)s",
+        rename_fields=names,
+        reserved_attrs=[*RESERVED_ATTRS, "vllm_process_name"],  # which vLLM adds to every line
+        timestamp="time",
+        json_ensure_ascii=False,
+    )
 
 
 class LogRequests:
@@ -130,7 +137,7 @@ class LogRequests:
             "trace_id": self.tracing.trace_id(),
         }
         shown = {name: value for name, value in fields.items() if value is not None}
-        level = logging.DEBUG if route in PROBES and status < 400 else logging.INFO
+        level = logging.DEBUG if route in PROBES else logging.INFO
         access.log(level, "%s %s %s", scope["method"], route, status, extra={"fields": shown})
         if account.selected is not None:
             written = {"prompt": account.prompt, "selected": account.selected}

@@ -75,6 +75,15 @@ async def test_errors_and_streams_have_an_id_too(client: httpx.AsyncClient, engi
     assert 'infalign_requests_total{code="500",route="/v1/chat/completions"} 1.0' in (await client.get("/metrics")).text
 
 
+async def test_probes_have_no_line_though_they_are_red(
+    client: httpx.AsyncClient, engines: FakeEngines, json_lines: Lines
+) -> None:
+    engines.dead = True
+    assert (await client.get("/ready")).status_code == 503
+    await client.get("/metrics")
+    assert not [line for line in json_lines() if line["logger"] == "infalign.access"]
+
+
 async def test_each_request_is_one_line_without_text(client: httpx.AsyncClient, json_lines: Lines) -> None:
     body = {"messages": ASKED, "n": 4, "seed": 0}
     await client.post("/v1/best-of-n", json=body, headers={"X-Request-Id": "one"})
