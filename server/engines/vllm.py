@@ -6,8 +6,8 @@ The reference is the policy's engine without an adapter, or one more AsyncLLM on
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -16,8 +16,9 @@ from uuid import uuid4
 from infalign.bundle import adapter_rank, positions
 from infalign.errors import one_line
 from server.concurrency import to_the_end, together
-from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling, TokenLogprob
+from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling
 from server.engines.late import LateEngine
+from server.engines.outputs import last, listened, params, whole
 from server.settings import Settings
 
 BATCHED_TOKENS = 4096
@@ -114,13 +115,11 @@ class VllmEngines:
         adapter = self._adapter(sampling.policy)
         try:
             outputs = engine.generate(
-                tokens_input(prompt), _params(sampling, listen is not None), uuid4().hex, lora_request=adapter
+                tokens_input(prompt), params(sampling, listen is not None), uuid4().hex, lora_request=adapter
             )
             if listen is None:
-                drawn = (await _last(outputs)).outputs[0]
-                reason = drawn.finish_reason or "stop"
-                return Completion(drawn.text, len(drawn.token_ids), reason, _logprobs(drawn, sampling))
-            return await _listened(outputs, sampling, listen)
+                return await whole(outputs, sampling)
+            return await listened(outputs, sampling, listen)
         except (VLLMClientError, ValueError) as error:
             raise Refused(one_line(error)) from error
 
@@ -130,10 +129,10 @@ class VllmEngines:
 
         self._running(self._policy)
         # The default applies a sigmoid, which saturates and makes ties.
-        params = PoolingParams(task="classify", use_activation=False)
+        raw = PoolingParams(task="classify", use_activation=False)
 
         async def by(engine: Any, read: list[int]) -> float:
-            output = await _last(engine.encode(tokens_input(read), params, uuid4().hex))
+            output = await last(engine.encode(tokens_input(read), raw, uuid4().hex))
             return float(output.outputs.data[0])
 
         return await together([by(engine, read) for engine, read in zip(self._rewards, tokens, strict=True)])
@@ -216,80 +215,6 @@ class VllmEngines:
         if engine is None:
             raise EnginesDown("the engines are not up")
         return engine
-
-
-def _params(sampling: Sampling, streaming: bool) -> Any:
-    """VLLM's form of ``sampling``."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-    structure = sampling.structure
-    return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        seed=sampling.seed,
-        stop=list(sampling.stop),
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        repetition_penalty=sampling.repetition_penalty,
-        logit_bias=dict(sampling.logit_bias) or None,
-        logprobs=sampling.logprobs,
-        structured_outputs=structure
-        and StructuredOutputsParams(json=structure.schema, json_object=True if structure.schema is None else None),
-        output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _logprobs(drawn: Any, sampling: Sampling) -> tuple[TokenLogprob, ...] | None:
-    """Of the tokens of an output; vLLM lists the drawn token first, then the likeliest."""
-    if sampling.logprobs is None:
-        return None
-    found = []
-    for token, at_place in zip(drawn.token_ids, drawn.logprobs or (), strict=True):
-        likeliest = sorted(at_place.values(), key=lambda entry: entry.rank)[: sampling.logprobs]
-        top = tuple((entry.decoded_token or "", entry.logprob) for entry in likeliest)
-        found.append(TokenLogprob(at_place[token].decoded_token or "", at_place[token].logprob, top))
-    return tuple(found)
-
-
-async def _listened(
-    outputs: AsyncGenerator[Any, None], sampling: Sampling, listen: Callable[[Delta], None]
-) -> Completion:
-    """The completion of outputs that come in parts, of each of which ``listen`` is told."""
-    text, tokens, reason = "", 0, "stop"
-    logprobs: tuple[TokenLogprob, ...] = ()
-    async for output in _guarded(outputs):
-        drawn = output.outputs[0]
-        gained = _logprobs(drawn, sampling) or ()
-        if drawn.text or gained:
-            listen(Delta(drawn.text, gained))
-        text, tokens, logprobs = text + drawn.text, tokens + len(drawn.token_ids), logprobs + gained
-        reason = drawn.finish_reason or reason
-    return Completion(text, tokens, reason, None if sampling.logprobs is None else logprobs)
-
-
-async def _last(outputs: AsyncGenerator[Any, None]) -> Any:
-    """The final output."""
-    last = None
-    async for output in _guarded(outputs):
-        last = output
-    return last
-
-
-async def _guarded(outputs: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
-    """The outputs; leaving early closes the generator, which aborts the request in the engine."""
-    from vllm.exceptions import VLLMServerError
-
-    try:
-        async with aclosing(outputs):
-            async for output in outputs:
-                yield output
-    except VLLMServerError as error:
-        raise EnginesDown("an engine has failed") from error
 
 
 def _launch(model: Path, **options: Any) -> Any:
