@@ -44,7 +44,7 @@ soak: setup ## Load a server of the demo for half an hour and see that its memor
 	$(BIN)/python loadtests/soak.py
 
 fuzz: setup ## Send 10,000 requests, good and bad, made from the OpenAPI schema
-	INFALIGN_FUZZ=500 $(BIN)/python -m pytest -s tests/unit/server/test_fuzz.py
+	INFALIGN_FUZZ=700 $(BIN)/python -m pytest -s tests/unit/server/test_fuzz.py
 
 bench: setup ## Time the method beside the obvious alternatives
 	$(BIN)/python benchmarks/method.py
