@@ -236,7 +236,8 @@ class Decoder:
             with self.tracing.span("score", asked) as span:
                 rewards = await self.sampler.score(job.conversation, completion.text)
                 if listen or span.recording:
-                    scored = (await lookup).of([rewards])[0]
+                    standing = await asyncio.shield(lookup)  # one candidate's end must not end it for the others
+                    scored = standing.of([rewards])[0]
                     span.set(_scored(scored))
             done += 1
             if listen:
