@@ -126,21 +126,16 @@ class Authenticate:
             return
         async with AsyncExitStack() as held:
             try:
-                caller = self._caller(scope)
+                caller = self.keyring.caller(scope["headers"])
                 place = self.limits.place(caller.name, caller.requests_per_minute, caller.concurrent)
                 await held.enter_async_context(place)
             except ServerError as refused:
+                if isinstance(refused, Unauthorized):
+                    self.metrics.rejected.labels("unauthorized").inc()
                 await refused.response(scope, receive, send)
                 return
             scope["caller"] = caller
             await self.app(scope, receive, send)
-
-    def _caller(self, scope: Scope) -> Caller:
-        try:
-            return self.keyring.caller(scope["headers"])
-        except Unauthorized:
-            self.metrics.rejected.labels("unauthorized").inc()
-            raise
 
 
 def _guarded(path: str) -> bool:

@@ -9,8 +9,7 @@ from server.engines.base import Completion, Delta, EnginesDown, Sampling, TokenL
 
 def params(sampling: Sampling, streaming: bool) -> Any:
     """VLLM's form of ``sampling``."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     structure = sampling.structure
     return SamplingParams(

@@ -124,8 +124,8 @@ class VllmEngines:
             raise Refused(one_line(error)) from error
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
-        from vllm import PoolingParams
         from vllm.inputs import tokens_input
+        from vllm.pooling_params import PoolingParams
 
         self._running(self._policy)
         # The default applies a sigmoid, which saturates and makes ties.

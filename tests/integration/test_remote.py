@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ import psutil
 import pytest
 
 from infalign import Bundle
-from tests.integration.conftest import READY_WITHIN, serving
+from tests.integration.conftest import serving, wait_until
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -88,12 +87,8 @@ def test_remote_engines_answer_as_those_in_process_do(bundle: Bundle, server: st
 
             for process in (*psutil.Process(scorer.pid).children(), scorer):  # its engine would live on
                 process.kill()
-            deadline = time.monotonic() + READY_WITHIN
-            while (ready := httpx.get(f"{url}/ready")).status_code == 200 and time.monotonic() < deadline:
-                time.sleep(0.2)
-            assert reward_url not in ready.text, "where the engines are is not for whoever may ask"
-            while f"{reward_url}: " not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
-                time.sleep(0.2)
-            assert f"{reward_url}: " in (tmp_path / "log").read_text()
+            wait_until(lambda: httpx.get(f"{url}/ready").status_code != 200)
+            assert reward_url not in httpx.get(f"{url}/ready").text, "where the engines are is not for whoever may ask"
+            wait_until(lambda: f"{reward_url}: " in (tmp_path / "log").read_text())
             failed = httpx.post(f"{url}/v1/best-of-n", json={"prompt": "x", "n": 1}, timeout=120)
             assert failed.status_code == 503
