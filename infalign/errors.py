@@ -5,6 +5,7 @@ InfAlignError
 ├── NotConverged            a numerical solution was not found, or did not pass its check
 ├── EngineFailed            what draws responses offline did not start, or died
 ├── DiskFull                there is no room for what is to be written
+├── TemplateRefusal         a chat template does not accept a conversation
 └── BundleError             a bundle that must not be used
     ├── BundleMissing       there is no bundle, or a part of it is missing
     ├── BundleCorrupt       a file differs from what was written
@@ -42,6 +43,10 @@ class NotConverged(InfAlignError):
 
 class EngineFailed(InfAlignError):
     """What draws responses offline did not start, or died."""
+
+
+class TemplateRefusal(InfAlignError):
+    """A chat template does not accept a conversation; the text is the template's reason."""
 
 
 class BundleError(InfAlignError):

@@ -91,6 +91,7 @@ def create_app(
         await asyncio.gather(watching, return_exceptions=True)
         await asyncio.to_thread(engines.stop)
         await calibrator.close()
+        sampler.reader.close()
         audit_log.close()
         await asyncio.to_thread(tracing.stop)
 

@@ -14,9 +14,10 @@ from infalign.calibration import Calibration, CalibrationTable
 from infalign.combination import Combination
 from infalign.manifest import CalibrationRecord
 from server.concurrency import Shared, together
+from server.decoding.reader import Prompt
 from server.engines import Sampling
 from server.errors import PromptTooLong
-from server.sampler import Prompt, Sampler
+from server.sampler import Sampler
 from server.store import Rewards, Store
 
 Source = Literal["bundle", "cache", "drawn", "pooled"]
@@ -99,7 +100,7 @@ class Calibrator:
         """Rewards of K responses of the reference; their seeds follow from the prompt."""
         law, seed = self._record.sampling, int(prompt.key[:15], 16)
         try:
-            self._sampler.read(prompt.conversation, law.max_tokens)
+            await self._sampler.reader.read(prompt.conversation, law.max_tokens)
         except PromptTooLong as error:
             raise PromptTooLong(f"{error}; a calibration draws by the bundle's max_tokens", error.param) from error
 
@@ -114,7 +115,7 @@ class Calibrator:
             )
             async with self._gate:
                 completion = await self._sampler.draw(prompt, sampling)
-                return await self._sampler.score(prompt.conversation, completion.text)
+                return (await self._sampler.score_candidate(prompt.conversation, completion.text)).rewards
 
         first = await scored(0)  # alone: what stops one stops all, and the reference may have to be launched
         rest = await together([scored(index) for index in range(1, self._record.samples)])

@@ -14,12 +14,13 @@ from infalign.procedures import FixedN, Standard
 from server.account import decoding, engine_call
 from server.calibrator import Calibrator, Found
 from server.concurrency import at_least, together
+from server.decoding.reader import Conversation, Prompt
 from server.drift import Drift
 from server.engines import Completion, Delta, Sampling
 from server.errors import DeadlineExceeded, ServerError
 from server.metrics import Metrics
 from server.protocol.answers import Candidate, Scored
-from server.sampler import Conversation, Prompt, Sampler
+from server.sampler import Sampler, Scores
 from server.tracing import Tracing
 
 
@@ -129,14 +130,18 @@ class Decoder:
 
         Raises:
             PromptTooLong: prompt and response do not fit the context of policy or reward models.
-            BadRequest: the engine does not accept the sampling.
+            BadRequest: a chat template does not accept the messages, or the engine the sampling.
             Unavailable: the engines are not up, or died.
             DeadlineExceeded: the time was up before enough candidates were scored.
         """
         until = asyncio.get_running_loop().time() + job.seconds
-        prompt = self.sampler.read(job.conversation, job.sampling.max_tokens)
+        try:
+            async with asyncio.timeout_at(until):
+                prompt = await self.sampler.reader.read(job.conversation, job.sampling.max_tokens)
+        except TimeoutError as error:
+            raise _late(job) from error
         label = job.procedure.family
-        decoding(job.procedure, job.draws, job.sampling.policy, prompt.rendered)
+        decoding(job.procedure, job.draws, job.sampling.policy, prompt.rendering.text)
         self.metrics.requested.labels(label).observe(job.draws)
         with self.metrics.in_flight.track_inprogress(), self.metrics.request_seconds.labels(label).time():
             # Looked up while the candidates are drawn; a prompt that cannot be calibrated is refused before.
@@ -165,11 +170,14 @@ class Decoder:
         """Reward and quantile of given responses, in their order.
 
         Raises:
-            PromptTooLong: a response does not fit the reward models' context.
+            PromptTooLong: the prompt or a response does not fit the reward models' context.
+            BadRequest: a chat template does not accept the messages.
             Unavailable: the engines are not up, or died.
         """
+        prompt = await self.sampler.reader.read(
+            conversation, 0
+        )  # before the responses: one too long is refused at once
         rewards = await together([self.sampler.score(conversation, response) for response in responses])
-        prompt = self.sampler.read(conversation, 0)
         standing = await self._standing(prompt, calibrate)
         return standing.of(rewards), standing.calibration
 
@@ -180,7 +188,7 @@ class Decoder:
             PromptTooLong: prompt and response do not fit the context under the calibration's sampling law.
             Unavailable: the engines are not up, or died.
         """
-        return await self._found(self.sampler.read(conversation, 0), calibrate=True)
+        return await self._found(await self.sampler.reader.read(conversation, 0), calibrate=True)
 
     async def _standing(self, prompt: Prompt, calibrate: bool) -> "Standing":
         with self.tracing.span("calibration") as span:
@@ -210,9 +218,10 @@ class Decoder:
     ) -> tuple[list[Candidate], dict[str, int]]:
         """Those that were scored in time, in drawn order, and how many were not, by the reason."""
 
-        def candidate(index: int, completion: Completion, scored: Scored) -> Candidate:
+        def candidate(index: int, completion: Completion, unread: int, scored: Scored) -> Candidate:
             return Candidate(
                 **vars(scored) | {"index": index},
+                unread_tokens=unread or None,
                 text=completion.text,
                 finish_reason=completion.finish_reason,
                 completion_tokens=completion.tokens,
@@ -224,7 +233,7 @@ class Decoder:
         tell = listen or (lambda _: None)
         live = listen is not None and isinstance(job.procedure, Standard)  # ranked candidates are told of when whole
 
-        async def draw(index: int) -> tuple[Completion, list[float]]:
+        async def draw(index: int) -> tuple[Completion, Scores]:
             nonlocal done
             sampling = replace(job.sampling, seed=job.sampling.seed + index)
             asked = _asked(job, index)
@@ -234,15 +243,15 @@ class Decoder:
                 span.set(_generated(prompt, sampling, completion))
             tell(Finished(index, completion))
             with self.tracing.span("score", asked) as span:
-                rewards = await self.sampler.score(job.conversation, completion.text)
+                scores = await self.sampler.score_candidate(job.conversation, completion.text)
                 if listen or span.recording:
                     standing = await asyncio.shield(lookup)  # one candidate's end must not end it for the others
-                    scored = standing.of([rewards])[0]
+                    scored = standing.of([scores.rewards])[0]
                     span.set(_scored(scored))
             done += 1
             if listen:
-                listen(Judged(candidate(index, completion, scored)))
-            return completion, rewards
+                listen(Judged(candidate(index, completion, scores.unread, scored)))
+            return completion, scores
 
         try:
             gathered = await at_least(job.fewest, [draw(index) for index in range(job.draws)], until)
@@ -250,10 +259,10 @@ class Decoder:
             self.metrics.aborted.inc(job.draws - done)
         async with asyncio.timeout_at(until):
             standing = await lookup
-        scored = standing.of([rewards for _, rewards in gathered.results.values()])
+        scored = standing.of([scores.rewards for _, scores in gathered.results.values()])
         found = [
-            candidate(index, completion, where)
-            for (index, (completion, _)), where in zip(gathered.results.items(), scored, strict=True)
+            candidate(index, completion, scores.unread, where)
+            for (index, (completion, scores)), where in zip(gathered.results.items(), scored, strict=True)
         ]
         codes = [error.code if isinstance(error, ServerError) else DeadlineExceeded.code for error in gathered.failures]
         return found, dict(Counter(codes))

@@ -1,13 +1,12 @@
-"""Drawing candidates: a conversation becomes tokens, an engine answers it, the reward models read the answer."""
+"""Drawing and scoring single candidates: an engine answers a prompt, the reward models read the answer."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeVar
 
-from infalign.templates import Message, prompt_key, render_judged, render_prompt, tokenise
 from server.account import engine_call
+from server.decoding.reader import Conversation, JudgedText, Prompt, Reader
 from server.engines import Completion, Delta, Engines, EnginesDown, Refused, Sampling
 from server.errors import BadRequest, PromptTooLong, Unavailable
 from server.metrics import Metrics
@@ -16,31 +15,14 @@ log = logging.getLogger("infalign.server")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """What is answered: chat messages, or a raw prompt (then ``messages`` is empty)."""
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the reward models say of one candidate."""
 
-    messages: tuple[Message, ...] = ()
-    prompt: str = ""
-
-    @property
-    def field(self) -> str:
-        """The request field it came from."""
-        return "messages" if self.messages else "prompt"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation as the policy reads it."""
-
-    conversation: Conversation
-    rendered: str
-    tokens: list[int]
-
-    @cached_property
-    def key(self) -> str:
-        """Its key in calibrations."""
-        return prompt_key(self.rendered)
+    rewards: list[float]
+    """Raw, of each model."""
+    unread: int
+    """Tokens at the candidate's end that did not fit the reward models' context."""
 
 
 class Sampler:
@@ -53,35 +35,12 @@ class Sampler:
 
     def __init__(self, engines: Engines, tokenizers: tuple[Any, Mapping[str, Any]], metrics: Metrics) -> None:
         self.engines, self.metrics = engines, metrics
-        self._policy_tokenizer, self._reward_tokenizers = tokenizers
+        self.reader = Reader(*tokenizers, lambda: engines.context)
 
     @property
     def reward_models(self) -> tuple[str, ...]:
         """Names of the reward models, in the order of their rewards."""
-        return tuple(self._reward_tokenizers)
-
-    def render(self, conversation: Conversation) -> str:
-        """The text after which the policy writes its answer."""
-        if not conversation.messages:
-            return conversation.prompt
-        return render_prompt(self._policy_tokenizer, conversation.messages)
-
-    def read(self, conversation: Conversation, max_tokens: int) -> Prompt:
-        """The prompt, for responses of up to ``max_tokens``.
-
-        Raises:
-            PromptTooLong: the two do not fit the context of the policies or of a reward model.
-        """
-        rendered = self.render(conversation)
-        prompt = Prompt(conversation, rendered, tokenise(self._policy_tokenizer, rendered))
-        longest = max(map(len, (prompt.tokens, *self._judged_tokens(conversation, ""))))
-        if longest + max_tokens > self.engines.context:
-            raise PromptTooLong(
-                f"{conversation.field}: {longest} tokens and {max_tokens} for the response (max_tokens) make "
-                f"{longest + max_tokens}, accepted: at most {self.engines.context} together",
-                conversation.field,
-            )
-        return prompt
+        return tuple(self.reader.rewards)
 
     async def draw(
         self, prompt: Prompt, sampling: Sampling, listen: Callable[[Delta], None] | None = None
@@ -96,33 +55,36 @@ class Sampler:
             return await _engine(self.engines.generate(prompt.tokens, sampling, listen))
 
     async def score(self, conversation: Conversation, response: str) -> list[float]:
-        """Raw reward of ``response`` by each reward model.
+        """Raw reward of a response that somebody brings, by each reward model.
 
         Raises:
             PromptTooLong: the response does not fit a reward model's context.
+            BadRequest: a reward model's chat template refuses the conversation.
             Unavailable: the engines are not up, or died.
         """
-        tokens = self._judged_tokens(conversation, response)
-        longest = max(map(len, tokens))
-        if longest > self.engines.context:
+        judged = await self.reader.judge(conversation, response)
+        if judged.unread:
+            context = self.engines.context
             raise PromptTooLong(
-                f"{conversation.field}: with its response it takes {longest} tokens, "
-                f"the reward model reads at most {self.engines.context}",
-                conversation.field,
+                f"responses: with its prompt a response takes {context + judged.unread} tokens, "
+                f"accepted: at most {context}, which the reward models can read",
+                "responses",
             )
-        with self.metrics.scoring_seconds.time(), engine_call():
-            return await _engine(self.engines.score(tokens))
+        return await self._score(judged)
 
-    def _judged_tokens(self, conversation: Conversation, response: str) -> list[list[int]]:
-        """What each reward model reads. A raw prompt is continued as it stands, and ended as a turn is."""
-        read = []
-        for tokenizer in self._reward_tokenizers.values():
-            if conversation.messages:
-                rendered = render_judged(tokenizer, conversation.messages, response)
-            else:
-                rendered = conversation.prompt + response + tokenizer.eos_token
-            read.append(tokenise(tokenizer, rendered))
-        return read
+    async def score_candidate(self, conversation: Conversation, text: str) -> Scores:
+        """Raw reward of a response that was drawn, by each reward model, of as much as fits their context.
+
+        Raises:
+            BadRequest: a reward model's chat template refuses the conversation.
+            Unavailable: the engines are not up, or died.
+        """
+        judged = await self.reader.judge(conversation, text)
+        return Scores(await self._score(judged), judged.unread)
+
+    async def _score(self, judged: JudgedText) -> list[float]:
+        with self.metrics.scoring_seconds.time(), engine_call():
+            return await _engine(self.engines.score(judged.tokens))
 
 
 async def _engine(work: Awaitable[T]) -> T:

@@ -65,7 +65,7 @@ BAD: list[tuple[str, Any, int, str]] = [
     (TEXT, {}, 400, "prompt"),
     (REWARDS, {"messages": ASKED, "responses": []}, 400, "responses"),
     (REWARDS, {"messages": ASKED, "responses": ["x"] * 100_000}, 400, "responses"),
-    (REWARDS, {"messages": ASKED, "responses": ["word " * 20_000]}, 400, "messages"),
+    (REWARDS, {"messages": ASKED, "responses": ["word " * 20_000]}, 400, "responses"),
     (CALIBRATIONS, {}, 400, "prompt"),
     (CALIBRATIONS, {"messages": ASKED, "prompt": "x"}, 400, "prompt"),
     (CALIBRATIONS, {"prompt": "x", "samples": 7}, 400, "samples"),

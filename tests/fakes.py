@@ -9,7 +9,7 @@ import numpy as np
 
 from infalign import Bundle, CalibrationTable, Combination, Estimator
 from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord, SamplingLaw
-from infalign.templates import prompt_key
+from infalign.templates import prompt_key, render_prompt
 from server.app import Served
 from server.engines import Completion, Delta, EnginesDown, Sampling, TokenLogprob
 
@@ -22,6 +22,8 @@ class CharacterTokenizer:
 
     chat_template = "fake"
     eos_token = "."
+    all_special_tokens: tuple[str, ...] = ()
+    added_tokens_decoder: Mapping[int, Any] = {}
 
     def apply_chat_template(
         self, conversation: Sequence[dict[str, str]], tokenize: bool = True, add_generation_prompt: bool = False
@@ -30,7 +32,9 @@ class CharacterTokenizer:
         turns = "".join(f"[{turn['role']}]{turn['content']}." for turn in conversation)
         return turns + ("[assistant]" if add_generation_prompt else "")
 
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+    def __call__(self, text: str | list[str], **options: Any) -> dict[str, Any]:
+        if isinstance(text, list):
+            return {"input_ids": [[ord(character) for character in each] for each in text]}
         return {"input_ids": [ord(character) for character in text]}
 
 
@@ -134,14 +138,7 @@ def fake_served(
     With ``weights`` it has so many reward models, every other of which says 9 less what the others say.
     """
     tokenizer = CharacterTokenizer()
-    keys = tuple(
-        prompt_key(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-        )
-        for prompt in prompts
-    )
+    keys = tuple(prompt_key(render_prompt(tokenizer, [{"role": "user", "content": prompt}])) for prompt in prompts)
     weights = weights or {"reward": 1.0}
     rewards = np.array([anchors] * len(keys), dtype=float)
     tables = [CalibrationTable(keys, 9 - rewards if i % 2 else rewards) for i in range(len(weights))]

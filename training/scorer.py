@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from infalign.bundle import reward_models
 from infalign.combination import Combination
-from infalign.templates import Message, prompt_key, render_judged, render_prompt
+from infalign.templates import Message, prompt_key, render_judged, render_prompt, tokenise
 from training.models import load_classifier
 
 SCORE_BATCH = 512
@@ -33,12 +33,13 @@ class Scorer:
     @torch.inference_mode()
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.float32]:
         """Raw rewards, shape (len(responses),); equal texts are scored once, so that they tie exactly."""
-        texts = [render_judged(self.tokenizer, *pair) for pair in zip(prompts, responses, strict=True)]
+        renderings = [render_judged(self.tokenizer, *pair) for pair in zip(prompts, responses, strict=True)]
+        texts = [tuple(tokenise(self.tokenizer, rendering)) for rendering in renderings]
         unique = sorted(dict.fromkeys(texts), key=len)  # not a set: its order, and with it the padding, is random
-        rewards: dict[str, float] = {}
+        rewards: dict[tuple[int, ...], float] = {}
         for start in range(0, len(unique), SCORE_BATCH):
             batch = unique[start : start + SCORE_BATCH]
-            inputs = self.tokenizer(batch, return_tensors="pt", padding=True, add_special_tokens=False)
+            inputs = self.tokenizer.pad([{"input_ids": list(text)} for text in batch], return_tensors="pt")
             inputs = inputs.to(self.model.device)
             logits = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
             rewards.update(zip(batch, logits[:, 0].float().tolist(), strict=True))

@@ -58,7 +58,7 @@ def base_tokenizer(base: Base) -> Any:
                 raise InvalidValue(f"model.base.{key}", token, f"a token in the vocabulary of {base.path}")
             setattr(tokenizer, attribute, token)
     check_padding(tokenizer, "model.base.pad_token")
-    turn = render_judged(tokenizer, [{"role": "user", "content": "question"}], "answer").rstrip()
+    turn = render_judged(tokenizer, [{"role": "user", "content": "question"}], "answer").text.rstrip()
     if not turn.endswith(tokenizer.eos_token):
         raise InvalidValue(
             "model.base.end_token",

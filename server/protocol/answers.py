@@ -44,6 +44,9 @@ class Candidate(Scored):
     finish_reason: str
     completion_tokens: int
     seed: int
+    unread_tokens: int | None = Field(
+        None, description="tokens at its end that the reward models did not read, where it did not fit their context"
+    )
     logprobs: tuple[TokenLogprob, ...] | None = Field(None, description="of each token, where asked for")
 
 

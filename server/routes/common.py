@@ -12,19 +12,18 @@ from starlette.requests import Request
 from infalign.calibration import Calibration
 from infalign.manifest import SamplingLaw
 from infalign.procedures import FixedN, WorstOfN
-from infalign.templates import prompt_key
 from server.adapters import Adapters
 from server.admission import Admission
 from server.audit import Call
 from server.auth import caller_of
 from server.catalogue import Catalogue, Choice
 from server.decoder import Decoded, Decoder, Event, Job
+from server.decoding.reader import Conversation
 from server.engines import Sampling, Structure
 from server.errors import BadRequest, DeadlineExceeded
 from server.metrics import Metrics
 from server.protocol.answers import CalibrationInfo, Missing, Usage
 from server.protocol.requests import Message, ResponseFormat, Sampled
-from server.sampler import Conversation
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -52,7 +51,7 @@ class Serving:
         if n > self.settings.max_n:
             raise BadRequest(f"{field}: got {n}, accepted: at most {self.settings.max_n}", field)
 
-    def job(
+    async def job(
         self,
         request: Request,
         body: Sampled,
@@ -71,12 +70,12 @@ class Serving:
         Raises:
             UnknownModel: there is no such model.
             Forbidden: the key lacks the role that the procedure or the candidates take.
-            BadRequest: more candidates or time than the operator allows.
+            BadRequest: more candidates or time than the operator allows, or messages that the chat template refuses.
         """
         choice = self.catalogue.choose(body.model, procedure)
         if choice.procedure != procedure:
             field, draws = "model", None
-        self._permit(request, body, asked, choice, field)
+        await self._permit(request, body, asked, choice, field)
         n = draws or choice.procedure.n
         self.check_n(field, n)
         law, settings = self.law, self.settings
@@ -142,12 +141,12 @@ class Serving:
         with self.admission.admitted(), self.catalogue.using(job.sampling.policy or ""):
             return await self.decoder.decode(job, listen)
 
-    def _permit(self, request: Request, body: Sampled, asked: Conversation, choice: Choice, field: str) -> None:
+    async def _permit(self, request: Request, body: Sampled, asked: Conversation, choice: Choice, field: str) -> None:
         """Note a worst-of-n call for the audit; raise Forbidden unless the key may have what is asked for."""
         caller = caller_of(request)
         procedure = choice.procedure
         if isinstance(procedure, WorstOfN):
-            key = prompt_key(self.decoder.sampler.render(asked))
+            key = await self.decoder.sampler.reader.key(asked)
             request.scope["audit"].call = Call(caller.name, body.user, choice.policy, str(procedure), procedure.n, key)
             # Under the endpoint of its own, no field says so.
             caller.require("probe", str(procedure), None if field == "n" else field)

@@ -61,7 +61,7 @@ async def _decode(
     body: DecodingRequest, request: Request, server: Serving, kind: type[BestOfN] | type[WorstOfN]
 ) -> DecodingAnswer | EventSourceResponse:
     asked = conversation(body.messages, body.prompt)
-    job = server.job(request, body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
+    job = await server.job(request, body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
     if not body.stream:
         return _answer(body, job, await while_connected(request, server.decode(request, job)))
 

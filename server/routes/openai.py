@@ -13,10 +13,10 @@ from server.account import selected
 from server.auth import authenticated, needs
 from server.choices import Chat, Chunks, Form, Text, choices
 from server.decoder import Decoded, Event, Job
+from server.decoding.reader import Conversation
 from server.protocol.answers import OpenAIAnswer
 from server.protocol.requests import ChatRequest, CompletionRequest
 from server.routes.common import Server, Serving, calibration_info, conversation, missing, usage, while_connected
-from server.sampler import Conversation
 from server.streaming import DONE, STREAMED, data, stream
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(authenticated)])
@@ -57,7 +57,7 @@ async def _answer(
     limit: int | None,
     form: Form,
 ) -> OpenAIAnswer | EventSourceResponse:
-    job = _job(request, body, server, asked, limit)
+    job = await _job(request, body, server, asked, limit)
     head = {
         "id": f"{form.prefix}-{uuid4().hex}",
         "created": int(time.time()),
@@ -103,7 +103,7 @@ async def _stream(
     return await stream(request, lambda listen: server.decode(request, job, listen), tell, [DONE])
 
 
-def _job(
+async def _job(
     request: Request, body: ChatRequest | CompletionRequest, server: Serving, asked: Conversation, limit: int | None
 ) -> Job:
     procedure: FixedN
@@ -113,7 +113,9 @@ def _job(
         field, drawn, procedure = "worst_of", body.worst_of, WorstOfN(body.worst_of)
     else:
         field, drawn, procedure = "n", body.n, Standard()
-    return server.job(request, body, asked, procedure, field, draws=drawn, max_tokens=limit, logprobs=body.alternatives)
+    return await server.job(
+        request, body, asked, procedure, field, draws=drawn, max_tokens=limit, logprobs=body.alternatives
+    )
 
 
 def _side(body: ChatRequest | CompletionRequest, job: Job, decoded: Decoded) -> dict[str, Any]:

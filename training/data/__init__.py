@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from infalign.templates import render_prompt, tokenise
+from infalign.templates import Rendering, render_prompt, render_text, tokenise
 from training.config import Base, Config
 from training.data import examples, helpdesk
 from training.data.files import hub, lines
@@ -73,12 +73,15 @@ def _material(config: Config) -> Material:
 
 def _drop_long(material: Material, tokenizer: PreTrainedTokenizerBase, positions: int, room: int) -> None:
     """Drop prompts that leave no ``room`` for a response, and responses that do not fit behind their prompt."""
-    lengths: dict[str, int] = {}
+    lengths: dict[Rendering, int] = {}
+
+    def measured(rendering: Rendering) -> int:
+        if rendering not in lengths:
+            lengths[rendering] = len(tokenise(tokenizer, rendering))
+        return lengths[rendering]
 
     def length(text: str) -> int:
-        if text not in lengths:
-            lengths[text] = len(tokenise(tokenizer, text))
-        return lengths[text]
+        return measured(render_text(tokenizer, text))
 
     def kept(group: list[Item], size: Callable[[Item], int], what: str) -> list[Item]:
         fitting = [item for item in group if size(item) <= positions]
@@ -87,7 +90,7 @@ def _drop_long(material: Material, tokenizer: PreTrainedTokenizerBase, positions
         return fitting
 
     def asked(prompt: object) -> int:
-        return length(render_prompt(tokenizer, prompt))  # type: ignore[arg-type]
+        return measured(render_prompt(tokenizer, prompt))  # type: ignore[arg-type]
 
     material.train = kept(material.train, lambda prompt: asked(prompt) + room, "prompt")
     material.validation = kept(material.validation, lambda prompt: asked(prompt) + room, "prompt")

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from infalign.errors import InvalidValue
-from infalign.templates import prompt_key
+from infalign.templates import Rendering, prompt_key
 from server.app import create_app
 from server.audit import AuditLog
 from server.settings import Settings
@@ -61,7 +61,7 @@ async def test_a_line_says_who_asked_for_what_and_what_became_of_it(app: Any, pa
         "model": "fake",
         "procedure": "worst-of-4",
         "n": 4,
-        "prompt_key": prompt_key(f"[user]{SECRET}.[assistant]"),
+        "prompt_key": prompt_key(Rendering((f"[user]{SECRET}.[assistant]",))),
         "status": 200,
     }
 

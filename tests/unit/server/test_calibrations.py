@@ -13,7 +13,7 @@ import pytest
 
 from infalign import Combination
 from infalign.manifest import SamplingLaw
-from infalign.templates import prompt_key
+from infalign.templates import Rendering, prompt_key
 from server.app import Served, create_app
 from server.calibrator import Calibrator, context
 from server.metrics import Metrics
@@ -54,7 +54,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def digits(prompt: str) -> list[int]:
     """Rewards of the reference's draws for ``prompt``."""
-    first = int(prompt_key(prompt)[:15], 16)
+    first = int(prompt_key(Rendering((prompt,)))[:15], 16)
     return [(first + i) % 10 for i in range(K)]
 
 
@@ -73,7 +73,7 @@ async def test_k_reference_draws_under_the_calibrations_own_law_give_the_prompts
     assert answer["calibration"] == {"scope": "prompt", "samples": K}
     laws = {(s.temperature, s.top_p, s.top_k, s.max_tokens, s.min_p, s.stop) for s in engines.reference_draws}
     assert laws == {(0.5, 0.9, 7, 11, 0.0, ())}
-    first = int(prompt_key("else")[:15], 16)
+    first = int(prompt_key(Rendering(("else",)))[:15], 16)
     assert sorted(s.seed for s in engines.reference_draws) == [first + i for i in range(K)]
     selected = answer["selected"][0]
     assert selected["reward"] == pooled["selected"][0]["reward"] == 5
@@ -128,7 +128,7 @@ async def test_the_answer_describes_the_calibration(engines: FakeEngines) -> Non
     assert drawn == {
         "object": "calibration",
         "model": "fake",
-        "prompt_key": prompt_key("else"),
+        "prompt_key": prompt_key(Rendering(("else",))),
         "scope": "prompt",
         "samples": K,
         "cached": False,
@@ -247,7 +247,7 @@ class Stepwise(FakeEngines):
 async def test_one_of_two_waiters_goes_away_and_the_other_gets_it(tmp_path: Path) -> None:
     engines = Stepwise()
     async with calibrator(engines, tmp_path / "store") as calibrations:
-        prompt = Sampler(engines, served_with().tokenizers, Metrics()).read(Conversation(prompt="else"), 0)
+        prompt = await Sampler(engines, served_with().tokenizers, Metrics()).reader.read(Conversation(prompt="else"), 0)
         first, second = (asyncio.ensure_future(calibrations.calibrate(prompt)) for _ in range(2))
         await until(lambda: engines.running == 1)
         await cancel(first)
@@ -262,7 +262,7 @@ async def test_one_of_two_waiters_goes_away_and_the_other_gets_it(tmp_path: Path
 async def test_the_draws_end_when_nobody_waits_and_can_begin_anew(tmp_path: Path) -> None:
     engines = Stepwise()
     async with calibrator(engines, tmp_path / "store") as calibrations:
-        prompt = Sampler(engines, served_with().tokenizers, Metrics()).read(Conversation(prompt="else"), 0)
+        prompt = await Sampler(engines, served_with().tokenizers, Metrics()).reader.read(Conversation(prompt="else"), 0)
         waiting = [asyncio.ensure_future(calibrations.calibrate(prompt)) for _ in range(3)]
         await until(lambda: engines.running == 1)
         await cancel(*waiting)
@@ -347,7 +347,7 @@ async def test_rewards_that_are_no_numbers_are_not_kept(engines: FakeEngines, tm
         return [float("nan")]
 
     async with calibrator(engines, tmp_path / "store") as calibrations:
-        prompt = Sampler(engines, served_with().tokenizers, Metrics()).read(Conversation(prompt="else"), 0)
+        prompt = await Sampler(engines, served_with().tokenizers, Metrics()).reader.read(Conversation(prompt="else"), 0)
         engines.score = broken  # type: ignore[method-assign]
         with pytest.raises(ValueError, match="finite"):
             await calibrations.calibrate(prompt)

@@ -220,7 +220,7 @@ async def test_every_reward_model_reads_with_its_own_tokenizer() -> None:
         long = await client.post("/v1/rewards", json={"prompt": "x" * 120, "responses": ["7"]})
     assert (fits.status_code, read) == (200, [[92, 184]])
     assert (long.status_code, long.json()["error"]["param"]) == (400, "prompt")
-    assert "takes 244 tokens" in long.json()["error"]["message"]
+    assert "242 tokens" in long.json()["error"]["message"]
 
 
 async def test_one_reward_is_shown_once(client: httpx.AsyncClient) -> None:

@@ -240,13 +240,14 @@ async def test_overhead_of_an_answer_leaves_the_engines_out(clock: Clock) -> Non
             return await super().score(tokens)
 
     app = create_app(Settings(), engines := Slow(), fake_served())
-    read = app.state.serving.decoder.sampler.read
+    reader = app.state.serving.decoder.sampler.reader
+    read = reader.read
 
-    def reading(*given: Any) -> Any:
+    async def reading(*given: Any) -> Any:
         clock.now += 0.004
-        return read(*given)
+        return await read(*given)
 
-    app.state.serving.decoder.sampler.read = reading
+    reader.read = reading
     async with app.router.lifespan_context(app), client_of(app) as client:
         await engines.started.wait()
         await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 3})
