@@ -138,6 +138,8 @@ class Decoder:
         try:
             async with asyncio.timeout_at(until):
                 prompt = await self.sampler.reader.read(job.conversation, job.sampling.max_tokens)
+                if job.sampling.structure:
+                    await self.sampler.check_structure(job.sampling.structure)
         except TimeoutError as error:
             raise _late(job) from error
         label = job.procedure.family

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from server.account import engine_call
 from server.decoding.reader import Conversation, JudgedText, Prompt, Reader
-from server.engines import Completion, Delta, Engines, EnginesDown, Refused, Sampling
+from server.engines import Completion, Delta, Engines, EnginesDown, Refused, Sampling, Structure
 from server.errors import BadRequest, PromptTooLong, Unavailable
 from server.metrics import Metrics
 
@@ -41,6 +41,21 @@ class Sampler:
     def reward_models(self) -> tuple[str, ...]:
         """Names of the reward models, in the order of their rewards."""
         return tuple(self.reader.rewards)
+
+    async def check_structure(self, structure: Structure) -> None:
+        """See that responses can be held to ``structure``, before any is drawn.
+
+        Raises:
+            BadRequest: they cannot.
+            Unavailable: it cannot be found out now.
+        """
+        try:
+            with engine_call():
+                await self.engines.check_structure(structure)
+        except Refused as error:
+            raise BadRequest(f"response_format: accepted: {error}", "response_format") from error
+        except EnginesDown as error:
+            raise Unavailable("the engines cannot answer now") from error
 
     async def draw(
         self, prompt: Prompt, sampling: Sampling, listen: Callable[[Delta], None] | None = None

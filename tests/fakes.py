@@ -11,7 +11,7 @@ from infalign import Bundle, CalibrationTable, Combination, Estimator
 from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord, SamplingLaw
 from infalign.templates import prompt_key, render_prompt
 from server.app import Served
-from server.engines import Completion, Delta, EnginesDown, Sampling, TokenLogprob
+from server.engines import Completion, Delta, EnginesDown, Sampling, Structure, TokenLogprob
 
 LAW = SamplingLaw(max_tokens=8)
 KNOWN = "known question"
@@ -98,6 +98,9 @@ class FakeEngines:
             self.running -= 1
         logprobs = tuple(TokenLogprob(word, -0.5, ((word, -0.5),)) for word in words)
         return Completion("".join(words), 3, "stop", None if sampling.logprobs is None else logprobs)
+
+    async def check_structure(self, structure: Structure) -> None:
+        """Every schema will do."""
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
         if self.fail_scoring_after is not None:

@@ -95,6 +95,14 @@ class Engines(Protocol):
             Refused: the sampling is not accepted.
         """
 
+    async def check_structure(self, structure: Structure) -> None:
+        """See that responses can be held to ``structure``, before any is drawn.
+
+        Raises:
+            Refused: they cannot, or finding out takes too long.
+            EnginesDown: it cannot be found out now.
+        """
+
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
         """Raw reward of a whole conversation by each reward model, no activation applied. Raises EnginesDown.
 

@@ -2,9 +2,13 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from functools import cache
 from typing import Any
 
 from server.engines.base import Completion, Delta, EnginesDown, Sampling, TokenLogprob
+
+BACKEND = "xgrammar"
+"""What holds responses to a schema in vLLM."""
 
 
 def params(sampling: Sampling, streaming: bool) -> Any:
@@ -12,7 +16,8 @@ def params(sampling: Sampling, streaming: bool) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     structure = sampling.structure
-    return SamplingParams(
+    kind = _checked_params() if structure and structure.schema is not None else SamplingParams
+    return kind(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
@@ -30,6 +35,21 @@ def params(sampling: Sampling, streaming: bool) -> Any:
         and StructuredOutputsParams(json=structure.schema, json_object=True if structure.schema is None else None),
         output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
     )
+
+
+@cache
+def _checked_params() -> Any:
+    """VLLM's sampling parameters for a schema that has been checked.
+
+    VLLM makes a grammar of the schema once more for every candidate, on the event loop.
+    """
+    from vllm.sampling_params import SamplingParams
+
+    class CheckedParams(SamplingParams):  # type: ignore[misc]
+        def _validate_structured_outputs(self, *_: Any) -> None:
+            self.structured_outputs._backend = BACKEND
+
+    return CheckedParams
 
 
 async def whole(outputs: AsyncGenerator[Any, None], sampling: Sampling) -> Completion:

@@ -9,7 +9,7 @@ from pathlib import Path
 from infalign.errors import InvalidValue
 from server.concurrency import together
 from server.engines import wire
-from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling
+from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling, Structure
 from server.engines.pool import Pool, Server
 from server.settings import Settings, split_name
 
@@ -122,6 +122,9 @@ class RemoteEngines:
         pool, model_of = self._drawing(sampling.policy)
         # The seed makes another server draw the same, but what was told cannot be told again.
         return await pool.ask(draw, model_of, lambda: not told.is_set())
+
+    async def check_structure(self, structure: Structure) -> None:
+        """Nothing: each server checks what it is asked for."""
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
         async def by(pool: Pool, read: list[int]) -> float:

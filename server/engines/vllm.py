@@ -16,9 +16,10 @@ from uuid import uuid4
 from infalign.bundle import adapter_rank, positions
 from infalign.errors import one_line
 from server.concurrency import to_the_end, together
-from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling
+from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling, Structure
+from server.engines.grammar import GrammarCheck
 from server.engines.late import LateEngine
-from server.engines.outputs import last, listened, params, whole
+from server.engines.outputs import BACKEND, last, listened, params, whole
 from server.settings import Settings
 
 BATCHED_TOKENS = 4096
@@ -47,6 +48,7 @@ class VllmEngines:
         self._loaded = self._rank = 0
         self._policy: Any = None
         self._rewards: list[Any] = []
+        self._grammar = GrammarCheck(policy)
         self._reference_path = reference
         self._reference: LateEngine | None = None
 
@@ -56,6 +58,7 @@ class VllmEngines:
     async def _start(self) -> None:
         """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
         _prepare_environment()
+        from vllm.config import StructuredOutputsConfig
         from vllm.platforms import current_platform
 
         # Of its own it writes to stdout, in its own form.
@@ -91,8 +94,10 @@ class VllmEngines:
                 late["gpu_memory_utilization"] = self._settings.reference_gpu_memory
             self._reference = LateEngine(partial(_launch, self._reference_path, **late))
         lora = self._lora()
+        # Left to choose, vLLM takes the backend of the first request for all that come after it.
+        drawing = {"generation_config": "vllm", "structured_outputs_config": StructuredOutputsConfig(backend=BACKEND)}
         launched = await asyncio.gather(
-            asyncio.to_thread(_launch, self._policy_path, generation_config="vllm", **lora, **common),
+            asyncio.to_thread(_launch, self._policy_path, **drawing, **lora, **common),
             *(asyncio.to_thread(_launch, path, **pooling) for path in self._reward_paths),
             return_exceptions=True,
         )
@@ -122,6 +127,18 @@ class VllmEngines:
             return await listened(outputs, sampling, listen)
         except (VLLMClientError, ValueError) as error:
             raise Refused(one_line(error)) from error
+
+    async def check_structure(self, structure: Structure) -> None:
+        from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+
+        if structure.schema is None:
+            return
+        if has_xgrammar_unsupported_json_features(structure.schema):
+            raise Refused(
+                "a schema without multipleOf, uniqueItems, contains, formats that are not known, or a pattern beside "
+                "lengths: responses cannot be held to them"
+            )
+        await self._grammar.check(structure.schema)
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
         from vllm.inputs import tokens_input
@@ -174,6 +191,7 @@ class VllmEngines:
                 raise EnginesDown("an engine has died")
 
     def stop(self) -> None:
+        self._grammar.close()
         # vLLM reports its own shutdown as the death of an engine.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
         late = self._reference.close() if self._reference else None

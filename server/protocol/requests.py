@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from server.protocol.schemas import check_schema
+
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -57,7 +59,7 @@ class JsonSchema(_Request):
 
     name: Text = Field(max_length=64)
     description: Text | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: Annotated[dict[str, Any], AfterValidator(check_schema)] = Field(alias="schema")
     strict: bool = True
 
 
