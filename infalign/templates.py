@@ -233,8 +233,9 @@ def _control_tokens(tokenizer: Any, template: str | None) -> frozenset[str]:
     for messages in SAMPLE if others and template else ():
         with suppress(Exception):  # a template may refuse a system message, for one
             written += str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-    # A single character cannot be cut.
-    return frozenset(token for token in special | {token for token in others if token in written} if len(token) > 1)
+    # A single character cannot be cut, and a space that a template writes is no control.
+    control = special | {token for token in others if token in written}
+    return frozenset(token for token in control if len(token) > 1 and not token.isspace())
 
 
 @lru_cache(KNOWN_TOKENIZERS)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from server.decoder import Decoded, Event
 from server.errors import ServerError
 from server.failures import unexpected
-from server.routes.common import while_connected
+from server.routes.common import beside, while_connected
 
 LINE = "\n"  # what OpenAI's streams end their lines with
 Work = Callable[[Callable[[Event], None]], Coroutine[Any, Any, Decoded]]
@@ -51,7 +51,7 @@ async def stream(request: Request, work: Work, tell: Told, last: Iterable[Server
             for sent in tell(event):
                 yield sent
             event = await events.get()
-        for sent in _ending(task, tell, last):
+        for sent in await _ending(task, tell, last):
             yield sent
 
     return _Stream(told(), task)
@@ -76,11 +76,13 @@ def data(fields: dict[str, Any], event: str | None = None) -> ServerSentEvent:
     return ServerSentEvent(json.dumps(fields, ensure_ascii=False, separators=(",", ":")), event=event, sep=LINE)
 
 
-def _ending(task: "asyncio.Future[Decoded]", tell: Told, last: Iterable[ServerSentEvent]) -> Iterator[ServerSentEvent]:
+async def _ending(
+    task: "asyncio.Future[Decoded]", tell: Told, last: Iterable[ServerSentEvent]
+) -> list[ServerSentEvent]:
     try:
-        yield from tell(task.result())
-        yield from last
+        decoded = task.result()
+        return [*await beside(decoded, lambda: list(tell(decoded))), *last]
     except ServerError as error:
-        yield data(error.envelope, "error")
+        return [data(error.envelope, "error")]
     except Exception as error:
-        yield data(unexpected(error, "a stream").envelope, "error")
+        return [data(unexpected(error, "a stream").envelope, "error")]

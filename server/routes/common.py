@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
-from fastapi import Depends
+from fastapi import Depends, Response
+from pydantic import BaseModel
 from starlette.requests import Request
 
 from infalign.calibration import Calibration
@@ -27,6 +28,10 @@ from server.protocol.requests import Message, ResponseFormat, Sampled
 from server.settings import Settings
 
 T = TypeVar("T")
+SHORT_ANSWER = 1000
+"""Log-probabilities that are written on the event loop, in a few milliseconds."""
+LOGPROBS = 100_000
+"""Log-probabilities of one request: candidates x max_tokens x (1 + alternatives)."""
 
 
 class ClientGone(Exception):
@@ -86,6 +91,12 @@ class Serving:
         limit = law.max_tokens if max_tokens is None else max_tokens
         if body.min_tokens > limit:
             raise BadRequest(f"min_tokens: got {body.min_tokens}, accepted: at most max_tokens, {limit}", "min_tokens")
+        if logprobs is not None and (entries := n * limit * (1 + logprobs)) > LOGPROBS:
+            raise BadRequest(
+                f"logprobs: {n} candidates of up to {limit} tokens (max_tokens) with {1 + logprobs} log-probabilities "
+                f"each make {entries}, accepted: at most {LOGPROBS}",
+                "logprobs",
+            )
         sampling = Sampling(
             temperature=law.temperature if body.temperature is None else body.temperature,
             top_p=law.top_p if body.top_p is None else body.top_p,
@@ -186,6 +197,17 @@ def usage(decoded: Decoded) -> Usage:
 def missing(job: Job, decoded: Decoded) -> Missing | None:
     """Candidates that there are none of, if there are any."""
     return Missing(asked=job.draws, reasons=decoded.failures) if decoded.failures else None
+
+
+async def beside(decoded: Decoded, work: Callable[[], T]) -> T:
+    """What ``work`` makes of ``decoded``, in a thread where log-probabilities make it long."""
+    entries = sum(1 + len(token.top) for candidate in decoded.ranked for token in candidate.logprobs or ())
+    return await asyncio.to_thread(work) if entries > SHORT_ANSWER else work()
+
+
+def json_answer(answer: BaseModel) -> Response:
+    """A whole answer; fields that are None are left out."""
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 def _structure(asked: ResponseFormat | None) -> Structure | None:

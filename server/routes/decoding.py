@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Request
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from fastapi import APIRouter, Request, Response
+from sse_starlette import ServerSentEvent
 
 from infalign.procedures import BestOfN, Standard, WorstOfN
 from server.account import selected
@@ -18,8 +18,10 @@ from server.protocol.requests import DecodingRequest, RewardsRequest
 from server.routes.common import (
     Server,
     Serving,
+    beside,
     calibration_info,
     conversation,
+    json_answer,
     missing,
     usage,
     while_connected,
@@ -29,19 +31,18 @@ from server.streaming import STREAMED, data, stream
 router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[needs("generate")])
 DECODES: dict[str, Any] = {
     "response_model": DecodingAnswer,
-    "response_model_exclude_none": True,
     "responses": STREAMED,
 }
 
 
 @router.post("/best-of-n", summary="Draw N candidates, select the best", **DECODES)
-async def best_of_n(body: DecodingRequest, request: Request, server: Server) -> DecodingAnswer | EventSourceResponse:
+async def best_of_n(body: DecodingRequest, request: Request, server: Server) -> Response:
     """Draw ``n`` candidates and select those of highest reward."""
     return await _decode(body, request, server, BestOfN)
 
 
 @router.post("/worst-of-n", summary="Draw N candidates, select the worst", **DECODES)
-async def worst_of_n(body: DecodingRequest, request: Request, server: Server) -> DecodingAnswer | EventSourceResponse:
+async def worst_of_n(body: DecodingRequest, request: Request, server: Server) -> Response:
     """Draw ``n`` candidates and select those of lowest reward: what a persistent user could get out of the model."""
     return await _decode(body, request, server, WorstOfN)
 
@@ -59,11 +60,12 @@ async def rewards(body: RewardsRequest, request: Request, server: Server) -> Rew
 
 async def _decode(
     body: DecodingRequest, request: Request, server: Serving, kind: type[BestOfN] | type[WorstOfN]
-) -> DecodingAnswer | EventSourceResponse:
+) -> Response:
     asked = conversation(body.messages, body.prompt)
     job = await server.job(request, body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
     if not body.stream:
-        return _answer(body, job, await while_connected(request, server.decode(request, job)))
+        decoded = await while_connected(request, server.decode(request, job))
+        return await beside(decoded, lambda: json_answer(_answer(body, job, decoded)))
 
     def tell(event: Event | Decoded) -> Iterator[ServerSentEvent]:
         if isinstance(event, Decoded):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
@@ -16,27 +16,36 @@ from server.decoder import Decoded, Event, Job
 from server.decoding.reader import Conversation
 from server.protocol.answers import OpenAIAnswer
 from server.protocol.requests import ChatRequest, CompletionRequest
-from server.routes.common import Server, Serving, calibration_info, conversation, missing, usage, while_connected
+from server.routes.common import (
+    Server,
+    Serving,
+    beside,
+    calibration_info,
+    conversation,
+    json_answer,
+    missing,
+    usage,
+    while_connected,
+)
 from server.streaming import DONE, STREAMED, data, stream
 
 router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(authenticated)])
 GENERATES: dict[str, Any] = {
     "dependencies": [needs("generate")],
     "response_model": OpenAIAnswer,
-    "response_model_exclude_none": True,
     "responses": STREAMED,
 }
 
 
 @router.post("/chat/completions", **GENERATES)
-async def chat_completions(body: ChatRequest, request: Request, server: Server) -> OpenAIAnswer | EventSourceResponse:
+async def chat_completions(body: ChatRequest, request: Request, server: Server) -> Response:
     """OpenAI chat completions with ``best_of`` or ``worst_of``."""
     limit = body.max_completion_tokens or body.max_tokens
     return await _answer(body, request, server, conversation(body.messages), limit, Chat())
 
 
 @router.post("/completions", **GENERATES)
-async def completions(body: CompletionRequest, request: Request, server: Server) -> OpenAIAnswer | EventSourceResponse:
+async def completions(body: CompletionRequest, request: Request, server: Server) -> Response:
     """OpenAI text completions with ``best_of`` or ``worst_of``; ``best_of`` ranks by reward, not by log-probability."""
     return await _answer(body, request, server, conversation(None, body.prompt), body.max_tokens, Text())
 
@@ -56,7 +65,7 @@ async def _answer(
     asked: Conversation,
     limit: int | None,
     form: Form,
-) -> OpenAIAnswer | EventSourceResponse:
+) -> Response:
     job = await _job(request, body, server, asked, limit)
     head = {
         "id": f"{form.prefix}-{uuid4().hex}",
@@ -67,13 +76,19 @@ async def _answer(
         return await _stream(body, request, server, job, form, head)
     decoded = await while_connected(request, server.decode(request, job))
     selected([candidate.text for candidate in decoded.ranked[: body.n]])
-    return OpenAIAnswer(
-        **head,
-        object=form.whole,
-        choices=choices(form, decoded.ranked[: body.n]),
-        usage=usage(decoded),
-        **_side(body, job, decoded),
-    )
+
+    def answer() -> Response:
+        return json_answer(
+            OpenAIAnswer(
+                **head,
+                object=form.whole,
+                choices=choices(form, decoded.ranked[: body.n]),
+                usage=usage(decoded),
+                **_side(body, job, decoded),
+            )
+        )
+
+    return await beside(decoded, answer)
 
 
 async def _stream(

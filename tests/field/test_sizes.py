@@ -151,3 +151,13 @@ async def test_a_candidate_that_grows_when_it_is_read_again_is_cut_for_the_rewar
         assert "".join(map(chr, read)).endswith("1.")  # the end of the turn is kept
         brought = await client.post("/v1/rewards", json={"messages": messages("q"), "responses": ["answer 1111111"]})
         assert (brought.status_code, brought.json()["error"]["param"]) == (400, "responses")
+
+
+async def test_log_probabilities_are_bounded_and_large_answers_are_whole(client: httpx.AsyncClient) -> None:
+    asked = {"prompt": "q", "n": 16, "logprobs": 20}
+    refusal = await client.post("/v1/best-of-n", json=asked | {"max_tokens": 300})
+    error = refusal.json()["error"]
+    assert (refusal.status_code, error["param"]) == (400, "logprobs")
+    assert "make 100800, accepted: at most 100000" in error["message"]
+    whole = await client.post("/v1/best-of-n", json=asked | {"max_tokens": 8, "return_candidates": True})
+    assert [len(candidate["logprobs"]) for candidate in whole.json()["candidates"]] == [2] * 16
