@@ -5,6 +5,7 @@ InfAlignError
 ├── NotConverged            a numerical solution was not found, or did not pass its check
 ├── EngineFailed            what draws responses offline did not start, or died
 ├── DiskFull                there is no room for what is to be written
+├── TemplateRefusal         a chat template does not render a conversation
 └── BundleError             a bundle that must not be used
     ├── BundleMissing       there is no bundle, or a part of it is missing
     ├── BundleCorrupt       a file differs from what was written
@@ -34,6 +35,10 @@ class InvalidValue(InfAlignError, ValueError):
 
 class DiskFull(InfAlignError):
     """There is no room for what is to be written."""
+
+
+class TemplateRefusal(InfAlignError):
+    """A chat template does not render a conversation; the text is the template's reason."""
 
 
 class NotConverged(InfAlignError):

@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from infalign.errors import TemplateRefusal, one_line
+
 Message = dict[str, str]
 """``{"role": ..., "content": ...}``."""
 
@@ -15,6 +17,7 @@ class Tokenizer(Protocol):
     """What is used of a Hugging Face tokenizer."""
 
     chat_template: str | None
+    added_tokens_decoder: Any
 
     def apply_chat_template(self, conversation: Sequence[Message], **options: Any) -> Any:
         """Render a conversation."""
@@ -24,17 +27,39 @@ class Tokenizer(Protocol):
 
 
 def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
-    """The text after which the policy writes its answer."""
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    """The text after which the policy writes its answer.
+
+    Raises:
+        TemplateRefusal: the chat template does not render the conversation.
+    """
+    return _render(tokenizer, list(messages), add_generation_prompt=True)
 
 
 def render_judged(tokenizer: Tokenizer, messages: Sequence[Message], response: str) -> str:
     """The text that the reward model scores: the conversation with ``response`` as its last turn.
 
     A response cut off by the length limit is rendered like any other, in calibration and in serving alike.
+
+    Raises:
+        TemplateRefusal: the chat template does not render the conversation.
     """
-    conversation = [*messages, {"role": "assistant", "content": response}]
-    return str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    return _render(tokenizer, [*messages, {"role": "assistant", "content": response}])
+
+
+def _render(tokenizer: Tokenizer, conversation: list[Message], **options: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, **options))
+    except Exception as error:  # whatever a template raises: its own exceptions, undefined names, wrong types
+        raise TemplateRefusal(one_line(error)) from error
+
+
+def control_tokens(tokenizer: Tokenizer) -> frozenset[str]:
+    """The texts of special tokens, and of other added tokens that the chat template writes."""
+    template = tokenizer.chat_template or ""
+    tokens = tokenizer.added_tokens_decoder.values()
+    return frozenset(
+        token.content for token in tokens if token.special or (token.content.strip() and token.content in template)
+    )
 
 
 def tokenise(tokenizer: Tokenizer, rendered: str) -> list[int]:
