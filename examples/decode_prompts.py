@@ -15,6 +15,7 @@ import json
 import re
 import statistics
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         prompts = read_prompts(options.file, options.limit)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         print(f"{options.file}: {error}", file=sys.stderr)
         return 2
     answers = asyncio.run(decode_all(options.url, prompts, options.n, options.concurrency))
