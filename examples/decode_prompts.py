@@ -4,7 +4,8 @@
 
 The file holds one prompt a line: plain text, a JSON string, {"prompt": text or messages}, {"messages": [...]} or a
 row of HH-RLHF ({"chosen": transcript, ...}, of which everything up to the last "Assistant:" is the prompt). It may
-be gzipped. Exit code 0 when every answer was 200 with N scored candidates, or 400 because the prompt is too long.
+be gzipped. Exit code 0 when every answer was 200 with N scored candidates, or 400 because the prompt is too long;
+2 when a line holds no prompt.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import re
 import statistics
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,22 +28,32 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def read_prompts(path: Path, limit: int | None) -> list[list[Message]]:
-    """The first ``limit`` prompts of a file as chat messages."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        rows = [line.rstrip("\n") for line in lines if line.strip()]
-    return [_messages(row) for row in rows[:limit]]
+    """The first ``limit`` prompts of a file as chat messages.
+
+    Raises:
+        ValueError: a line holds no prompt, or the file is no text.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig") as lines:
+        rows = [(number, line.rstrip("\n")) for number, line in enumerate(lines, 1) if line.strip()]
+    return [_messages(number, row) for number, row in rows[:limit]]
 
 
-def _messages(line: str) -> list[Message]:
-    try:
-        row: Any = json.loads(line)
-    except ValueError:
-        row = line
+def _messages(number: int, line: str) -> list[Message]:
+    row: Any = line
+    if line.lstrip().startswith(("{", "[", '"')):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if not line.lstrip().startswith('"'):  # a text may begin with a quotation
+                raise ValueError(f"line {number} looks like JSON, and cannot be parsed ({error})") from error
     if isinstance(row, dict):
-        if "chosen" in row:
+        if isinstance(row.get("chosen"), str):
             return _transcript(row["chosen"].rpartition("\n\nAssistant:")[0])
         row = row.get("messages", row.get("prompt"))
-    return row if isinstance(row, list) else [{"role": "user", "content": str(row)}]
+    if not isinstance(row, (str, list)):
+        raise ValueError(f"line {number} has no prompt")
+    return row if isinstance(row, list) else [{"role": "user", "content": row}]
 
 
 def _transcript(text: str) -> list[Message]:
@@ -60,7 +72,9 @@ async def decode_all(
         async def one(endpoint: str, messages: list[Message]) -> tuple[int, dict[str, Any]]:
             async with gate:
                 body = {"messages": messages, "n": n, "return_candidates": True}
-                response = await client.post(f"/v1/{endpoint}", json=body)
+                # json= would fail on text that is not valid Unicode; sent escaped, it is refused like any bad prompt
+                headers = {"content-type": "application/json"}
+                response = await client.post(f"/v1/{endpoint}", content=json.dumps(body), headers=headers)
                 return response.status_code, response.json()
 
         return {
@@ -104,7 +118,11 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=8, help="candidates per prompt")
     parser.add_argument("--concurrency", type=int, default=8, help="requests under way at a time")
     options = parser.parse_args()
-    prompts = read_prompts(options.file, options.limit)
+    try:
+        prompts = read_prompts(options.file, options.limit)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        print(f"{options.file}: {error}", file=sys.stderr)
+        return 2
     answers = asyncio.run(decode_all(options.url, prompts, options.n, options.concurrency))
     print("endpoint    prompts  scored  too long  failed  mean quantile  calibration")
     results = [report(endpoint, found, options.n) for endpoint, found in answers.items()]

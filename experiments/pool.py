@@ -8,6 +8,7 @@ per prompt. Writes a Markdown report, and its figure (.svg, numbers in .json bes
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,18 @@ def read_pool(path: Path) -> Pool:
     Raises:
         InvalidValue: rows that are not as described, or of different lengths.
     """
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     try:
+        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         rows = [[float(response["score"]) for response in json.loads(line)["responses"]] for line in text.splitlines()]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise InvalidValue("POOL", str(path), f"JSON lines with responses that have scores ({error!r})") from error
     lengths = {len(row) for row in rows}
     if len(lengths) != 1 or min(lengths) < 4:
         raise InvalidValue("POOL", f"rows of {sorted(lengths)} responses", "rows of equally many, at least 4")
-    width = max(lengths) - max(lengths) % 2
-    return Pool(np.array(rows)[:, :width])
+    scores = np.array(rows)
+    if not np.isfinite(scores).all():
+        raise InvalidValue("POOL", "a score that is NaN or infinite", "finite scores")
+    return Pool(scores[:, : scores.shape[1] - scores.shape[1] % 2])
 
 
 def curves(pool: Pool, rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -26,11 +26,13 @@ CLOCK = "strftime_now"
 SOME_DAY = datetime(2025, 1, 1)
 """The time at which prompts are rendered for their keys."""
 SAMPLE: tuple[tuple[Message, ...], ...] = (
-    ({"role": "system", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}),
-    ({"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}),
-    ({"role": "user", "content": "b"},),
+    ({"role": "system", "content": "a"}, {"role": "user", "content": "b"}),
+    ({"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}),
 )
-"""Conversations that show which tokens a template writes; a template may refuse some."""
+"""Conversations that show which tokens a template writes around turns; a template may refuse some.
+
+They do not end with the assistant: there some templates write tokens such as ``<think>``, which belong to an answer.
+"""
 KNOWN_TOKENIZERS = 16
 SHRINKS = {"NoneType": 1, "NFC": 4}
 """How many characters a normalizer makes one of at the most, by its name: NFC composes a letter and three accents."""
@@ -232,7 +234,7 @@ def _control_tokens(tokenizer: Any, template: str | None) -> frozenset[str]:
     written = ""
     for messages in SAMPLE if others and template else ():
         with suppress(Exception):  # a template may refuse a system message, for one
-            written += str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+            written += str(tokenizer.apply_chat_template(list(messages), tokenize=False))
     # A single character cannot be cut, and a space that a template writes is no control.
     control = special | {token for token in others if token in written}
     return frozenset(token for token in control if len(token) > 1 and not token.isspace())

@@ -22,7 +22,7 @@ STAGES = ("data", "sft", "reward", "rollouts", "calibrate", "ctrl", "evaluate")
     "paths",
     multiple=True,
     type=click.Path(),
-    help="Data file in place of those in CONFIG (.jsonl, .jsonl.gz); again for more.",
+    help="Data file in place of those in CONFIG: JSON lines or a JSON array, also .gz; again for more.",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Bundle directory.  [default: $INFALIGN_HOME/bundles/NAME]"
@@ -103,8 +103,8 @@ def train(
 def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, **options: Any) -> None:
     """Measure BUNDLE (default: the demo) on fresh draws: win rates with intervals, KL, theory beside it.
 
-    PROMPTS are JSON lines with a `prompt` of text or messages; without them, the test prompts in the bundle are
-    used, which no stage trained on.
+    PROMPTS are JSON lines, or a JSON array, of rows with a `prompt` of text or messages. Without them, the test
+    prompts in the bundle are used, which no stage trained on.
     """
     from training.runtime import prepare
 

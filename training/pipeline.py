@@ -43,7 +43,7 @@ from training import (
 )
 from training.card import model_card
 from training.config import Config
-from training.data import corpus, examples, files, helpdesk, judge, rows
+from training.data import corpus, defects, examples, files, helpdesk, judge, rows
 from training.evaluation import draws as evaluation_draws
 from training.evaluation import figures as evaluation_figures
 from training.evaluation import report
@@ -143,7 +143,7 @@ def _run(config: Config, stages: Stages) -> Parts:
     written = stages.run(
         "data",
         lambda to: data.write_data(to, config),
-        (data, files, rows, helpdesk, examples, corpus, judge, tokenizer),
+        (data, files, rows, helpdesk, examples, defects, corpus, judge, tokenizer),
         config.data.model_dump(),
         model.model_dump(),
         [] if config.data.helpdesk else [files.digest(Path(path)) for path in config.data.files.paths],

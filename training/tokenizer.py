@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from infalign.errors import InvalidValue, one_line
+from infalign.errors import InvalidValue, TemplateRefusal, one_line
 from infalign.templates import render_judged
 from training.config import Base
 
@@ -41,8 +41,8 @@ def base_tokenizer(base: Base) -> Any:
     """The tokenizer of a base model, with what the config changes of it.
 
     Raises:
-        InvalidValue: there is none, it has no chat template, it pads with the token that ends a turn, or its template
-            does not end a turn with that token (no response would end).
+        InvalidValue: there is none, it has no chat template or one that fails, it pads with the token that ends a turn,
+            or its template does not end a turn with that token (no response would end).
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, padding_side="left")
@@ -58,7 +58,11 @@ def base_tokenizer(base: Base) -> Any:
                 raise InvalidValue(f"model.base.{key}", token, f"a token in the vocabulary of {base.path}")
             setattr(tokenizer, attribute, token)
     check_padding(tokenizer, "model.base.pad_token")
-    turn = render_judged(tokenizer, [{"role": "user", "content": "question"}], "answer").text.rstrip()
+    try:
+        turn = render_judged(tokenizer, [{"role": "user", "content": "question"}], "answer").text.rstrip()
+    except TemplateRefusal as refusal:
+        accepted = f"a template that renders a question and its answer; that of {base.path} says: {refusal}"
+        raise InvalidValue("model.base.chat_template", base.chat_template, accepted) from refusal
     if not turn.endswith(tokenizer.eos_token):
         raise InvalidValue(
             "model.base.end_token",
@@ -76,7 +80,7 @@ def set_template(tokenizer: Any, file: str | None, key: str, owner: str) -> None
     """
     if file:
         try:
-            tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
+            tokenizer.chat_template = Path(file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidValue(key, file, f"a file with a Jinja template ({error})") from error
     if not tokenizer.chat_template:

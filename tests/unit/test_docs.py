@@ -100,7 +100,16 @@ def test_a_pool_report_is_made_of_any_pool(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["not json", '{"responses": [{"text": "x"}]}', '{"responses": []}', '{"responses": [{"score": "x"}]}', ""]
+    "text",
+    [
+        "not json",
+        '{"responses": [{"text": "x"}]}',
+        '{"responses": []}',
+        '{"responses": [{"score": "x"}]}',
+        '{"responses": [{"score": 1}, {"score": NaN}, {"score": 2}, {"score": 3}]}',
+        '{"responses": ' + "[" * 3000,
+        "",
+    ],
 )
 def test_a_pool_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     source = tmp_path / "pool.jsonl"

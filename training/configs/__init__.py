@@ -28,9 +28,10 @@ def load_config(name_or_path: str, overrides: tuple[str, ...] = (), paths: tuple
         known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise InvalidValue("CONFIG", name_or_path, f"a YAML file, or a shipped config: {known}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InvalidValue("CONFIG", name_or_path, f"YAML ({one_line(error)})") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidValue("CONFIG", name_or_path, f"YAML in UTF-8 ({one_line(error)})") from error
+    values = _parse(text, "CONFIG", name_or_path)
     if not isinstance(values, dict):
         raise InvalidValue("CONFIG", name_or_path, "a YAML mapping")
     for override in overrides:
@@ -61,4 +62,11 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise InvalidValue("--set", override, f"a key below a section; {section} is a value")
-    values[leaf] = yaml.safe_load(text)
+    values[leaf] = _parse(text, "--set", override)
+
+
+def _parse(text: str, key: str, given: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2024-13-01
+        raise InvalidValue(key, given, f"YAML ({one_line(error)})") from error

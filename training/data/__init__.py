@@ -1,5 +1,7 @@
 """Stage ``data``: what a run is trained and validated on."""
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -7,9 +9,20 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from infalign.templates import Rendering, render_prompt, render_text, tokenise
-from training.config import Base, Config
+from infalign.errors import TemplateRefusal
+from infalign.templates import (
+    Rendering,
+    Tokenizer,
+    control_tokens,
+    render_judged,
+    render_prompt,
+    render_text,
+    tokenise,
+)
+from training.config import Base, Config, Scratch
 from training.data import examples, helpdesk
+from training.data.defects import Defect, summary
+from training.data.examples import Example
 from training.data.files import hub, lines
 from training.data.rows import HELD_OUT, PREFERENCES, PROMPTS, REPORT, SFT, Material, read_prompts, read_rows, split
 from training.tokenizer import base_tokenizer, train_tokenizer
@@ -23,6 +36,7 @@ __all__ = [
     "TOKENIZER",
     "read_prompts",
     "read_rows",
+    "tokenizer_check",
     "write_data",
 ]
 
@@ -36,16 +50,18 @@ Item = TypeVar("Item")
 
 
 def write_data(directory: Path, config: Config) -> None:
-    """Read or generate the data, settle its tokenizer, drop what is too long, and write it all into ``directory``.
+    """Read or generate the data, settle its tokenizer, and write what can be used of it all into ``directory``.
+
+    What was dropped is counted by reason in the report, and in one line on stderr.
 
     Raises:
         InvalidValue: there is no such data, too little of it, or a base model whose tokenizer cannot be used.
     """
-    material = _material(config)
     origin = config.model.origin
-    if isinstance(origin, Base):
-        tokenizer = base_tokenizer(origin)
-    else:
+    # From scratch, the control tokens and the template are known before the vocabulary is.
+    tokenizer = base_tokenizer(origin) if isinstance(origin, Base) else train_tokenizer((), origin.vocabulary)
+    material = _material(config, tokenizer_check(tokenizer))
+    if isinstance(origin, Scratch):
         texts = (text for answer in material.answers for text in (*(m["content"] for m in answer.prompt), answer.text))
         tokenizer = train_tokenizer(texts, origin.vocabulary)
     _drop_long(material, tokenizer, config.model.positions, config.rollouts.max_tokens)
@@ -55,9 +71,34 @@ def write_data(directory: Path, config: Config) -> None:
     material.check(needed)
     tokenizer.save_pretrained(directory / TOKENIZER)
     material.write(directory)
+    if material.defects:
+        print(f"data: {material.defects.total()} dropped: {summary(material.defects)}", file=sys.stderr)
 
 
-def _material(config: Config) -> Material:
+def tokenizer_check(tokenizer: Tokenizer) -> Callable[[Example], None]:
+    """A check that ``tokenizer`` reads an example as it is meant; the check raises :class:`Defect`.
+
+    Text that spells out a control token would become that token, and forge or end a turn. A chat template may refuse
+    a conversation, for example one with a system message.
+    """
+    control = re.compile("|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True))) or "(?!)")
+
+    def check(example: Example) -> None:
+        responses = dict.fromkeys((*example.answers, *(text for pair in example.pairs for text in pair)))
+        for text in (*(message["content"] for message in example.prompt), *responses):
+            if token := control.search(text):
+                raise Defect(f"text that spells out the control token {token[0]}")
+        try:
+            render_prompt(tokenizer, example.prompt)
+            for response in responses:
+                render_judged(tokenizer, example.prompt, response)
+        except TemplateRefusal as refusal:
+            raise Defect(f"refused by the chat template: {refusal}") from refusal
+
+    return check
+
+
+def _material(config: Config, check: Callable[[Example], None]) -> Material:
     source, seed = config.data.source, config.seed
     if config.data.helpdesk:
         return helpdesk.material(config.data.helpdesk, seed)
@@ -67,7 +108,7 @@ def _material(config: Config) -> Material:
         parse = examples.pools(config.data.pools.pairs, config.data.pools.answers, Random(seed))
     else:
         parse = PARSERS[source]
-    found, defects = examples.read(rows, parse, files.limit)
+    found, defects = examples.read(rows, parse, files.limit, check)
     return split(found, files.held_out, seed, defects)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from infalign.errors import InvalidValue
 from infalign.templates import Message
+from training.data.defects import summary
 from training.data.examples import Example
 
 SFT, PREFERENCES, HELD_OUT, PROMPTS, REPORT = (
@@ -68,7 +69,7 @@ class Material:
         """
         for name in needed:
             if not getattr(self, name):
-                raise InvalidValue("data", f"no {name} left", f"more data; dropped: {dict(self.defects)}")
+                raise InvalidValue("data", f"no {name} left", f"more data; dropped: {summary(self.defects)}")
 
     def write(self, directory: Path) -> None:
         """Write every file of the stage."""
@@ -103,12 +104,14 @@ def split(examples: list[Example], held_out: int, seed: int, defects: Counter[st
     Raises:
         InvalidValue: fewer than ``held_out`` + 1 different prompts.
     """
+    if not examples:
+        raise InvalidValue("data", "no row that can be used", f"other rows; dropped: {summary(defects)}")
     by_prompt: dict[Prompt, list[Example]] = {}
     for example in examples:
         by_prompt.setdefault(_hashable(example.prompt), []).append(example)
     groups = list(by_prompt.values())
     if len(groups) <= held_out:
-        dropped = f" ({sum(defects.values())} rows were dropped: {dict(defects)})" if defects else ""
+        dropped = f"; {defects.total()} rows were dropped: {summary(defects)}" if defects else ""
         raise InvalidValue("held_out", held_out, f"fewer than the {len(groups)} different prompts there are{dropped}")
     Random(seed).shuffle(groups)
     kept, train = groups[:held_out], groups[held_out:]

@@ -10,7 +10,8 @@ from infalign.manifest import SamplingLaw
 from infalign.plots import check_path, save
 from infalign.procedures import parse_procedure
 from infalign.templates import Message, render_prompt, tokenise
-from training.data.examples import Defect, conversation
+from training.data import examples, tokenizer_check
+from training.data.defects import Defect
 from training.data.files import lines
 from training.evaluation import report
 from training.evaluation.draws import collect
@@ -28,7 +29,7 @@ class Request:
     policy: str | None
     """Its name; the bundle's default if None."""
     prompts: Path | None
-    """JSON lines with a ``prompt`` of messages or of text; the bundle's own test prompts if None."""
+    """Rows like those of ``data.prompts`` in training; the bundle's own test prompts if None."""
     limit: int | None
     draws: int
     ns: tuple[int, ...]
@@ -77,17 +78,19 @@ def read_prompts(path: Path, policy: Sampler, limit: int | None) -> list[Sequenc
     """The different prompts of a file, the first ``limit`` of them.
 
     Raises:
-        InvalidValue: no such file, a line that is no prompt, or one that leaves no room for a response.
+        InvalidValue: no such file, a row that cannot be used, or a prompt that leaves no room for a response.
     """
     found: list[Sequence[Message]] = []
+    check = tokenizer_check(policy.tokenizer)
     room = policy.model.config.max_position_embeddings - policy.law.max_tokens
     for number, row in enumerate(lines([str(path)]), 1):
-        where = f"{path}, line {number}"
+        where = f"{path}, row {number}"
         try:
-            prompt = conversation(row.get("prompt") if isinstance(row, dict) else row)
+            example = examples.read_row(row, examples.prompts)
+            check(example)
         except Defect as defect:
-            expected = f'{{"prompt": text, or messages with role and content}} ({defect})'
-            raise InvalidValue(where, str(row)[:80], expected) from defect
+            raise InvalidValue(where, str(defect), '{"prompt": text or messages}, or the text alone') from defect
+        prompt = example.prompt
         length = len(tokenise(policy.tokenizer, render_prompt(policy.tokenizer, prompt)))
         if length > room:
             raise InvalidValue(where, f"{length} tokens", f"{room} at most, to leave room for {policy.law.max_tokens}")

@@ -104,6 +104,8 @@ def test_all_of_it_is_written(found: Evaluation, tmp_path: Path) -> None:
 class Characters:
     """One token per character."""
 
+    chat_template, added_tokens_decoder = None, {}
+
     def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
         return "".join(message["content"] for message in messages)
 
@@ -130,15 +132,15 @@ def test_prompts_are_read_as_text_or_messages_and_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "a question too long"}', "line 1: got '19 tokens', accepted: 12 at most"),
-        ('{"question": "what"}', r"line 1: got .*question.*, accepted: .*prompt"),
-        ('{"prompt": []}', "line 1"),
-        ('{"prompt": [{"role": "user"}]}', "line 1"),
-        ("not JSON", "line 1: got 'None'"),
+        ('{"prompt": "a question too long"}', "row 1: got '19 tokens', accepted: 12 at most"),
+        ('{"question": "what"}', r"row 1: got 'no prompt', accepted: {\"prompt\": text or messages}"),
+        ('{"prompt": []}', "row 1: got 'a prompt that is neither text nor messages'"),
+        ('{"prompt": [{"role": "user"}]}', "row 1: got 'a message without role and content'"),
+        ("not JSON", "this is text, and none of its 1 lines can be parsed as JSON"),
         ("", "prompts: .*at least one"),
     ],
 )
-def test_a_file_that_holds_no_prompts_is_refused_by_line(tmp_path: Path, line: str, message: str) -> None:
+def test_a_file_that_holds_no_prompts_is_refused_by_row(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(InvalidValue, match=message):

@@ -95,12 +95,14 @@ def test_preference_rows_with_explicit_and_implicit_prompt(good: dict) -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, "chosen and rejected are not lists of messages"),
+        ({"prompt": "Hi", "chosen": 3, "rejected": "b"}, "chosen is neither text nor messages"),
+        ({"prompt": "Hi", "chosen": "a"}, "rejected is neither text nor messages"),
+        ({"chosen": "a", "rejected": "b"}, "no prompt"),
         ({"chosen": [USER, GOOD], "rejected": [message("user", "Yo"), BAD]}, "prompts differ"),
-        ({"prompt": [USER], "chosen": [GOOD, GOOD], "rejected": [BAD]}, "not one response to a list of messages"),
+        ({"prompt": [USER], "chosen": [GOOD, GOOD], "rejected": [BAD]}, "does not begin with its prompt"),
         ({"prompt": [USER], "chosen": [USER], "rejected": [BAD]}, "a response that is not the assistant's"),
         ({"prompt": [USER], "chosen": [message("assistant", None)], "rejected": [BAD]}, "a message whose content"),
-        ({"prompt": ["Hi"], "chosen": [GOOD], "rejected": [BAD]}, "a message without exactly role and content"),
+        ({"prompt": ["Hi"], "chosen": [GOOD], "rejected": [BAD]}, "a message without role and content"),
         ({"prompt": [USER, GOOD], "chosen": [GOOD], "rejected": [BAD]}, "the prompt does not end with the user"),
     ],
 )
@@ -213,9 +215,9 @@ def test_when_nothing_is_left_it_is_said(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("missing.jsonl", None, "data: got .*missing.jsonl', accepted: a file of JSON lines"),
-        ("broken.jsonl.gz", b"no gzip", "accepted: UTF-8 text, gzipped"),
-        ("latin.jsonl", b'{"chosen": "\xe9"}', "accepted: UTF-8 text"),
-        ("cut.jsonl.gz", gzip.compress(b"x" * 100, mtime=0)[:-9], "accepted: UTF-8 text, gzipped"),
+        ("broken.jsonl.gz", b"no gzip", "Not a gzipped file"),
+        ("latin.jsonl", b'{"chosen": "\xe9"}', "in UTF-8, .*codec can't decode byte 0xe9"),
+        ("cut.jsonl.gz", gzip.compress(b"x" * 100, mtime=0)[:-9], "ended before the end-of-stream marker"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
@@ -227,9 +229,9 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, conten
 
 def test_a_line_that_is_no_json_is_a_defect_not_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text("oops\n\n" + json.dumps(many(1)[0]) + "\n")
+    path.write_text("oops\n\n[]\n" + json.dumps(many(1)[0]) + "\n")
     found, defects = read(lines([str(path)]), transcripts)
-    assert (len(found), defects) == (1, Counter({"not an object": 1}))
+    assert (len(found), defects) == (1, Counter({"not JSON": 1, "not an object": 1}))
 
 
 def test_a_dataset_folder_is_read_like_one_of_the_hub(tmp_path: Path) -> None:
