@@ -104,7 +104,7 @@ def test_all_of_it_is_written(found: Evaluation, tmp_path: Path) -> None:
 class Characters:
     """One token per character."""
 
-    chat_template, added_tokens_decoder = None, {}
+    chat_template, all_special_tokens, added_tokens_decoder = None, (), {}
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
         return "".join(message["content"] for message in messages)
