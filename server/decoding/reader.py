@@ -90,8 +90,10 @@ class Reader:
         """The key of a conversation in calibrations.
 
         Raises:
+            PromptTooLong: its length alone says that it does not fit the context.
             BadRequest: the chat template refuses the messages.
         """
+        self._check_characters(conversation, 0)
         return await self._run(conversation.characters, lambda: prompt_key(self._render(conversation)))
 
     async def read(self, conversation: Conversation, max_tokens: int) -> Prompt:
@@ -101,8 +103,7 @@ class Reader:
             PromptTooLong: the two do not fit the context of the policies or of a reward model.
             BadRequest: a chat template refuses the messages.
         """
-        least = max(fewest_tokens(each, conversation.characters) for each in (self.policy, *self.rewards.values()))
-        self._check_length(conversation, least, max_tokens, "at least ")
+        self._check_characters(conversation, max_tokens)
 
         def read() -> Prompt:
             rendering = self._render(conversation)
@@ -142,6 +143,10 @@ class Reader:
         if characters <= SHORT:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _check_characters(self, conversation: Conversation, max_tokens: int) -> None:
+        least = max(fewest_tokens(each, conversation.characters) for each in (self.policy, *self.rewards.values()))
+        self._check_length(conversation, least, max_tokens, "at least ")
 
     def _check_length(self, conversation: Conversation, tokens: int, max_tokens: int, bound: str = "") -> None:
         context, field = self._context(), conversation.field

@@ -12,12 +12,13 @@ from typing import Any
 CHARACTERS = 65_536
 DEPTH = 64
 """Objects and arrays inside each other; an object's property takes two."""
+TOO_DEEP = f"a schema nested at most {DEPTH} deep"
 VALUES = 1_000
 """Values of all enums together, as OpenAI allows."""
 REPEATS = 128
 """The largest count in a pattern that the compiler can hold a response to."""
-COUNT = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]])*\]|\{(\d+)(?:,(\d*))?\}", re.DOTALL)
-"""Escapes and classes of characters, which are passed over, and counts such as ``{1,128}``."""
+COUNT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
+"""A count in a pattern, such as ``{1,128}``."""
 
 
 def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -26,18 +27,22 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: it is not; the text says which limit.
     """
+    try:
+        size = len(json.dumps(schema))
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    if size > CHARACTERS:
+        raise ValueError(f"a schema of at most {CHARACTERS} characters, not {size}")
     values = 0
     for depth, name, value in _walk(schema):
         if depth > DEPTH:
-            raise ValueError(f"a schema nested at most {DEPTH} deep")
+            raise ValueError(TOO_DEEP)
         if name == "enum" and isinstance(value, list):
             values += len(value)
         if name == "pattern" and isinstance(value, str) and (largest := _largest_count(value)) > REPEATS:
             raise ValueError(f"patterns that repeat at most {REPEATS} times, not {largest}")
     if values > VALUES:
         raise ValueError(f"at most {VALUES} values in all enums together, not {values}")
-    if (size := len(json.dumps(schema))) > CHARACTERS:
-        raise ValueError(f"a schema of at most {CHARACTERS} characters, not {size}")
     return schema
 
 
@@ -54,6 +59,19 @@ def _walk(schema: Any) -> Iterator[tuple[int, str, Any]]:
 
 
 def _largest_count(pattern: str) -> int:
-    digits = [number for match in COUNT.finditer(pattern) for number in match.groups() if number]
-    # Numbers of many digits are not worth reading.
-    return max((int(number) if len(number) < 10 else 10**10 for number in digits), default=0)
+    """The largest number in a count that is neither escaped nor in a class of characters; one pass, whatever comes."""
+    largest, place, in_class = 0, 0, False
+    while place < len(pattern):
+        character = pattern[place]
+        if character == "\\":
+            place += 1
+        elif in_class:
+            in_class = character != "]"
+        elif character == "[":
+            in_class = True
+        elif character == "{" and (count := COUNT.match(pattern, place)):
+            # Numbers of many digits are not worth reading.
+            numbers = [int(digits) if len(digits) < 10 else 10**10 for digits in count.groups() if digits]
+            largest = max(largest, *numbers)
+        place += 1
+    return largest

@@ -45,6 +45,7 @@ ACCEPTED = [
 REFUSED = [
     pytest.param(nested(100), "nested at most 64 deep", id="100 objects inside each other"),
     pytest.param(nested(400, "array"), "nested at most 64 deep", id="400 arrays inside each other"),
+    pytest.param(nested(450), "nested at most 64 deep", id="450 objects inside each other"),
     pytest.param({"enum": list(range(50_000))}, "at most 1000 values in all enums", id="50,000 values"),
     pytest.param(
         {"anyOf": [{"enum": list(range(600))}, {"enum": list(range(600))}]}, "not 1200", id="600 values twice"
@@ -53,6 +54,7 @@ REFUSED = [
     pytest.param({"type": "string", "pattern": "^.{1,280}$"}, "at most 128 times, not 280", id="280 repeats"),
     pytest.param({"items": [{"pattern": "[a-z]{200,}"}]}, "at most 128 times", id="200 repeats and more"),
     pytest.param({"pattern": "^[a-z][a-z0-9-]{0,252}$"}, "at most 128 times", id="repeats behind a class"),
+    pytest.param({"pattern": "[" * 60_000 + "]{129}"}, "at most 128 times", id="60,000 brackets"),
     pytest.param({"pattern": "a{" + "9" * 5000 + "}"}, "at most 128 times", id="a number of 5,000 digits"),
 ]
 
