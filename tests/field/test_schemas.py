@@ -46,7 +46,7 @@ REFUSED = [
     pytest.param(nested(100), "nested at most 64 deep", id="100 objects inside each other"),
     pytest.param(nested(400, "array"), "nested at most 64 deep", id="400 arrays inside each other"),
     pytest.param(nested(450), "nested at most 64 deep", id="450 objects inside each other"),
-    pytest.param({"enum": list(range(50_000))}, "at most 1000 values in all enums", id="50,000 values"),
+    pytest.param({"enum": list(range(5000))}, "at most 1000 values in all enums", id="5,000 values"),
     pytest.param(
         {"anyOf": [{"enum": list(range(600))}, {"enum": list(range(600))}]}, "not 1200", id="600 values twice"
     ),
