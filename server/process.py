@@ -38,7 +38,7 @@ def run(settings: Settings, prepare: Callable[[], tuple["Engines", "Served"]]) -
         failures.append(error)
         signal.raise_signal(signal.SIGTERM)
 
-    with suppress(KeyboardInterrupt), _bind(settings) as listener:
+    with suppress(KeyboardInterrupt), bind(settings) as listener:
         _serve(settings, listener, prepare, stop)
     return 1 if failures else 0
 
@@ -95,8 +95,12 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _bind(settings: Settings) -> socket.socket:
-    """Bind before anything else, so that a taken port, or one open to others without keys, is refused at once."""
+def bind(settings: Settings) -> socket.socket:
+    """A socket bound to the address of the settings.
+
+    Raises:
+        InvalidValue: the address is taken, or open to others without keys.
+    """
     host, port = settings.host, settings.port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

@@ -15,6 +15,8 @@ import httpx
 import psutil
 import pytest
 
+from server.process import bind
+from server.settings import Settings
 from tests.field.processes import Running, launched, read_all
 from tests.keys import bearer, keys_file
 
@@ -93,6 +95,12 @@ def test_each_form_of_a_request_has_its_answer_and_one_line(running: Running, fo
 
     running.wait_for(lambda: len(lines()) > visible)
     assert len(lines()) == visible + 1, lines()
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """Asyncio switches Nagle's algorithm off only for sockets that name their protocol."""
+    with bind(Settings(port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_a_stream_to_http_1_0_is_not_chunked(running: Running) -> None:
