@@ -168,11 +168,13 @@ class Connection(H11Protocol):
 def _fit_descriptors(connections: int) -> int:
     """Raise the soft limit of file descriptors; so many ``connections`` as fit the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        hard = max(soft, DESCRIPTORS)
-    limit = max(soft, min(hard, DESCRIPTORS))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    fitting = max(1, (limit - RESERVE) // 2)  # as many again may be accepted before one is closed
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    raised = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft < raised:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        soft = raised
+    fitting = max(1, (soft - RESERVE) // 2)  # as many again may be accepted before one is closed
     if fitting < connections:
-        log.warning("--max-connections %d: only %d fit the limit of %d file descriptors", connections, fitting, limit)
+        log.warning("--max-connections %d: only %d fit the limit of %d file descriptors", connections, fitting, soft)
     return min(connections, fitting)

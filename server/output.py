@@ -34,7 +34,7 @@ CRASH = re.compile(
     + r"|(?:Segmentation fault|Aborted|Killed|Bus error|Illegal instruction)(?: \(core dumped\))?"
     + r"|terminate called .*|(?:malloc|free|realloc)\(\): .*|double free .*)"
 )
-"""Lines that say how a process died. Clients write none of them, unless they want to see their own words in the log."""
+"""Lines that say how a process died. A client can imitate them, and then sees its own words in the log."""
 EXCEPTION = re.compile(PROCESS + r"[\w.]+(?:Error|Exception|Exit|Interrupt)(?=:|$)")
 """The type of an exception, without its message, which may quote a request."""
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import resource
 import signal
 import socket
 import time
@@ -15,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from server.connections import Connections
 from server.process import bind
 from server.settings import Settings
 from tests.field.processes import Running, launched, read_all
@@ -197,6 +199,27 @@ def test_few_file_descriptors_are_enough(tmp_path: Path) -> None:
         assert statuses(running.exchange(HEALTH + LAST + b"\r\n")) == [200]
         assert "out of system resource" not in running.log
         assert len(running.log) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised", "connections"),
+    [
+        (1024, 524_288, 65_536, 2048),
+        (1024, 4096, 4096, 1984),
+        (100_000, 100_000, None, 2048),
+        (1024, resource.RLIM_INFINITY, 65_536, 2048),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, 2048),
+        (64, 64, None, 1),
+    ],
+)
+def test_the_soft_limit_of_descriptors_is_raised_as_far_as_it_goes(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised: int | None, connections: int
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    assert Connections(Settings()).limit == connections
+    assert limits == ([(raised, hard)] if raised else [])
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT], ids=lambda end: end.name)
