@@ -86,11 +86,8 @@ def overheads(log: Path) -> list[float]:
 
 def fake_server(port: int) -> None:
     """Serve engines in memory that take 20 ms for a candidate and 5 for its score."""
-    import uvicorn
-
-    from server.app import create_app
     from server.engines import Completion, Delta, Sampling
-    from server.logs import configure
+    from server.process import run
     from server.settings import Settings
     from tests.fakes import FakeEngines, fake_served
 
@@ -105,9 +102,7 @@ def fake_server(port: int) -> None:
             await asyncio.sleep(0.005)
             return await super().score(tokens)  # type: ignore[arg-type]
 
-    settings = Settings(log_format="json")
-    configure(settings)
-    uvicorn.run(create_app(settings, Waiting(), fake_served()), port=port, log_config=None, access_log=False)
+    run(Settings(log_format="json", port=port), lambda: (Waiting(), fake_served()))
 
 
 @click.command()

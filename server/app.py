@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
@@ -26,6 +27,7 @@ from server.auth import Authenticate, Keyring
 from server.body import LimitBody
 from server.calibrator import Calibrator, context
 from server.catalogue import Catalogue
+from server.content import unreadable
 from server.decoder import Decoder
 from server.drift import Drift
 from server.engines import Engines
@@ -34,6 +36,7 @@ from server.failures import Contain
 from server.limits import Limits
 from server.logs import LogRequests
 from server.metrics import Metrics
+from server.paths import NormalizePath
 from server.protocol.answers import ErrorAnswer
 from server.routes import adapters, calibrations, decoding, openai, operations
 from server.routes.common import ClientGone, Serving
@@ -63,11 +66,13 @@ def create_app(
     served: Served,
     on_failure: Callable[[BaseException], None] = lambda _: None,
     tracing: Tracing | None = None,
+    console: TextIO | None = None,
 ) -> FastAPI:
     """The ASGI application over ``engines``, which it starts in the background and stops at the end.
 
     ``on_failure`` is told when the engines do not come up, or have died for good; without it the server stays, never
-    ready. ``tracing`` is that of the settings unless given.
+    ready. ``tracing`` is that of the settings unless given. Without a file the audit log is on ``console``, or
+    stderr.
 
     Raises:
         BadKeysFile: the keys file of the settings is not accepted.
@@ -80,7 +85,7 @@ def create_app(
     drift = Drift({name: manifest.policies.get(name) for name in served.policies}, manifest.sampling, metrics)
     tracing = tracing or tracing_of(settings)
     decoder = Decoder(sampler, calibrator, metrics, drift, tracing)
-    keyring, audit_log = Keyring(settings.keys), AuditLog(settings.audit_log)
+    keyring, audit_log = Keyring(settings.keys), AuditLog(settings.audit_log, console)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -99,6 +104,7 @@ def create_app(
         title="InfAlign",
         summary="Best-of-N and Worst-of-N decoding with calibrated rewards",
         lifespan=lifespan,
+        redirect_slashes=False,
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
     catalogue = Catalogue(served.policies)
@@ -116,12 +122,13 @@ def create_app(
         app.include_router(router)
     _answer_errors(app)
     # From the inside out.
-    app.add_middleware(LimitBody, kib=settings.max_body_kib, metrics=metrics)
+    app.add_middleware(LimitBody, settings=settings, metrics=metrics)
     app.add_middleware(Audit, audit_log=audit_log)
     app.add_middleware(Authenticate, keyring=keyring, limits=Limits(metrics), metrics=metrics)
     app.add_middleware(Contain)
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(LogRequests, settings=settings, metrics=metrics, tracing=tracing)
+    app.add_middleware(NormalizePath)
     tracing.install(app)
     return app
 
@@ -160,15 +167,17 @@ def _answer_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         # A misspelt field first: that another is missing often follows from it.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        if first["type"] == "json_invalid":
-            refused = BadRequest(f"body: not JSON ({first['ctx']['error']}), accepted: a JSON object", "body")
-        else:
-            why = explain(first, _body_model(request))
-            refused = BadRequest(str(why), why.param)
-        return refused.response
+        if refused := unreadable(request, error):
+            return refused.response
+        why = explain(first, _body_model(request))
+        return BadRequest(str(why), why.param).response
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, ClientDisconnect):  # in the middle of its body
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        if refused := unreadable(request, error):
+            return refused.response
         message = f"{request.method} {request.url.path}: {error.detail}"
         param = "body" if error.status_code == BadRequest.status else None
         envelope = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}

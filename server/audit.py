@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from typing import TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infalign.errors import InvalidValue
 from server.decoder import Decoded
 from server.errors import CLIENT_CLOSED_REQUEST, ServerError
+from server.lines import ascii_json
 
 log = logging.getLogger("infalign.server")
 
@@ -58,17 +60,17 @@ class Trail:
 
 
 class AuditLog:
-    """The file, or stderr. A file that has been rotated away is opened anew.
+    """The file, or ``console``, or stderr. A file that has been rotated away is opened anew.
 
     Raises:
         InvalidValue: the file cannot be written.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, console: TextIO | None = None) -> None:
         # A logger of its own: no other handler gets its lines, and no level silences them.
         self._logger = logging.Logger("infalign.audit")
         if path is None:
-            self._handler: logging.Handler = logging.StreamHandler(sys.stderr)
+            self._handler: logging.Handler = logging.StreamHandler(console or sys.stderr)
         else:
             try:
                 self._handler = _File(path, encoding="utf-8")
@@ -87,7 +89,7 @@ class AuditLog:
             "status": trail.failure or status,
             "lowest_quantile": trail.lowest_quantile,
         }
-        self._logger.info("%s", json.dumps(line))
+        self._logger.info("%s", ascii_json(json.dumps(line)))
 
     def close(self) -> None:
         """No more lines."""

@@ -1,11 +1,9 @@
 """Who calls: API keys, the roles they have, and what a route asks of them."""
 
-import asyncio
 import hmac
 import logging
-import signal
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -77,6 +75,7 @@ class Keyring:
     def reread(self) -> None:
         """Take up what the file has become; the keys stay as they are where it is not accepted."""
         if self._path is None:
+            log.info("SIGHUP: there are no keys to read again (--keys)")
             return
         try:
             self._keys = read_keys(self._path)
@@ -84,19 +83,6 @@ class Keyring:
             log.error("the keys stay as they were: %s", error)
         else:
             log.info("%s read again: %d keys", self._path, len(self._keys))
-
-    @contextmanager
-    def reread_on_hangup(self) -> Iterator[None]:
-        """SIGHUP reads the file again while this lasts, in the running event loop and between its steps."""
-        if self._path is None:
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self.reread)
-        try:
-            yield
-        finally:
-            loop.remove_signal_handler(signal.SIGHUP)
 
 
 def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -2,11 +2,14 @@
 
 ServerError
 ├── BadRequest (400)            a field that is not accepted
-│   └── PromptTooLong (400)     prompt and response do not fit the context
+│   ├── PromptTooLong (400)     prompt and response do not fit the context
+│   └── Unreadable (400)        bytes that are no HTTP request, or say twice how long its body is
 ├── Unauthorized (401)          no key, or one that is not known
 ├── Forbidden (403)             a key without the role that this takes
 ├── UnknownModel (404)
+├── TooSlow (408)               a body that does not come at the least pace
 ├── TooLarge (413)              a body of more bytes than are read
+├── HeadersTooLarge (431)       headers of more bytes than are read
 ├── Overloaded (429)            more at a time, or in a time, than this server or this key may
 ├── Unavailable (503)           engines not up yet, or gone
 └── DeadlineExceeded (504)      not done in the time the request had
@@ -61,6 +64,17 @@ class PromptTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class Unreadable(BadRequest):
+    """Bytes that are no HTTP request, or say twice how long its body is."""
+
+    def __init__(self) -> None:
+        super().__init__("request: not HTTP, accepted: a request line, headers with Host, one length of the body")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Connection": "close"}
+
+
 class Unauthorized(ServerError):
     """No key, or one that is not known."""
 
@@ -83,10 +97,29 @@ class UnknownModel(ServerError):
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
 
+class TooSlow(ServerError):
+    """A body that does not come at the least pace."""
+
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Connection": "close"}
+
+
 class TooLarge(ServerError):
     """A body of more bytes than are read."""
 
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class HeadersTooLarge(ServerError):
+    """Headers of more than ``kib`` KiB."""
+
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
+
+    def __init__(self, kib: int) -> None:
+        super().__init__(f"headers: got more, accepted: at most {kib} KiB with the request line (--max-header-kib)")
 
 
 class Overloaded(ServerError):

@@ -4,13 +4,14 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.account import Account, current
 from server.errors import CLIENT_CLOSED_REQUEST
+from server.lines import Repeats, TextFormatter, json_formatter
 from server.metrics import Metrics
 from server.settings import Settings
 from server.tracing import Tracing
@@ -21,16 +22,26 @@ PROBES = {"/health", "/ready", "/metrics"}
 """Routes whose lines are for debugging only: machines ask every few seconds, and why one is red is logged once."""
 
 access = logging.getLogger("infalign.access")
+LINE = "%s %s %s"
+"""Method, route, status."""
 texts = logging.getLogger("infalign.text")
 
 
-def configure(settings: Settings) -> None:
-    """Log to stderr as the settings say. Every library logs through the root logger."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(settings: Settings, console: TextIO | None = None) -> None:
+    """Log to ``console``, or stderr, as the settings say. Every library logs through the root logger."""
+    handler = _Console(console or sys.stderr)
     handler.addFilter(_of_request)
-    handler.setFormatter(_json() if settings.log_format == "json" else _Text())
+    handler.addFilter(Repeats())
+    handler.setFormatter(json_formatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     texts.setLevel(logging.INFO)
+
+
+class _Console(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """A line that the disk or the reader does not take is lost: a complaint on stderr would be one more line."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def _of_request(record: logging.LogRecord) -> bool:
@@ -38,40 +49,6 @@ def _of_request(record: logging.LogRecord) -> bool:
     if account is not None and not hasattr(record, "request_id"):
         record.request_id = account.request_id
     return True
-
-
-class _Text(logging.Formatter):
-    """Fields behind the message, as ``name=value``."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
-        fields = {"request_id": getattr(record, "request_id", None)} | getattr(record, "fields", {})
-        shown = (
-            f" {name}={value!r}" if isinstance(value, str) and " " in value else f" {name}={value}"
-            for name, value in fields.items()
-            if value is not None
-        )
-        return super().formatMessage(record) + "".join(shown)
-
-
-def _json() -> logging.Formatter:
-    from pythonjsonlogger.core import RESERVED_ATTRS
-    from pythonjsonlogger.json import JsonFormatter
-
-    class Json(JsonFormatter):
-        def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-            return log_data | (log_data.pop("fields", None) or {})
-
-    names = {"levelname": "level", "name": "logger", "exc_info": "exception"}
-    return Json(
-        "%(levelname)s %(name)s %(message)s",
-        rename_fields=names,
-        reserved_attrs=[*RESERVED_ATTRS, "vllm_process_name"],  # which vLLM adds to every line
-        timestamp="time",
-        json_ensure_ascii=False,
-    )
 
 
 class LogRequests:
@@ -138,10 +115,16 @@ class LogRequests:
         }
         shown = {name: value for name, value in fields.items() if value is not None}
         level = logging.DEBUG if route in PROBES else logging.INFO
-        access.log(level, "%s %s %s", scope["method"], route, status, extra={"fields": shown})
+        access.log(level, LINE, scope["method"], route, status, extra={"fields": shown})
         if account.selected is not None:
             written = {"prompt": account.prompt, "selected": account.selected}
             texts.info("prompt and selected text", extra={"fields": written})
+
+
+def log_refusal(status: int, request_id: str) -> None:
+    """Write the line of what came instead of a request, which has no method and no route."""
+    fields = {"route": "unreadable", "status": status, "request_id": request_id, "client_gone": False}
+    access.info(LINE, "-", fields["route"], status, extra={"fields": fields})
 
 
 def _request_id(scope: Scope) -> str:

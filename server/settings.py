@@ -100,6 +100,18 @@ class Settings(BaseModel):
     )
     audit_log: Path | None = Field(None, description="File that worst-of-n calls are noted in; stderr if left out.")
     max_body_kib: int = Field(1024, ge=1, description="Largest request body, in KiB.")
+    max_header_kib: int = Field(64, ge=1, description="Largest request line and headers of a request, in KiB.")
+    max_connections: int = Field(
+        2048,
+        ge=1,
+        description="Connections that are open at a time; a new one closes the one that is idle for longest.",
+    )
+    idle_timeout: float = Field(
+        75,
+        gt=0,
+        description="Seconds that a connection may be idle, and that the headers of a request may take to arrive. "
+        "A body may take a second more for each KiB.",
+    )
     policy_urls: Urls = Field((), description="vLLM servers of the policies; none is started here then.")
     reward_urls: NamedUrls = Field((), description="vLLM servers of the reward model; of several, NAME=URL for each.")
     reference_urls: Urls = Field((), description="vLLM servers of the reference, where those of the policies lack it.")
