@@ -5,6 +5,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import TooLarge
 from server.metrics import Metrics
 
+DIGITS = 19
+"""Digits of a length that are read; a longer one is beyond every limit."""
+
 
 class LimitBody:
     """Refuses a body of more than ``kib`` KiB, by its declared length or as soon as it has grown so far.
@@ -52,5 +55,5 @@ class LimitBody:
 
 def _declared(scope: Scope) -> int:
     """The content length, 0 where none is declared (or none that is a number, which the count of what comes covers)."""
-    text = dict(scope["headers"]).get(b"content-length", b"")
-    return int(text) if text.isdigit() else 0
+    text = dict(scope["headers"]).get(b"content-length", b"").lstrip(b"0")
+    return int(text[:DIGITS]) if text.isdigit() else 0

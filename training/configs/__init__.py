@@ -29,7 +29,7 @@ def load_config(name_or_path: str, overrides: tuple[str, ...] = (), paths: tuple
         raise InvalidValue("CONFIG", name_or_path, f"a YAML file, or a shipped config: {known}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a number of thousands of digits
         raise InvalidValue("CONFIG", name_or_path, f"YAML ({one_line(error)})") from error
     if not isinstance(values, dict):
         raise InvalidValue("CONFIG", name_or_path, "a YAML mapping")
@@ -61,4 +61,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise InvalidValue("--set", override, f"a key below a section; {section} is a value")
-    values[leaf] = yaml.safe_load(text)
+    try:
+        values[leaf] = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InvalidValue("--set", override, f"a value in YAML ({one_line(error)})") from error
