@@ -107,7 +107,7 @@ def create_app(
         served.bundle.manifest.sampling,
         decoder,
         Admission(settings.max_requests, metrics),
-        Adapters(served.bundle, settings.bundles, catalogue, engines),
+        Adapters(served.bundle, settings.bundles, catalogue, engines, drift),
         settings,
         metrics,
     )
