@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
@@ -34,6 +35,8 @@ from server.failures import Contain
 from server.limits import Limits
 from server.logs import LogRequests
 from server.metrics import Metrics
+from server.middleware.headers import SecureHeaders
+from server.middleware.hosts import LocalHosts
 from server.protocol.answers import ErrorAnswer
 from server.routes import adapters, calibrations, decoding, openai, operations
 from server.routes.common import ClientGone, Serving
@@ -119,6 +122,18 @@ def create_app(
     app.add_middleware(Audit, audit_log=audit_log)
     app.add_middleware(Authenticate, keyring=keyring, limits=Limits(metrics), metrics=metrics)
     app.add_middleware(Contain)
+    if settings.cors_origins:
+        # Outside of Authenticate: a browser sends a preflight without the key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),  # clients send headers of their own; none of them gives a right but the key
+            expose_headers=("X-Request-Id", "Retry-After"),
+        )
+    if settings.keys is None:
+        app.add_middleware(LocalHosts, host=settings.host, metrics=metrics)
+    app.add_middleware(SecureHeaders)
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(LogRequests, settings=settings, metrics=metrics, tracing=tracing)
     tracing.install(app)

@@ -7,6 +7,7 @@ ServerError
 ├── Forbidden (403)             a key without the role that this takes
 ├── UnknownModel (404)
 ├── TooLarge (413)              a body of more bytes than are read
+├── Misdirected (421)           a Host that this server does not answer to
 ├── Overloaded (429)            more at a time, or in a time, than this server or this key may
 ├── Unavailable (503)           engines not up yet, or gone
 └── DeadlineExceeded (504)      not done in the time the request had
@@ -87,6 +88,12 @@ class TooLarge(ServerError):
     """A body of more bytes than are read."""
 
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class Misdirected(ServerError):
+    """A Host that this server does not answer to."""
+
+    status, type, code = 421, "invalid_request_error", "unknown_host"
 
 
 class Overloaded(ServerError):
