@@ -119,8 +119,8 @@ def create_app(
     _answer_errors(app)
     # From the inside out.
     app.add_middleware(LimitBody, kib=settings.max_body_kib, metrics=metrics)
-    app.add_middleware(Audit, audit_log=audit_log)
     app.add_middleware(Authenticate, keyring=keyring, limits=Limits(metrics), metrics=metrics)
+    app.add_middleware(Audit, audit_log=audit_log)
     app.add_middleware(Contain)
     if settings.cors_origins:
         # Outside of Authenticate: a browser sends a preflight without the key.

@@ -8,14 +8,22 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
-from server.account import selected
+from infalign.procedures import Standard
 from server.auth import authenticated, needs
 from server.choices import Chat, Chunks, Form, Text, choices
 from server.decoder import Decoded, Event, Job
 from server.protocol.answers import OpenAIAnswer
 from server.protocol.requests import ChatRequest, CompletionRequest
-from server.routes.common import Server, Serving, calibration_info, conversation, missing, usage, while_connected
+from server.routes.common import (
+    Server,
+    Serving,
+    calibration_info,
+    conversation,
+    missing,
+    selection,
+    usage,
+    while_connected,
+)
 from server.sampler import Conversation
 from server.streaming import DONE, STREAMED, data, stream
 
@@ -66,11 +74,11 @@ async def _answer(
     if body.stream:
         return await _stream(body, request, server, job, form, head)
     decoded = await while_connected(request, server.decode(request, job))
-    selected([candidate.text for candidate in decoded.ranked[: body.n]])
+    chosen = selection(job, decoded)
     return OpenAIAnswer(
         **head,
         object=form.whole,
-        choices=choices(form, decoded.ranked[: body.n]),
+        choices=choices(form, chosen),
         usage=usage(decoded),
         **_side(body, job, decoded),
     )
@@ -84,14 +92,13 @@ async def _stream(
     form: Form,
     head: dict[str, Any],
 ) -> EventSourceResponse:
-    chunks = Chunks(form, head, isinstance(job.procedure, Standard), body.n, body.return_candidates)
+    chunks = Chunks(form, head, isinstance(job.procedure, Standard), job.sees_all, body.return_candidates)
 
     def tell(event: Event | Decoded) -> Iterator[ServerSentEvent]:
         if not isinstance(event, Decoded):
             yield from map(data, chunks.of(event))
             return
-        selected([candidate.text for candidate in event.ranked[: body.n]])
-        *parts, last = chunks.end(event)
+        *parts, last = chunks.end(selection(job, event))
         yield from map(data, parts)
         side = OpenAIAnswer(
             **head, object=form.whole, choices=[], usage=usage(event), **_side(body, job, event)
@@ -106,14 +113,8 @@ async def _stream(
 def _job(
     request: Request, body: ChatRequest | CompletionRequest, server: Serving, asked: Conversation, limit: int | None
 ) -> Job:
-    procedure: FixedN
-    if body.best_of is not None:
-        field, drawn, procedure = "best_of", body.best_of, BestOfN(body.best_of)
-    elif body.worst_of is not None:
-        field, drawn, procedure = "worst_of", body.worst_of, WorstOfN(body.worst_of)
-    else:
-        field, drawn, procedure = "n", body.n, Standard()
-    return server.job(request, body, asked, procedure, field, draws=drawn, max_tokens=limit, logprobs=body.alternatives)
+    field, procedure, draws = body.drawing
+    return server.job(request, body, asked, procedure, field, draws=draws, max_tokens=limit, logprobs=body.alternatives)
 
 
 def _side(body: ChatRequest | CompletionRequest, job: Job, decoded: Decoded) -> dict[str, Any]:
