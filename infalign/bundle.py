@@ -27,11 +27,12 @@ from safetensors.numpy import load_file, save_file
 
 from infalign.calibration import CalibrationTable
 from infalign.combination import Combination
-from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, InvalidValue
+from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, BundleUnsafe, InvalidValue
 from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord
 
 FORMAT = 2
 MANIFEST = "bundle.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 SHARED = ("reference", "reward", "calibration")
 """Parts that every policy of a bundle has in common."""
 WHOLE = "policy"
@@ -189,6 +190,7 @@ def read_bundle(path: Path) -> Bundle:
         BundleMissing: no bundle at ``path``, or a part is missing.
         BundleCorrupt: a file changed since it was written, or one was added.
         BundleMismatch: another format, or parts that were not made for each other.
+        BundleUnsafe: there are pickled weights.
     """
     if not (path / MANIFEST).is_file():
         raise BundleMissing(f"{path}: no bundle here (no {MANIFEST}); make one with `infalign train demo`")
@@ -210,6 +212,8 @@ def read_bundle(path: Path) -> Bundle:
     for name, policy in manifest.policies.items():
         if digest(found, policy.path) != policy.digest:
             raise BundleMismatch(f"{path}: {policy.path}/ is not the policy {name} that the manifest names")
+    if pickles := sorted(name for name in found if name.endswith(PICKLES)):
+        raise BundleUnsafe(f"{path}: {pickles[0]} is a pickle, accepted: weights in safetensors")
     combination, record = load_calibration(path / "calibration")
     _check_fit(path, manifest, record, found)
     return Bundle(path, manifest, record, combination)

@@ -9,13 +9,20 @@ InfAlignError
 └── BundleError             a bundle that must not be used
     ├── BundleMissing       there is no bundle, or a part of it is missing
     ├── BundleCorrupt       a file differs from what was written
-    └── BundleMismatch      parts that were not made for each other, or another format
+    ├── BundleMismatch      parts that were not made for each other, or another format
+    └── BundleUnsafe        weights that can run code when they are read
 """
 
 
 def one_line(error: BaseException, limit: int | None = 200) -> str:
     """What a library's error says, in one line of at most ``limit`` characters; its name where it says nothing."""
     return " ".join(str(error).split())[:limit] or repr(error)
+
+
+def shorten(value: object, limit: int = 200) -> str:
+    """How a value is written in code, at most ``limit`` characters of it."""
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 class InfAlignError(Exception):
@@ -29,7 +36,7 @@ class InvalidValue(InfAlignError, ValueError):
     """
 
     def __init__(self, param: str, given: object, accepted: str) -> None:
-        super().__init__(f"{param}: got {given!r}, accepted: {accepted}")
+        super().__init__(f"{param}: got {shorten(given)}, accepted: {accepted}")
         self.param = param
 
 
@@ -63,3 +70,7 @@ class BundleCorrupt(BundleError):
 
 class BundleMismatch(BundleError):
     """Parts of the bundle were not made for each other, or the format is another."""
+
+
+class BundleUnsafe(BundleError):
+    """Weights in a format that can run code when it is read."""

@@ -18,8 +18,8 @@ from scipy.special import expi, gammaln, pdtrc
 from infalign.errors import InvalidValue
 
 Floats = NDArray[np.float64]
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
-ACCEPTED = "standard, best-of-N or worst-of-N with N >= 1, or best-of-poisson(MU) with MU > 0"
+NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?"
+ACCEPTED = "standard, best-of-N or worst-of-N with N from 1 to 999999, or best-of-poisson(MU) with MU > 0"
 
 
 class Procedure(ABC):
@@ -243,7 +243,7 @@ def parse_procedure(text: str) -> Procedure:
     """
     if text == "standard":
         return Standard()
-    if match := re.fullmatch(r"(best|worst)-of-([1-9][0-9]*)", text):
+    if match := re.fullmatch(r"(best|worst)-of-([1-9][0-9]{0,5})", text):
         n = int(match[2])
         return BestOfN(n) if match[1] == "best" else WorstOfN(n)
     if match := re.fullmatch(rf"best-of-poisson\(({NUMBER})\)", text):

@@ -2,25 +2,33 @@
 
 import asyncio
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from infalign.bundle import Bundle, check_joinable, read_bundle
-from infalign.errors import BundleError
+from infalign.bundle import Bundle, BundledPolicy, check_joinable, read_bundle
+from infalign.errors import BundleError, shorten
 from infalign.manifest import NAME
 from server.catalogue import Catalogue
+from server.concurrency import to_the_end
+from server.drift import Drift
 from server.engines import Engines, EnginesDown, Refused
 from server.errors import BadRequest, Unavailable, UnknownModel
 
 
 class Adapters:
-    """The adapters that are served beside those of ``bundle``; others come from the bundles in ``folder``."""
+    """The adapters that are served beside those of ``bundle``; others come from the bundles in ``folder``.
 
-    def __init__(self, bundle: Bundle, folder: Path | None, catalogue: Catalogue, engines: Engines) -> None:
-        self.bundle, self.folder, self.catalogue, self.engines = bundle, folder, catalogue, engines
+    Changes are made one after another, and each as a whole: however it fails, the engines hold what is served.
+    """
+
+    def __init__(
+        self, bundle: Bundle, folder: Path | None, catalogue: Catalogue, engines: Engines, drift: Drift
+    ) -> None:
+        self.bundle, self.folder, self.catalogue, self.engines, self.drift = bundle, folder, catalogue, engines, drift
         self._changing = asyncio.Lock()
 
     async def load(self, name: str) -> list[str]:
-        """Serve the adapters of the bundle of that name in the folder; their names.
+        """Serve the adapters of the bundle of that name in the folder, all of them or none; their names.
 
         Raises:
             BadRequest: there is no folder or no such bundle, it cannot be used, it was not made on the same
@@ -30,7 +38,7 @@ class Adapters:
         if self.folder is None:
             raise BadRequest("bundle: this server was started without --bundles, a folder to load from", "bundle")
         if not re.fullmatch(NAME, name):
-            raise BadRequest(f"bundle: got {name!r}, accepted: the name of a folder in {self.folder}", "bundle")
+            raise BadRequest(f"bundle: got {shorten(name)}, accepted: the name of a folder in {self.folder}", "bundle")
         try:
             found = await asyncio.to_thread(read_bundle, self.folder / name)
             check_joinable(self.bundle, found)
@@ -40,14 +48,7 @@ class Adapters:
             for known in found.policies:
                 if known in self.catalogue.policies:
                     raise BadRequest(f"bundle: got {name!r}, whose policy {known} is served already", "bundle")
-            for policy in found.policies.values():
-                try:
-                    await self.engines.load(policy.name, policy.directory)
-                except Refused as error:
-                    raise BadRequest(f"bundle: {policy.name} of {name}: {error}", "bundle") from error
-                except EnginesDown as error:
-                    raise Unavailable("the engines cannot answer now") from error
-                self.catalogue.add(policy.name, policy.record.procedure)
+            await self._load(name, found.policies.values())
         return list(found.policies)
 
     async def unload(self, name: str) -> None:
@@ -59,8 +60,39 @@ class Adapters:
         """
         async with self._changing:
             if name not in self.catalogue.policies:
-                raise UnknownModel(f"model: got {name!r}, accepted: {', '.join(self.catalogue.policies)}", "model")
+                known = ", ".join(self.catalogue.policies)
+                raise UnknownModel(f"model: got {shorten(name)}, accepted: {known}", "model")
             if len(self.catalogue.policies) == 1:
                 raise BadRequest(f"model: got {name!r}, accepted: any but the last one", "model")
-            await self.catalogue.remove(name)
-            await self.engines.unload(name)
+            await to_the_end(self._unload(name))
+
+    async def _load(self, bundle: str, policies: Iterable[BundledPolicy]) -> None:
+        ready: list[BundledPolicy] = []
+
+        async def load(policy: BundledPolicy) -> None:
+            await self.engines.load(policy.name, policy.directory)
+            ready.append(policy)
+
+        try:
+            for policy in policies:
+                try:
+                    await to_the_end(load(policy))
+                except Refused as error:
+                    raise BadRequest(f"bundle: {policy.name} of {bundle}: {error}", "bundle") from error
+                except EnginesDown as error:
+                    raise Unavailable("the engines cannot answer now") from error
+        except BaseException:  # also where the request is cancelled
+            await to_the_end(self._forget(ready))
+            raise
+        for policy in ready:
+            self.catalogue.add(policy.name, policy.record.procedure)
+            self.drift.add(policy.name, policy.record)
+
+    async def _forget(self, policies: Iterable[BundledPolicy]) -> None:
+        for policy in policies:
+            await self.engines.unload(policy.name)
+
+    async def _unload(self, name: str) -> None:
+        await self.catalogue.remove(name)
+        self.drift.remove(name)
+        await self.engines.unload(name)

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
@@ -36,6 +37,8 @@ from server.failures import Contain
 from server.limits import Limits
 from server.logs import LogRequests
 from server.metrics import Metrics
+from server.middleware.headers import SecureHeaders
+from server.middleware.hosts import LocalHosts
 from server.paths import NormalizePath
 from server.protocol.answers import ErrorAnswer
 from server.routes import adapters, calibrations, decoding, openai, operations
@@ -114,7 +117,7 @@ def create_app(
         served.bundle.manifest.sampling,
         decoder,
         Admission(settings.max_requests, metrics),
-        Adapters(served.bundle, settings.bundles, catalogue, engines),
+        Adapters(served.bundle, settings.bundles, catalogue, engines, drift),
         settings,
         metrics,
     )
@@ -123,9 +126,21 @@ def create_app(
     _answer_errors(app)
     # From the inside out.
     app.add_middleware(LimitBody, settings=settings, metrics=metrics)
-    app.add_middleware(Audit, audit_log=audit_log)
     app.add_middleware(Authenticate, keyring=keyring, limits=Limits(metrics), metrics=metrics)
+    app.add_middleware(Audit, audit_log=audit_log)
     app.add_middleware(Contain)
+    if settings.cors_origins:
+        # Outside of Authenticate: a browser sends a preflight without the key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),  # clients send headers of their own; none of them gives a right but the key
+            expose_headers=("X-Request-Id", "Retry-After"),
+        )
+    if settings.keys is None:
+        app.add_middleware(LocalHosts, host=settings.host, metrics=metrics)
+    app.add_middleware(SecureHeaders)
     app.add_middleware(CountRequests, metrics=metrics)
     app.add_middleware(LogRequests, settings=settings, metrics=metrics, tracing=tracing)
     app.add_middleware(NormalizePath)

@@ -1,6 +1,10 @@
 """From a bundle and the settings to what the application is made of."""
 
+from pathlib import Path
+from typing import Any
+
 from infalign.bundle import Bundle, positions, reward_models
+from infalign.errors import InvalidValue, one_line
 from server.app import Served
 from server.engines import Engines
 from server.settings import Settings
@@ -10,10 +14,8 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
     """Engines that are not started yet, and what is served by them: the reference in the policy's place if told so.
 
     Raises:
-        InvalidValue: addresses of servers that do not fit the bundle.
+        InvalidValue: addresses of servers that do not fit the bundle, or a tokenizer that cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
     adapters = {name: policy.directory for name, policy in bundle.policies.items() if policy.is_adapter}
     if reference:
         adapters = {}
@@ -32,5 +34,20 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
         from server.engines.vllm import VllmEngines
 
         engines = VllmEngines(model, bundle.reference, tuple(scoring.values()), settings, adapters)
-    judging = {name: AutoTokenizer.from_pretrained(path) for name, path in scoring.items()}
-    return engines, Served(bundle, (AutoTokenizer.from_pretrained(model), judging), policies)
+    judging = {name: load_tokenizer(path) for name, path in scoring.items()}
+    return engines, Served(bundle, (load_tokenizer(model), judging), policies)
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        InvalidValue: there is none, or it brings code of its own, which is not run.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        accepted = f"a tokenizer that needs no code of its own ({one_line(error)})"
+        raise InvalidValue("BUNDLE", str(directory), accepted) from error

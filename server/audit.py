@@ -1,4 +1,7 @@
-"""The audit log: one line of JSON for each worst-of-n call, whatever became of it. Never text of prompt or response."""
+"""The audit log: one line of JSON for each call that takes the role ``probe``, whatever became of it.
+
+Never text of prompt or response.
+"""
 
 import json
 import logging
@@ -7,13 +10,15 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infalign.errors import InvalidValue
+from server.access.files import open_private
 from server.decoder import Decoded
 from server.errors import CLIENT_CLOSED_REQUEST, ServerError
 from server.lines import ascii_json
@@ -23,17 +28,22 @@ log = logging.getLogger("infalign.server")
 
 @dataclass(frozen=True)
 class Call:
-    """A worst-of-n call, as it was asked for."""
+    """A call for worst-of-n or for candidates of the lower half, as it was asked for.
+
+    Of one that was refused before its body was read only the key and the procedure are known.
+    """
 
     key: str
     """Name of the API key."""
     user: str | None
     """Whom the request says it is made for."""
-    model: str
+    model: str | None
     procedure: str
-    n: int
-    prompt_key: str
+    n: int | None
+    prompt_key: str | None
     """The hash by which calibrations know the prompt."""
+    unfiltered: bool = False
+    """Whether it asks for candidates of the lower half, which the procedure does not select."""
 
 
 class Trail:
@@ -79,7 +89,7 @@ class AuditLog:
         self._logger.addHandler(self._handler)
 
     def write(self, trail: Trail, status: int, request_id: str | None) -> None:
-        """One line, if the request was a worst-of-n call."""
+        """One line, if the request was such a call."""
         if trail.call is None:
             return
         line = {
@@ -98,6 +108,10 @@ class AuditLog:
 
 
 class _File(WatchedFileHandler):
+    def _open(self) -> TextIOWrapper:
+        """Its owner's alone where it is created, at the start or after it has been rotated away."""
+        return cast(TextIOWrapper, open(self.baseFilename, self.mode, encoding=self.encoding, opener=open_private))
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """A line that could not be written goes to the server's log."""
         log.error("the audit log cannot be written (%s); its line: %s", sys.exc_info()[1], record.getMessage())

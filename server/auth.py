@@ -12,7 +12,8 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import Forbidden, ServerError, Unauthorized
+from server.access.refusals import BODIES, describe_call, read_body
+from server.errors import Forbidden, Overloaded, Unauthorized
 from server.keys import BadKeysFile, KeyRecord, Role, hash_key, read_keys
 from server.limits import Limits
 from server.metrics import Metrics
@@ -31,12 +32,16 @@ class Caller:
     requests_per_minute: int | None = None
     concurrent: int | None = None
 
-    def require(self, role: Role, action: str, param: str | None = None) -> None:
-        """Raise Forbidden for ``action`` unless the caller has ``role``, or admin, which implies the others."""
-        if not self.roles & {role, "admin"}:
+    def may(self, role: Role) -> bool:
+        """Whether the caller has ``role``, or admin, which implies the others."""
+        return bool(self.roles & {role, "admin"})
+
+    def require(self, role: Role, action: str, param: str | None = None, instead: str = "") -> None:
+        """Raise Forbidden for ``action`` unless the caller has ``role``; ``instead`` says what takes no role."""
+        if not self.may(role):
             has = ", ".join(sorted(self.roles))
-            where = f"{param}: " if param else ""
-            raise Forbidden(f"{where}{action} takes a key with the role {role}, {self.name} has {has}", param)
+            where, other = f"{param}: " if param else "", f"; {instead}" if instead else ""
+            raise Forbidden(f"{where}{action} takes a key with the role {role}, {self.name} has {has}{other}", param)
 
 
 ANONYMOUS = Caller("anonymous", frozenset(get_args(Role)))
@@ -100,7 +105,8 @@ def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 class Authenticate:
     """Lets in who has a key, and no more at a time than the key may. Plain ASGI: it decides before a body is read.
 
-    Everything under /v1 is guarded, whatever routes there are; the rest is open.
+    Everything under /v1 is guarded, whatever routes there are; the rest is open. Where a key is at its limits the body
+    of a decoding request is read, since only the body says whether the refusal belongs into the audit log.
     """
 
     def __init__(self, app: ASGIApp, keyring: Keyring, limits: Limits, metrics: Metrics) -> None:
@@ -112,16 +118,20 @@ class Authenticate:
             return
         async with AsyncExitStack() as held:
             try:
-                caller = self.keyring.caller(scope["headers"])
+                caller = scope["caller"] = self.keyring.caller(scope["headers"])
                 place = self.limits.place(caller.name, caller.requests_per_minute, caller.concurrent)
                 await held.enter_async_context(place)
-            except ServerError as refused:
-                if isinstance(refused, Unauthorized):
-                    self.metrics.rejected.labels("unauthorized").inc()
-                await refused.response(scope, receive, send)
-                return
-            scope["caller"] = caller
-            await self.app(scope, receive, send)
+            except Unauthorized as error:
+                self.metrics.rejected.labels("unauthorized").inc()
+                await error.response(scope, receive, send)
+            except Overloaded as error:
+                if scope["path"] in BODIES:
+                    serving = scope["app"].state.serving
+                    body = await read_body(receive, serving.settings.max_body_kib << 10)
+                    scope["audit"].call = describe_call(scope, serving.catalogue, body)
+                await error.response(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
 
 
 def _guarded(path: str) -> bool:
@@ -160,6 +170,9 @@ def needs(role: Role) -> Any:
     """The dependency of a route that takes ``role``, or admin."""
 
     async def check(request: Request, caller: Authenticated) -> None:
+        if request.scope["path"] in BODIES and not caller.may(role):
+            catalogue = request.app.state.serving.catalogue
+            request.scope["audit"].call = describe_call(request.scope, catalogue, await request.body())
         caller.require(role, request.url.path)
 
     return Depends(check)

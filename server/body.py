@@ -12,6 +12,9 @@ PACE = 1024
 """Bytes of a body for which it may take a second more."""
 GONE: Message = {"type": "http.disconnect"}
 
+DIGITS = 19
+"""Digits of a length that are read; a longer one is beyond every limit."""
+
 
 class LimitBody:
     """Refuses a body that is too large, by its declared length or as soon as it has grown so far, or that is too slow.
@@ -91,5 +94,5 @@ class LimitBody:
 
 def _declared(scope: Scope) -> int:
     """The content length, 0 where none is declared (or none that is a number, which the count of what comes covers)."""
-    text = dict(scope["headers"]).get(b"content-length", b"")
-    return int(text) if text.isdigit() else 0
+    text = dict(scope["headers"]).get(b"content-length", b"").lstrip(b"0")
+    return int(text[:DIGITS]) if text.isdigit() else 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scipy.special import logit
 
-from infalign.errors import InvalidValue
+from infalign.errors import InvalidValue, shorten
 from infalign.procedures import FixedN, Procedure, Standard, parse_procedure
 from server.errors import BadRequest, UnknownModel
 
@@ -58,22 +58,27 @@ class Catalogue:
         if name in self._aligned:
             return Choice(name, procedure)
         if name != AUTO:
-            known = ", ".join(self.names(0))
-            raise UnknownModel(
-                f"model: got {asked!r}, accepted: {known}, each also with :best-of-N or :worst-of-N", "model"
-            )
+            raise self._unknown(asked)
         return Choice(min(self._aligned, key=lambda policy: _distance(self._aligned[policy], procedure)), procedure)
 
     @contextmanager
     def using(self, policy: str) -> Iterator[None]:
-        """While a request is answered by ``policy``."""
+        """While a request is answered by ``policy``.
+
+        Raises:
+            UnknownModel: it has been removed since the request chose it.
+        """
+        if policy not in self._aligned:
+            raise self._unknown(policy)
         self._in_use[policy] += 1
         try:
             yield
         finally:
             self._in_use[policy] -= 1
-            if not self._in_use[policy] and policy in self._unused:
-                self._unused.pop(policy).set()
+            if not self._in_use[policy]:
+                del self._in_use[policy]
+                if policy in self._unused:
+                    self._unused.pop(policy).set()
 
     def add(self, name: str, aligned_for: str) -> None:
         """Serve one more."""
@@ -86,15 +91,25 @@ class Catalogue:
             self._unused[name] = asyncio.Event()
             await self._unused[name].wait()
 
+    def _unknown(self, asked: str | None) -> UnknownModel:
+        known = ", ".join(self.names(0))
+        return UnknownModel(
+            f"model: got {shorten(asked)}, accepted: {known}, each also with :best-of-N or :worst-of-N", "model"
+        )
+
     def _agreed(self, asked: str | None, suffix: str, procedure: FixedN) -> FixedN:
         try:
             named = parse_procedure(suffix)
         except InvalidValue:
             named = None
         if not isinstance(named, FixedN):
-            raise UnknownModel(f"model: got {asked!r}, accepted: after the colon, best-of-N or worst-of-N", "model")
+            raise UnknownModel(
+                f"model: got {shorten(asked)}, accepted: after the colon, best-of-N or worst-of-N", "model"
+            )
         if procedure not in (named, Standard()):
-            raise BadRequest(f"model: got {asked!r}, accepted: the procedure of the request, {procedure}", "model")
+            raise BadRequest(
+                f"model: got {shorten(asked)}, accepted: the procedure of the request, {procedure}", "model"
+            )
         return named
 
 

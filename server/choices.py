@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from server.decoder import Decoded, Event, Finished, Grown, Judged
+from server.decoder import Event, Finished, Grown, Judged
 from server.engines import TokenLogprob
 from server.protocol.answers import Candidate
 
@@ -97,7 +97,8 @@ class Chunks:
     head: dict[str, Any]
     """Fields of every chunk."""
     live: bool
-    choices: int
+    show_standing: bool
+    """Tell the reward and seed of every candidate."""
     show_text: bool
     """Tell the text of every candidate."""
 
@@ -111,11 +112,11 @@ class Chunks:
                 logprobs = self.form.logprobs(event.delta.logprobs or None)
                 yield self._chunk(self._delta(event.index, event.delta.text, logprobs))
         elif not self.live:
-            yield self._chunk(self._delta(0, None), candidate=told(event, self.show_text))
+            yield self._chunk(self._delta(0, None), candidate=told(event, self.show_standing, self.show_text))
 
-    def end(self, decoded: Decoded) -> Iterator[dict[str, Any]]:
+    def end(self, selected: Iterable[Candidate]) -> Iterator[dict[str, Any]]:
         """The selected candidates, and what is known at the end."""
-        for place, candidate in enumerate(decoded.ranked[: self.choices]):
+        for place, candidate in enumerate(selected):
             if not self.live:
                 yield self._chunk(self._delta(place, candidate.text, self.form.logprobs(candidate.logprobs)))
             place = candidate.index if self.live else place
@@ -130,7 +131,7 @@ class Chunks:
         return {**self.head, "object": self.form.part, "choices": [choice], **side}
 
 
-def told(event: Finished | Judged, show_text: bool) -> dict[str, Any]:
+def told(event: Finished | Judged, show_standing: bool, show_text: bool) -> dict[str, Any]:
     """What clients are told of a candidate that is finished or scored."""
     if isinstance(event, Finished):
         done = event.completion
@@ -141,7 +142,8 @@ def told(event: Finished | Judged, show_text: bool) -> dict[str, Any]:
             "completion_tokens": done.tokens,
         }
         return shown | ({"text": done.text} if show_text else {})
-    fields = STANDING | {"index", "finish_reason", "completion_tokens"} | ({"text"} if show_text else set())
+    fields = {"index", "finish_reason", "completion_tokens"}
+    fields |= (STANDING if show_standing else set()) | ({"text"} if show_text else set())
     return {"event": "scored", **event.candidate.model_dump(include=fields, exclude_none=True)}
 
 

@@ -26,7 +26,7 @@ AT_LEAST_ONE = click.IntRange(min=1)
     "roles",
     multiple=True,
     type=click.Choice(get_args(Role)),
-    help="generate: decode and score; probe: worst-of-n and unfiltered candidates; admin: everything. May be repeated.",
+    help="generate: decode and score; probe: worst-of-n and all candidates; admin: everything. May be repeated.",
 )
 @click.option("--requests-per-minute", type=AT_LEAST_ONE, help="Most requests in any minute; no limit if left out.")
 @click.option("--concurrent", type=AT_LEAST_ONE, help="Most requests at a time; no limit if left out.")

@@ -40,6 +40,10 @@ class Job:
     """Until when it must be done."""
     calibrate: bool = False
     """Calibrate the prompt first, where it is not."""
+    top: int = 1
+    """Candidates that are selected."""
+    sees_all: bool = True
+    """Whether the caller may see candidates of the lower half."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,16 @@ Seen = tuple[str, int, float, float]
 """Prompt, K, and the candidate's span of ranks."""
 
 
+@dataclass(eq=False)
+class _Policy:
+    """What is known of one policy that is watched."""
+
+    alignment: Alignment | None
+    served: deque[Seen] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    laws: dict[int, Floats | None] = field(default_factory=dict)
+    """Predicted ranks by the number of anchors, None where nothing can be predicted."""
+
+
 class Drift:
     """The distance of served ranks from predicted ones, by policy.
 
@@ -41,51 +51,61 @@ class Drift:
     """
 
     def __init__(self, alignments: Mapping[str, Alignment | None], law: SamplingLaw, metrics: Metrics) -> None:
-        self._alignments, self._metrics = alignments, metrics
-        self._law = Sampling(**law.model_dump(), seed=0, policy=None)
-        self._served: dict[str, deque[Seen]] = {name: deque(maxlen=WINDOW) for name in alignments}
-        self._predicted: dict[tuple[str, int], Floats | None] = {}
+        self._policies = {name: _Policy(alignment) for name, alignment in alignments.items()}
+        self._law, self._metrics = Sampling(**law.model_dump(), seed=0, policy=None), metrics
+
+    def add(self, name: str, alignment: Alignment) -> None:
+        """Watch one more policy."""
+        self._policies[name] = _Policy(alignment)
+
+    def remove(self, name: str) -> None:
+        """Watch one less, and say nothing of it any more."""
+        del self._policies[name]
+        self._metrics.drift.remove(name)
+        self._metrics.drift_samples.remove(name)
 
     def observe(self, sampling: Sampling, prompt: str, calibration: Calibration, rewards: Sequence[float]) -> None:
         """Remember all candidates of one answer, if they count; ``prompt`` is the key of theirs."""
-        served = self._served.get(sampling.policy or "")
+        policy = self._policies.get(sampling.policy or "")
         lawful = replace(sampling, seed=0, policy=None, logprobs=None) == self._law
-        if served is None or not lawful or calibration.scope != "prompt":
+        if policy is None or not lawful or calibration.scope != "prompt":
             return
-        below, upto = calibration.span(rewards)
+        served, (below, upto) = policy.served, calibration.span(rewards)
         served.extend((prompt, calibration.samples, *span) for span in zip(below.tolist(), upto.tolist(), strict=True))
         self._metrics.drift_samples.labels(sampling.policy).set(len(served))
 
     async def refresh(self) -> None:
         """Set the gauges by what has been served."""
-        for name, served in self._served.items():
-            now = list(served)
+        for name, policy in list(self._policies.items()):
+            now = list(policy.served)
             if len(now) >= FEWEST and len({prompt for prompt, *_ in now}) >= FEWEST_PROMPTS:
-                found = await asyncio.to_thread(self._distance, name, now)
-                if found is not None:
-                    self._metrics.drift.labels(name).set(found)
+                value = await asyncio.to_thread(_distance, name, policy, now)
+                if value is not None and self._policies.get(name) is policy:  # else it was removed meanwhile
+                    self._metrics.drift.labels(name).set(value)
 
-    def _distance(self, name: str, served: list[Seen]) -> float | None:
-        low, high = [], []
-        for samples in {samples for _, samples, _, _ in served}:
-            law = self._law_of(name, samples)
-            if law is None:
-                return None
-            spans = np.array([span for _, of, *span in served if of == samples])
-            ends = spread(law, spans[:, 0], spans[:, 1])
-            low.append(ends[0])
-            high.append(ends[1])
-        return distance(np.concatenate(low), np.concatenate(high))
 
-    def _law_of(self, name: str, samples: int) -> Floats | None:
-        """The ranks that are predicted among ``samples`` rewards; None, and said once, where nothing can be."""
-        if (name, samples) not in self._predicted:
-            try:
-                self._predicted[name, samples] = predicted(self._alignments[name], samples)
-            except InfAlignError as error:
-                log.warning("no drift of %s: nothing to compare it with: %s", name, error)
-                self._predicted[name, samples] = None
-        return self._predicted[name, samples]
+def _distance(name: str, policy: _Policy, served: list[Seen]) -> float | None:
+    low, high = [], []
+    for samples in {samples for _, samples, _, _ in served}:
+        law = _law_of(name, policy, samples)
+        if law is None:
+            return None
+        spans = np.array([span for _, of, *span in served if of == samples])
+        ends = spread(law, spans[:, 0], spans[:, 1])
+        low.append(ends[0])
+        high.append(ends[1])
+    return distance(np.concatenate(low), np.concatenate(high))
+
+
+def _law_of(name: str, policy: _Policy, samples: int) -> Floats | None:
+    """The ranks that are predicted among ``samples`` rewards; None, and said once, where nothing can be."""
+    if samples not in policy.laws:
+        try:
+            policy.laws[samples] = predicted(policy.alignment, samples)
+        except InfAlignError as error:
+            log.warning("no drift of %s: nothing to compare it with: %s", name, error)
+            policy.laws[samples] = None
+    return policy.laws[samples]
 
 
 def predicted(alignment: Alignment | None, samples: int) -> Floats:

@@ -9,6 +9,7 @@ ServerError
 ├── UnknownModel (404)
 ├── TooSlow (408)               a body that does not come at the least pace
 ├── TooLarge (413)              a body of more bytes than are read
+├── Misdirected (421)           a Host that this server does not answer to
 ├── HeadersTooLarge (431)       headers of more bytes than are read
 ├── Overloaded (429)            more at a time, or in a time, than this server or this key may
 ├── Unavailable (503)           engines not up yet, or gone
@@ -120,6 +121,12 @@ class HeadersTooLarge(ServerError):
 
     def __init__(self, kib: int) -> None:
         super().__init__(f"headers: got more, accepted: at most {kib} KiB with the request line (--max-header-kib)")
+
+
+class Misdirected(ServerError):
+    """A Host that this server does not answer to."""
+
+    status, type, code = 421, "invalid_request_error", "unknown_host"
 
 
 class Overloaded(ServerError):

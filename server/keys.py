@@ -8,7 +8,6 @@ salted hash would protect.
 
 import fcntl
 import hashlib
-import logging
 import os
 import secrets
 import tempfile
@@ -21,14 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from infalign.errors import InfAlignError
 from infalign.validation import explain
+from server.access.files import open_private
 
-log = logging.getLogger("infalign.server")
 Role = Literal["generate", "probe", "admin"]
-"""``generate``: decode and score. ``probe``: worst-of-n and unfiltered candidates. ``admin``: everything."""
+"""``generate``: decode and score. ``probe``: worst-of-n and candidates of the lower half. ``admin``: everything."""
 PREFIX = "sk-infalign-"
 SHOWN = {"roles", "requests_per_minute", "concurrent"}
 """Fields whose values an error may show; a key put where its hash belongs must not reach a log."""
-OTHERS_MAY = 0o066
 
 
 class BadKeysFile(InfAlignError):
@@ -83,18 +81,15 @@ def read_keys(path: Path) -> Mapping[str, KeyRecord]:
         BadKeysFile: there is none, or it is not accepted.
     """
     try:
-        content = path.read_bytes()
-        mode = path.stat().st_mode
+        with open(path, "rb", opener=open_private) as file:
+            content = file.read()
     except FileNotFoundError as error:
         raise BadKeysFile(
             path, f"no such file; `infalign key NAME --role generate --keys {path}` makes one, with a key"
         ) from error
     except OSError as error:
         raise BadKeysFile(path, error.strerror) from error
-    keys = _parse(path, content).keys
-    if mode & OTHERS_MAY:
-        log.warning("%s can be read or written by others than its owner: chmod 600", path)
-    return keys
+    return _parse(path, content).keys
 
 
 @contextmanager

@@ -1,10 +1,14 @@
 """What the operator decides; everything else is in the bundle. Each field is an option of ``infalign serve``."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+ORIGIN_HOST = r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?"
+"""As browsers write it: in lower case, nothing behind it."""
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -29,6 +33,13 @@ def _named_url(text: str) -> str:
     return f"{name}={_url(url)}" if name else _url(url)
 
 
+def _origin(text: str) -> str:
+    scheme, _, rest = text.rpartition("://")
+    if text != "*" and not (scheme in ("http", "https") and re.fullmatch(ORIGIN_HOST, rest)):
+        raise ValueError("origins such as https://app.example, with commas between them, or * for all")
+    return text
+
+
 def _parts(value: Any) -> Any:
     """One text is the values between its commas."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
@@ -43,6 +54,9 @@ def _distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
 Several = (BeforeValidator(_parts), AfterValidator(_distinct))
 Urls = Annotated[tuple[Annotated[str, AfterValidator(_url)], ...], *Several]
 NamedUrls = Annotated[tuple[Annotated[str, AfterValidator(_named_url)], ...], *Several]
+
+
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], *Several]
 
 
 class Settings(BaseModel):
@@ -98,7 +112,12 @@ class Settings(BaseModel):
     keys: Path | None = Field(
         None, description="File of API keys (see `infalign key`); without one only this machine is served."
     )
-    audit_log: Path | None = Field(None, description="File that worst-of-n calls are noted in; stderr if left out.")
+    audit_log: Path | None = Field(
+        None, description="File that calls for worst-of-n or unfiltered candidates are noted in; stderr if left out."
+    )
+    cors_origins: Origins = Field(
+        (), description="Origins whose pages may call, such as https://app.example; with keys also *, for all."
+    )
     max_body_kib: int = Field(1024, ge=1, description="Largest request body, in KiB.")
     max_header_kib: int = Field(64, ge=1, description="Largest request line and headers of a request, in KiB.")
     max_connections: int = Field(
@@ -118,3 +137,10 @@ class Settings(BaseModel):
     remote_timeout: float = Field(
         30, gt=0, description="Seconds that a vLLM server may say nothing, on all its calls, before it is set aside."
     )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _all_origins_take_keys(cls, origins: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "*" in origins and info.data.get("keys") is None:
+            raise ValueError("* only with --keys: without keys every page could call; name the origins instead")
+        return origins

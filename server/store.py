@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sqlite3
 import time
 from collections import OrderedDict
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infalign.errors import one_line
+from server.access.files import open_private
 from server.metrics import Metrics
 
 log = logging.getLogger("infalign.server")
@@ -42,7 +44,7 @@ class Store:
     What goes wrong with the file is logged once and counted, never raised: the memory goes on.
 
     Args:
-        path: the file; it and its directory are made when they are first needed.
+        path: the file; it and its directory are made when they are first needed, for their owner alone.
         limit: bytes that the file may have; what was not used for longest is dropped.
         context: digest of all that a calibration depends on beside its prompt.
         shape: (M, K).
@@ -109,7 +111,7 @@ class Store:
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._create()
             connection = sqlite3.connect(self._path, timeout=1)
             try:
                 if not self._pages(connection, "page_count"):
@@ -123,6 +125,13 @@ class Store:
             self._connection = connection
             self._measure(connection)
         return self._connection
+
+    def _create(self) -> None:
+        """Make the file if there is none. SQLite gives the files beside it (-wal, -shm) its mode."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if "mode" not in self._logged or not self._path.exists():
+            self._logged.add("mode")  # one warning of a file that others may read is enough
+            os.close(open_private(self._path, os.O_RDONLY | os.O_CREAT))
 
     def _disconnect(self) -> None:
         if self._connection is not None:

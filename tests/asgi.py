@@ -24,7 +24,7 @@ class Exchange:
             "query_string": b"",
             "headers": [
                 (name.lower().encode(), value.encode())
-                for name, value in {"content-type": "application/json", **(headers or {})}.items()
+                for name, value in {"host": "127.0.0.1", "content-type": "application/json", **(headers or {})}.items()
             ],
             "server": ("test", 80),
             "client": ("test", 1),

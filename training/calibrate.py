@@ -20,7 +20,7 @@ def write_calibration(
     directory: Path, rollouts: Path, reference: Path, reward: Path, law: SamplingLaw, weights: Mapping[str, float]
 ) -> None:
     """Write tables and record of the stage's rollouts into ``directory``; ``weights`` are those of several models."""
-    tokenizer = AutoTokenizer.from_pretrained(reference)
+    tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
     keys, rewards = [], []
     for row in read_rollouts(rollouts):
         keys.append(prompt_key(render_prompt(tokenizer, row.prompt)))

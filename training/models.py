@@ -54,7 +54,9 @@ def base_model(tokenizer: PreTrainedTokenizerBase, config: Base) -> Any:
         InvalidValue: there is no such model, or it is too short for the config's positions.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(config.path, dtype=getattr(torch, config.precision))
+        model = AutoModelForCausalLM.from_pretrained(
+            config.path, dtype=getattr(torch, config.precision), trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise InvalidValue(
             "model.base.path", config.path, f"a causal LM, by directory or hub id ({one_line(error)})"
@@ -80,7 +82,7 @@ def lora(config: Lora, task: str = "CAUSAL_LM") -> LoraConfig:
 
 def load_causal(directory: Path) -> Any:
     """A causal LM for inference, in the precision it was saved in."""
-    return _placed(AutoModelForCausalLM.from_pretrained(directory, dtype="auto"))
+    return _placed(AutoModelForCausalLM.from_pretrained(directory, dtype="auto", trust_remote_code=False))
 
 
 def is_adapter(directory: Path) -> bool:
@@ -113,7 +115,7 @@ class WithoutAdapter:
 
 def load_classifier(directory: Path) -> Any:
     """A sequence classifier with one output, for inference, in the precision it was saved in."""
-    return _placed(AutoModelForSequenceClassification.from_pretrained(directory, dtype="auto"))
+    return _placed(AutoModelForSequenceClassification.from_pretrained(directory, dtype="auto", trust_remote_code=False))
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

@@ -59,10 +59,12 @@ def train_reward_model(
 ) -> None:
     """Train in ``directory``, from the model in ``start``, and save model and tokenizer into ``target``."""
     set_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
 
     def headed() -> Any:
-        return AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, dtype="auto")
+        return AutoModelForSequenceClassification.from_pretrained(
+            start, num_labels=1, dtype="auto", trust_remote_code=False
+        )
 
     trainer = RewardTrainer(
         model=headed(),
@@ -94,8 +96,8 @@ def adopt_classifier(target: Path, config: Classifier) -> None:
     """
     key = f"reward.classifiers[{config.name}]"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.path)
-        model = AutoModelForSequenceClassification.from_pretrained(config.path, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_pretrained(config.path, dtype="auto", trust_remote_code=False)
     except (OSError, ValueError) as error:
         accepted = f"a sequence classifier, by directory or hub id ({one_line(error)})"
         raise InvalidValue(f"{key}.path", config.path, accepted) from error

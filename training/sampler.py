@@ -50,7 +50,11 @@ class Sampler:
     @classmethod
     def load(cls, directory: Path, law: SamplingLaw) -> "Sampler":
         """From a model directory."""
-        return cls(load_causal(directory), AutoTokenizer.from_pretrained(directory, padding_side="left"), law)
+        return cls(
+            load_causal(directory),
+            AutoTokenizer.from_pretrained(directory, padding_side="left", trust_remote_code=False),
+            law,
+        )
 
     @torch.inference_mode()
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "rollouts") -> list[list[int]]:

@@ -28,7 +28,10 @@ class Scorer:
     @classmethod
     def load(cls, directory: Path) -> "Scorer":
         """From a model directory."""
-        return cls(load_classifier(directory), AutoTokenizer.from_pretrained(directory, padding_side="right"))
+        return cls(
+            load_classifier(directory),
+            AutoTokenizer.from_pretrained(directory, padding_side="right", trust_remote_code=False),
+        )
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.float32]:
@@ -74,7 +77,9 @@ class CombinedScorer:
     @classmethod
     def load(cls, directory: Path, combination: Combination, reference: Path) -> "CombinedScorer":
         """The reward models in ``directory``, on the quantiles of ``combination``."""
-        return cls(Scorers.load(directory), combination, AutoTokenizer.from_pretrained(reference))
+        return cls(
+            Scorers.load(directory), combination, AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
+        )
 
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.floating[Any]]:
         """Rewards, shape (len(responses),): combined, or of one model its raw ones."""

@@ -23,7 +23,9 @@ def make_reference(
     Raises:
         InvalidValue: the base model cannot be used.
     """
-    tokenizer = AutoTokenizer.from_pretrained(data_directory / data.TOKENIZER, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(
+        data_directory / data.TOKENIZER, padding_side="left", trust_remote_code=False
+    )
     set_seed(seed)
 
     def start() -> Any:

@@ -45,7 +45,7 @@ def base_tokenizer(base: Base) -> Any:
             or its template does not end a turn with that token (no response would end).
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(base.path, padding_side="left", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InvalidValue(
             "model.base.path", base.path, f"a causal LM, by directory or hub id ({one_line(error)})"

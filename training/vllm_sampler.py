@@ -77,11 +77,12 @@ class VllmSampler:
                 generation_config="vllm",
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
+                trust_remote_code=False,
                 **options,
             )
         except Exception as error:  # of whatever type: vLLM has many, and names the reason in the text
             raise EngineFailed(f"vLLM did not start on {directory}: {one_line(error, limit=None)}") from error
-        return cls(engine, AutoTokenizer.from_pretrained(directory), law, request)
+        return cls(engine, AutoTokenizer.from_pretrained(directory, trust_remote_code=False), law, request)
 
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "rollouts") -> list[list[int]]:
         """One response to each prompt, as token ids, the end token included; repeat a prompt to draw more.

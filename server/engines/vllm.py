@@ -239,7 +239,7 @@ def _launch(model: Path, **options: Any) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **options))
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), trust_remote_code=False, **options))
 
 
 def _prepare_environment() -> None:

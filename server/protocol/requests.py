@@ -1,9 +1,10 @@
 """What clients send. Unknown fields are errors; a field that is null counts as left out."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
 from server.protocol.schemas import check_schema
 
 
@@ -25,6 +26,8 @@ def _encodable(text: str) -> str:
     return text
 
 
+MOST = 2**31 - 1
+"""Largest count that any field takes; what this server or its engines take is less, and said where it is known."""
 Text = Annotated[str, AfterValidator(_encodable)]
 
 
@@ -90,21 +93,21 @@ class Sampled(_Request):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1_000_000, description="0 keeps every token")
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MOST)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=0, le=2**62, description="candidate i is drawn with seed + i")
     min_p: float = Field(0.0, ge=0, le=1, description="drop tokens less likely than this share of the likeliest")
-    min_tokens: int = Field(0, ge=0, description="no end token before so many")
+    min_tokens: int = Field(0, ge=0, le=MOST, description="no end token before so many")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=2)
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] = Field(
+    logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] = Field(
         {}, max_length=1024, description="token id -> what is added to its logit"
     )
     response_format: ResponseFormat | None = None
     timeout: float | None = Field(None, ge=0.1, description="seconds it may take; at most the server's own limit")
     min_candidates: int | None = Field(
-        None, ge=1, description="answer with so many where others failed or time ran out; all N if left out"
+        None, ge=1, le=MOST, description="answer with so many where others failed or time ran out; all N if left out"
     )
     calibrate: bool = Field(
         False, description="calibrate this prompt first where it is not: K draws from the reference"
@@ -133,8 +136,10 @@ class _MessagesOrPrompt(_Request):
 class DecodingRequest(Sampled, _MessagesOrPrompt):
     """Body of ``/v1/best-of-n`` and ``/v1/worst-of-n``."""
 
-    n: int = Field(8, ge=1, description="N, how many candidates are drawn")
-    top: int = Field(1, ge=1, description="how many are selected")
+    DRAWS_FIELD: ClassVar = "n"
+    TOP_FIELD: ClassVar = "top"
+    n: int = Field(8, ge=1, le=MOST, description="N, how many candidates are drawn")
+    top: int = Field(1, ge=1, le=MOST, description="how many are selected")
     logprobs: int | None = Field(None, ge=0, le=20, description="log-probability of each token, and so many others'")
     stream: bool = Field(False, description="send events as candidates finish and are scored, then the answer")
 
@@ -147,11 +152,27 @@ class DecodingRequest(Sampled, _MessagesOrPrompt):
 
 
 class _OpenAI(Sampled):
-    n: int = Field(1, ge=1, description="how many choices come back, the selected first")
-    best_of: int | None = Field(None, ge=1, description="draw this many candidates and return the best n")
-    worst_of: int | None = Field(None, ge=1, description="draw this many candidates and return the worst n")
+    DRAWS_FIELD: ClassVar = "best_of"
+    TOP_FIELD: ClassVar = "n"
+    n: int = Field(1, ge=1, le=MOST, description="how many choices come back, the selected first")
+    best_of: int | None = Field(None, ge=1, le=MOST, description="draw this many candidates and return the best n")
+    worst_of: int | None = Field(None, ge=1, le=MOST, description="draw this many candidates and return the worst n")
     stream: bool = Field(False, description="send the answer in chunks as it is made, as server-sent events")
     stream_options: StreamOptions | None = None
+
+    @property
+    def drawing(self) -> tuple[str, FixedN, int]:
+        """The field that says how many candidates are drawn, by what procedure, and how many."""
+        if self.best_of is not None:
+            return "best_of", BestOfN(self.best_of), self.best_of
+        if self.worst_of is not None:
+            return "worst_of", WorstOfN(self.worst_of), self.worst_of
+        return "n", Standard(), self.n
+
+    @property
+    def top(self) -> int:
+        """How many candidates are selected."""
+        return self.n
 
     @field_validator("best_of", "worst_of")
     @classmethod
@@ -179,7 +200,7 @@ class ChatRequest(_OpenAI):
     """Body of ``/v1/chat/completions``."""
 
     messages: Messages
-    max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
+    max_completion_tokens: int | None = Field(None, ge=1, le=MOST, description="the newer name of max_tokens")
     logprobs: bool = Field(False, description="log-probability of each token of the choices")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="and of so many of the likeliest in its place")
 
@@ -213,6 +234,10 @@ class CompletionRequest(_OpenAI):
     def alternatives(self) -> int | None:
         """As of :class:`ChatRequest`."""
         return self.logprobs
+
+
+Drawing = ChatRequest | CompletionRequest | DecodingRequest
+"""What draws candidates."""
 
 
 class CalibrationRequest(_MessagesOrPrompt):

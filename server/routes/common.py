@@ -12,19 +12,21 @@ from starlette.requests import Request
 
 from infalign.calibration import Calibration
 from infalign.manifest import SamplingLaw
-from infalign.procedures import FixedN, WorstOfN
+from infalign.procedures import FixedN
+from server.access.disclosure import Disclosure, upper_half
+from server.account import selected
 from server.adapters import Adapters
 from server.admission import Admission
 from server.audit import Call
-from server.auth import caller_of
+from server.auth import Caller, caller_of
 from server.catalogue import Catalogue, Choice
 from server.decoder import Decoded, Decoder, Event, Job
 from server.decoding.reader import Conversation
 from server.engines import Sampling, Structure
 from server.errors import BadRequest, DeadlineExceeded
 from server.metrics import Metrics
-from server.protocol.answers import CalibrationInfo, Missing, Usage
-from server.protocol.requests import Message, ResponseFormat, Sampled
+from server.protocol.answers import CalibrationInfo, Candidate, Missing, Usage
+from server.protocol.requests import Drawing, Message, ResponseFormat
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -59,7 +61,7 @@ class Serving:
     async def job(
         self,
         request: Request,
-        body: Sampled,
+        body: Drawing,
         asked: Conversation,
         procedure: FixedN,
         field: str,
@@ -80,8 +82,8 @@ class Serving:
         choice = self.catalogue.choose(body.model, procedure)
         if choice.procedure != procedure:
             field, draws = "model", None
-        await self._permit(request, body, asked, choice, field)
         n = draws or choice.procedure.n
+        caller = await self._permit(request, body, asked, choice, n, field)
         self.check_n(field, n)
         law, settings = self.law, self.settings
         if body.timeout is not None and body.timeout > settings.deadline:
@@ -122,6 +124,8 @@ class Serving:
             fewest=n if body.min_candidates is None else body.min_candidates,
             seconds=settings.deadline if body.timeout is None else body.timeout,
             calibrate=body.calibrate,
+            top=body.top,
+            sees_all=caller.may("probe"),
         )
 
     async def bounded(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -152,17 +156,29 @@ class Serving:
         with self.admission.admitted(), self.catalogue.using(job.sampling.policy or ""):
             return await self.decoder.decode(job, listen)
 
-    async def _permit(self, request: Request, body: Sampled, asked: Conversation, choice: Choice, field: str) -> None:
-        """Note a worst-of-n call for the audit; raise Forbidden unless the key may have what is asked for."""
-        caller = caller_of(request)
-        procedure = choice.procedure
-        if isinstance(procedure, WorstOfN):
+    async def _permit(
+        self, request: Request, body: Drawing, asked: Conversation, choice: Choice, draws: int, field: str
+    ) -> Caller:
+        """Note for the audit what takes the role probe; raise Forbidden unless the key may have what is asked for."""
+        caller, procedure = caller_of(request), choice.procedure
+        disclosure = Disclosure(procedure, draws, body.top, body.return_candidates)
+        # Without keys everyone has every role, and only worst-of-n is worth a line.
+        if disclosure.worst or (disclosure.unfiltered and self.settings.keys is not None):
             key = await self.decoder.sampler.reader.key(asked)
-            request.scope["audit"].call = Call(caller.name, body.user, choice.policy, str(procedure), procedure.n, key)
+            request.scope["audit"].call = Call(
+                caller.name, body.user, choice.policy, str(procedure), draws, key, disclosure.unfiltered
+            )
+        if disclosure.worst:
             # Under the endpoint of its own, no field says so.
             caller.require("probe", str(procedure), None if field == "n" else field)
         if body.return_candidates:
             caller.require("probe", "unfiltered candidates", "return_candidates")
+        if disclosure.beyond_half:
+            more = 2 * body.top
+            by = f":best-of-{more}" if field == "model" else f"{body.DRAWS_FIELD}: {more}"
+            instead = f"the best {body.top} of {more} ({by}) take no role but generate"
+            caller.require("probe", f"{body.top} of {draws} candidates", body.TOP_FIELD, instead)
+        return caller
 
 
 async def serving(request: Request) -> Serving:
@@ -179,6 +195,17 @@ def conversation(messages: list[Message] | None, prompt: str | None = None) -> C
     if messages is not None:
         return Conversation(messages=tuple(message.plain for message in messages))
     return Conversation(prompt=prompt or "")
+
+
+def selection(job: Job, decoded: Decoded) -> list[Candidate]:
+    """The candidates that the client gets: as many as it asked for, without the role probe none of the lower half.
+
+    Where some were not drawn in time, the half of those that were.
+    """
+    ranked = decoded.ranked
+    count = job.top if job.sees_all else min(job.top, upper_half(len(ranked)))
+    selected([candidate.text for candidate in ranked[:count]])
+    return ranked[:count]
 
 
 def calibration_info(calibration: Calibration) -> CalibrationInfo:

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request, Response
 from sse_starlette import ServerSentEvent
 
 from infalign.procedures import BestOfN, Standard, WorstOfN
-from server.account import selected
 from server.auth import needs
 from server.choices import told
 from server.decoder import Decoded, Event, Grown, Job
@@ -23,6 +22,7 @@ from server.routes.common import (
     conversation,
     json_answer,
     missing,
+    selection,
     usage,
     while_connected,
 )
@@ -71,19 +71,18 @@ async def _decode(
         if isinstance(event, Decoded):
             yield data(_answer(body, job, event).model_dump(mode="json", exclude_none=True), "answer")
         elif not isinstance(event, Grown):
-            yield data(told(event, body.return_candidates), "candidate")
+            yield data(told(event, job.sees_all, body.return_candidates), "candidate")
 
     return await stream(request, lambda listen: server.decode(request, job, listen), tell)
 
 
 def _answer(body: DecodingRequest, job: Job, decoded: Decoded) -> DecodingAnswer:
-    selected([candidate.text for candidate in decoded.ranked[: body.top]])
     return DecodingAnswer(
         id=f"decoding-{uuid4().hex}",
         created=int(time.time()),
         model=job.sampling.policy or "",
         procedure=str(job.procedure),
-        selected=decoded.ranked[: body.top],
+        selected=selection(job, decoded),
         candidates=decoded.in_drawn_order if body.return_candidates else None,
         missing=missing(job, decoded),
         calibration=calibration_info(decoded.calibration),

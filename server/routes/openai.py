@@ -8,8 +8,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
-from server.account import selected
+from infalign.procedures import Standard
 from server.auth import authenticated, needs
 from server.choices import Chat, Chunks, Form, Text, choices
 from server.decoder import Decoded, Event, Job
@@ -24,6 +23,7 @@ from server.routes.common import (
     conversation,
     json_answer,
     missing,
+    selection,
     usage,
     while_connected,
 )
@@ -75,14 +75,14 @@ async def _answer(
     if body.stream:
         return await _stream(body, request, server, job, form, head)
     decoded = await while_connected(request, server.decode(request, job))
-    selected([candidate.text for candidate in decoded.ranked[: body.n]])
+    chosen = selection(job, decoded)
 
     def answer() -> Response:
         return json_answer(
             OpenAIAnswer(
                 **head,
                 object=form.whole,
-                choices=choices(form, decoded.ranked[: body.n]),
+                choices=choices(form, chosen),
                 usage=usage(decoded),
                 **_side(body, job, decoded),
             )
@@ -99,14 +99,13 @@ async def _stream(
     form: Form,
     head: dict[str, Any],
 ) -> EventSourceResponse:
-    chunks = Chunks(form, head, isinstance(job.procedure, Standard), body.n, body.return_candidates)
+    chunks = Chunks(form, head, isinstance(job.procedure, Standard), job.sees_all, body.return_candidates)
 
     def tell(event: Event | Decoded) -> Iterator[ServerSentEvent]:
         if not isinstance(event, Decoded):
             yield from map(data, chunks.of(event))
             return
-        selected([candidate.text for candidate in event.ranked[: body.n]])
-        *parts, last = chunks.end(event)
+        *parts, last = chunks.end(selection(job, event))
         yield from map(data, parts)
         side = OpenAIAnswer(
             **head, object=form.whole, choices=[], usage=usage(event), **_side(body, job, event)
@@ -121,15 +120,9 @@ async def _stream(
 async def _job(
     request: Request, body: ChatRequest | CompletionRequest, server: Serving, asked: Conversation, limit: int | None
 ) -> Job:
-    procedure: FixedN
-    if body.best_of is not None:
-        field, drawn, procedure = "best_of", body.best_of, BestOfN(body.best_of)
-    elif body.worst_of is not None:
-        field, drawn, procedure = "worst_of", body.worst_of, WorstOfN(body.worst_of)
-    else:
-        field, drawn, procedure = "n", body.n, Standard()
+    field, procedure, draws = body.drawing
     return await server.job(
-        request, body, asked, procedure, field, draws=drawn, max_tokens=limit, logprobs=body.alternatives
+        request, body, asked, procedure, field, draws=draws, max_tokens=limit, logprobs=body.alternatives
     )
 
 

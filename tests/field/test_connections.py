@@ -24,7 +24,7 @@ from tests.keys import bearer, keys_file
 
 BODY = b'{"prompt": "hi", "n": 1}'
 JSON = b"content-type: application/json\r\n"
-HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
 LAST = b"connection: close\r\n"
 
 
@@ -40,7 +40,7 @@ def statuses(received: bytes) -> list[int]:
 
 
 def post(*headers: bytes, body: bytes = BODY, version: bytes = b"1.1") -> bytes:
-    return b"POST /v1/best-of-n HTTP/%b\r\nhost: x\r\n%b\r\n%b" % (version, b"".join(headers), body)
+    return b"POST /v1/best-of-n HTTP/%b\r\nhost: localhost\r\n%b\r\n%b" % (version, b"".join(headers), body)
 
 
 def length(body: bytes = BODY) -> bytes:
@@ -52,9 +52,9 @@ FORMS = {
     "a request": (post(JSON, length(), LAST), [200]),
     "chunks": (post(JSON, LAST, b"transfer-encoding: chunked\r\n", body=b"18\r\n%b\r\n0\r\n\r\n" % BODY), [200]),
     "HTTP/1.0": (post(JSON, length(), version=b"1.0"), [200]),
-    "the whole address": (b"GET http://127.0.0.1/v1/models HTTP/1.1\r\nhost: x\r\n%b\r\n" % LAST, [200]),
-    "an address without a path": (b"GET http://[ HTTP/1.1\r\nhost: x\r\n%b\r\n" % LAST, [404]),
-    "a slash at the end": (b"GET /v1/models/ HTTP/1.1\r\nhost: x\r\n%b\r\n" % LAST, [200]),
+    "the whole address": (b"GET http://127.0.0.1/v1/models HTTP/1.1\r\nhost: localhost\r\n%b\r\n" % LAST, [200]),
+    "an address without a path": (b"GET http://[ HTTP/1.1\r\nhost: localhost\r\n%b\r\n" % LAST, [404]),
+    "a slash at the end": (b"GET /v1/models/ HTTP/1.1\r\nhost: localhost\r\n%b\r\n" % LAST, [200]),
     "a slash at the end of a POST": (post(JSON, length(), LAST).replace(b"best-of-n", b"best-of-n/"), [200]),
     "an offer of HTTP/2": (
         post(JSON, length(), b"connection: Upgrade, HTTP2-Settings, close\r\nupgrade: h2c\r\nhttp2-settings: A\r\n"),
@@ -71,13 +71,13 @@ FORMS = {
     "two lengths": (post(JSON, length(), b"transfer-encoding: chunked\r\n", body=b"0\r\n\r\n"), [400]),
     "a broken chunk": (post(JSON, b"transfer-encoding: chunked\r\n", body=b"5\r\nabcde\r\nzz\r\n"), [400]),
     "too large headers": (HEALTH + b"x: %b\r\n%b\r\n" % (b"y" * 9_000, LAST), [431]),
-    "a too large path": (b"GET /%b HTTP/1.1\r\nhost: x\r\n%b\r\n" % (b"y" * 9_000, LAST), [431]),
+    "a too large path": (b"GET /%b HTTP/1.1\r\nhost: localhost\r\n%b\r\n" % (b"y" * 9_000, LAST), [431]),
     "a header without end": (HEALTH + b"x: " + b"y" * 5_000_000, [431]),
     "a too large body": (post(JSON, length(b" " * 70_000), LAST, body=b" " * 70_000), [413]),
     "a body without end": (post(JSON, b"content-length: 100\r\n", body=b"{"), [408]),
     "chunks without end": (post(JSON, b"transfer-encoding: chunked\r\n", body=b"5\r\nabcde\r\n"), [408]),
-    "an unknown path": (b"GET /nothing HTTP/1.1\r\nhost: x\r\n%b\r\n" % LAST, [404]),
-    "a method that is not there": (b"PUT /v1/models HTTP/1.1\r\nhost: x\r\n%b\r\n" % LAST, [405]),
+    "an unknown path": (b"GET /nothing HTTP/1.1\r\nhost: localhost\r\n%b\r\n" % LAST, [404]),
+    "a method that is not there": (b"PUT /v1/models HTTP/1.1\r\nhost: localhost\r\n%b\r\n" % LAST, [405]),
 }
 
 
@@ -90,7 +90,7 @@ def test_each_form_of_a_request_has_its_answer_and_one_line(running: Running, fo
     if expected[-1] >= 400:
         assert set(json.loads(received.rpartition(b"\r\n\r\n")[2])["error"]) == {"message", "type", "param", "code"}
     visible = len(expected) - expected.count(200) * (b"/health" in sent)  # whose lines are of level debug
-    running.exchange(b"GET /after HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    running.exchange(b"GET /after HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
 
     def lines() -> list[str]:
         return [line for line in running.log[before:].splitlines() if "infalign.access" in line]

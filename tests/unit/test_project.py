@@ -1,4 +1,4 @@
-"""The project keeps its promises: imports point one way, locks name no registry, the container copies what exists."""
+"""The project keeps its promises: imports point one way, models bring no code, locks name no registry, and so on."""
 
 import ast
 import re
@@ -22,6 +22,33 @@ def test_imports_point_one_way(package: str) -> None:
     others = set(ALLOWED) - {package} - ALLOWED[package]
     for path in (ROOT / package).rglob("*.py"):
         assert not imports_of(path) & others, path
+
+
+ENGINES = {"AsyncEngineArgs", "EngineArgs", "LLM"}
+
+
+def loads(call: ast.Call) -> bool:
+    """Whether a call loads a model or tokenizer by an API that can run code which comes with it."""
+    match call.func:
+        case ast.Attribute(value=ast.Name(id=owner), attr="from_pretrained"):
+            return owner.startswith("Auto")
+        case ast.Name(id=name):
+            return name in ENGINES
+    return False
+
+
+@pytest.mark.parametrize("package", ["server", "training"])
+def test_nothing_that_is_loaded_brings_code(package: str) -> None:
+    calls = [
+        (path, node)
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and loads(node)
+    ]
+    assert calls
+    for path, call in calls:
+        trusted = [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "trust_remote_code"]
+        assert trusted == ["False"], f"{path}:{call.lineno}"
 
 
 @pytest.mark.parametrize("lock", ["cpu.txt", "gpu.txt", "torch-cpu.txt"])

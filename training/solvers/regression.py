@@ -48,7 +48,7 @@ def solve(task: Task, directory: Path) -> float:
     config = task.config
     torch.manual_seed(task.seed)
     random = np.random.default_rng(task.seed)
-    tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left", trust_remote_code=False)
     policy, reference = load_causal(task.reference), load_causal(task.reference)
     if config.lora is not None:
         policy = get_peft_model(policy, lora(config.lora))

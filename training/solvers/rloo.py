@@ -32,8 +32,8 @@ KL_MEMORY, GAIN = 0.9, 0.05
 def solve(task: Task, directory: Path) -> float:
     """Start at theory's β for the target KL, then steer it by the KL of the training draws."""
     config = task.config
-    tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(task.reference, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(task.reference, dtype="auto", trust_remote_code=False)
     # TRL hands generate no logits processors; torch.multinomial, its own way to draw, takes a third of a step on CPU.
     model.generate = partial(model.generate, logits_processor=LogitsProcessorList([InverseCdfSampler()]))
     rows = [

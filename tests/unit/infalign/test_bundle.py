@@ -18,7 +18,7 @@ from infalign import (
     write_bundle,
 )
 from infalign.bundle import SHARED, directory_digest, hash_files, load_calibration, reward_models, save_calibration
-from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, InvalidValue
+from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, BundleUnsafe, InvalidValue
 from infalign.manifest import CalibrationRecord, RewardRecord, SamplingLaw
 
 LAW = SamplingLaw(max_tokens=16)
@@ -107,6 +107,14 @@ def test_every_missing_file_is_noticed_by_name(bundle: Path) -> None:
         with pytest.raises(BundleMissing, match=name):
             read_bundle(bundle)
         path.write_bytes(original)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter.pt", "state.pkl"])
+def test_pickled_weights_are_refused(tmp_path: Path, name: str) -> None:
+    sources = parts(tmp_path / "parts")
+    (sources["policy"] / name).write_text("x")
+    with pytest.raises(BundleUnsafe, match=f"policy/{name} is a pickle, accepted: weights in safetensors"):
+        write(tmp_path / "bundle", sources)
 
 
 def test_an_added_file_is_noticed(bundle: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
 async def test_a_line_says_who_asked_for_what_and_what_became_of_it(app: Any, path: Path) -> None:
     body = {"messages": ASKED, "n": 4, "seed": 23, "user": 'red team\n"7"'}
     await request(WORST, body, SAFETY | {"x-request-id": "r-1"}).through(app)
@@ -62,11 +67,14 @@ async def test_a_line_says_who_asked_for_what_and_what_became_of_it(app: Any, pa
         "procedure": "worst-of-4",
         "n": 4,
         "prompt_key": prompt_key(Rendering((f"[user]{SECRET}.[assistant]",))),
+        "unfiltered": False,
         "status": 200,
     }
 
 
-async def test_every_way_to_the_worst_is_noted_and_nothing_else(client: httpx.AsyncClient, path: Path) -> None:
+async def test_every_way_to_the_worst_and_the_unfiltered_is_noted_and_nothing_else(
+    client: httpx.AsyncClient, path: Path
+) -> None:
     asked: list[tuple[str, dict[str, Any]]] = [
         (CHAT, {"messages": ASKED, "worst_of": 2}),
         (CHAT, {"messages": ASKED, "worst_of": 2, "stream": True}),
@@ -78,8 +86,11 @@ async def test_every_way_to_the_worst_is_noted_and_nothing_else(client: httpx.As
     for endpoint, body in asked:
         assert (await client.post(endpoint, json=body, headers=SAFETY)).status_code == 200
     noted = lines(path)
-    assert [(line["procedure"], line["status"], line["user"]) for line in noted] == [("worst-of-2", 200, None)] * 4
-    assert len({line["prompt_key"] for line in noted}) == 1
+    assert [(line["procedure"], line["unfiltered"], line["status"], line["user"]) for line in noted] == [
+        *[("worst-of-2", False, 200, None)] * 4,
+        ("standard", True, 200, None),
+    ]
+    assert len({line["prompt_key"] for line in noted[:4]}) == 1
     assert all(0 < line["lowest_quantile"] < 1 for line in noted)
 
 
@@ -134,7 +145,24 @@ async def test_a_rotated_file_is_opened_anew(client: httpx.AsyncClient, path: Pa
     for _ in range(2):
         await client.post(WORST, json={"messages": ASKED, "n": 1}, headers=SAFETY)
         assert len(lines(path)) == 1
+        assert mode(path) == 0o600
         os.rename(path, path.with_suffix(".old"))
+
+
+def test_the_file_is_its_owners_alone_and_another_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, before = tmp_path / "audit.jsonl", os.umask(0)
+    try:
+        AuditLog(path).close()
+    finally:
+        os.umask(before)
+    assert mode(path) == 0o600
+    assert not caplog.records
+    path.chmod(0o644)
+    AuditLog(path).close()
+    assert f"{path} can be read or written by others" in caplog.text
+    assert mode(path) == 0o644
 
 
 async def test_without_a_file_lines_go_to_stderr(capsys: pytest.CaptureFixture[str], engines: FakeEngines) -> None:

@@ -180,7 +180,7 @@ async def test_a_client_that_goes_away_is_said_to_be_gone(
         "path": "/v1/completions",
         "raw_path": b"/v1/completions",
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
         "server": ("test", 80),
         "client": ("test", 1),
         "scheme": "http",

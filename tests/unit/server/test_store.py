@@ -1,7 +1,9 @@
 """The store of calibrations: bounded, shared, and never in the way when its file fails."""
 
 import logging
+import os
 import sqlite3
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,11 @@ def errors(metrics: Metrics) -> float | None:
     return metrics.registry.get_sample_value("infalign_calibration_store_errors_total")
 
 
+def modes(directory: Path) -> dict[str, int]:
+    """Permissions of the files in a directory."""
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+
+
 async def test_what_was_put_is_there_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "not" / "there" / "store.sqlite"
     first = store_at(path)
@@ -45,6 +52,37 @@ async def test_what_was_put_is_there_after_a_restart(tmp_path: Path) -> None:
     np.testing.assert_array_equal(await second.get(key(1)), rewards(1))
     assert await second.get(key(2)) is None
     await second.close()
+
+
+async def test_the_file_and_its_folder_are_their_owners_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, before = tmp_path / "home" / "store.sqlite", os.umask(0)
+    try:
+        first = store_at(path)
+        await first.put(key(1), rewards(1))
+        assert {name: mode for name, mode in modes(path.parent).items() if name.startswith("store")} == {
+            "store.sqlite": 0o600,
+            "store.sqlite-shm": 0o600,
+            "store.sqlite-wal": 0o600,
+        }
+        await first.close()
+    finally:
+        os.umask(before)
+    assert modes(tmp_path)["home"] == 0o700
+    assert not caplog.records
+
+
+async def test_a_file_that_others_may_read_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "store.sqlite"
+    first = store_at(path)
+    await first.put(key(1), rewards(1))
+    await first.close()
+    os.chmod(path, 0o644)
+    again = store_at(path)
+    for number in range(2):
+        await again.put(key(number), rewards(number))
+    await again.close()
+    assert modes(tmp_path)["store.sqlite"] == 0o644
+    assert caplog.text.count("can be read or written by others") == 1
 
 
 async def test_contexts_do_not_mix(tmp_path: Path) -> None:
