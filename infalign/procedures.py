@@ -243,7 +243,7 @@ def parse_procedure(text: str) -> Procedure:
     """
     if text == "standard":
         return Standard()
-    if match := re.fullmatch(r"(best|worst)-of-([1-9][0-9]*)", text):
+    if match := re.fullmatch(r"(best|worst)-of-([1-9][0-9]{0,17})", text):
         n = int(match[2])
         return BestOfN(n) if match[1] == "best" else WorstOfN(n)
     if match := re.fullmatch(rf"best-of-poisson\(({NUMBER})\)", text):

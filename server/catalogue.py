@@ -10,6 +10,7 @@ from scipy.special import logit
 
 from infalign.errors import InvalidValue
 from infalign.procedures import FixedN, Procedure, Standard, parse_procedure
+from infalign.validation import shorten
 from server.errors import BadRequest, UnknownModel
 
 AUTO = "auto"
@@ -52,17 +53,39 @@ class Catalogue:
             UnknownModel: there is none of that name.
             BadRequest: the name says one procedure and the rest of the request another.
         """
-        name, _, suffix = (asked or AUTO).partition(":")
-        if suffix:
-            procedure = self._agreed(asked, suffix, procedure)
+        asked = asked or AUTO
+        name, shown = asked.partition(":")[0], shorten(asked)
+        named = self.procedure_of(asked)
+        if named is not None and procedure not in (named, Standard()):
+            raise BadRequest(f"model: got {shown!r}, accepted: the procedure of the request, {procedure}", "model")
+        procedure = named or procedure
         if name in self._aligned:
             return Choice(name, procedure)
         if name != AUTO:
             known = ", ".join(self.names(0))
             raise UnknownModel(
-                f"model: got {asked!r}, accepted: {known}, each also with :best-of-N or :worst-of-N", "model"
+                f"model: got {shown!r}, accepted: {known}, each also with :best-of-N or :worst-of-N", "model"
             )
         return Choice(min(self._aligned, key=lambda policy: _distance(self._aligned[policy], procedure)), procedure)
+
+    def procedure_of(self, asked: str | None) -> FixedN | None:
+        """The procedure behind the colon of a name, if it has one.
+
+        Raises:
+            UnknownModel: what is there is no procedure.
+        """
+        asked = asked or AUTO
+        _, colon, suffix = asked.partition(":")
+        if not colon:
+            return None
+        try:
+            named = parse_procedure(suffix)
+        except InvalidValue:
+            named = None
+        if not isinstance(named, FixedN):
+            shown = shorten(asked)
+            raise UnknownModel(f"model: got {shown!r}, accepted: after the colon, best-of-N or worst-of-N", "model")
+        return named
 
     @contextmanager
     def using(self, policy: str) -> Iterator[None]:
@@ -85,17 +108,6 @@ class Catalogue:
         if self._in_use[name]:
             self._unused[name] = asyncio.Event()
             await self._unused[name].wait()
-
-    def _agreed(self, asked: str | None, suffix: str, procedure: FixedN) -> FixedN:
-        try:
-            named = parse_procedure(suffix)
-        except InvalidValue:
-            named = None
-        if not isinstance(named, FixedN):
-            raise UnknownModel(f"model: got {asked!r}, accepted: after the colon, best-of-N or worst-of-N", "model")
-        if procedure not in (named, Standard()):
-            raise BadRequest(f"model: got {asked!r}, accepted: the procedure of the request, {procedure}", "model")
-        return named
 
 
 def _distance(one: Procedure, other: Procedure) -> float:

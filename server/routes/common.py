@@ -23,7 +23,8 @@ from server.engines import Sampling, Structure
 from server.errors import BadRequest, DeadlineExceeded
 from server.metrics import Metrics
 from server.protocol.answers import CalibrationInfo, Missing, Usage
-from server.protocol.requests import Message, ResponseFormat, Sampled
+from server.protocol.messages import Message
+from server.protocol.requests import ResponseFormat, Sampled
 from server.sampler import Conversation
 from server.settings import Settings
 
@@ -59,6 +60,7 @@ class Serving:
         asked: Conversation,
         procedure: FixedN,
         field: str,
+        selection: tuple[str, int],
         *,
         draws: int | None = None,
         max_tokens: int | None = None,
@@ -66,12 +68,13 @@ class Serving:
     ) -> Job:
         """What a request asks of the decoder: its own fields, else the bundle's law; a seed is drawn if none is given.
 
-        ``field`` is the one that says N. ``draws`` is N unless the procedure is standard.
+        ``field`` is the one that says N, ``selection`` the one that says how many are selected, and its value.
+        ``draws`` is N unless the procedure is standard.
 
         Raises:
             UnknownModel: there is no such model.
             Forbidden: the key lacks the role that the procedure or the candidates take.
-            BadRequest: more candidates or time than the operator allows.
+            BadRequest: more candidates or time than the operator allows, or more to select than there are candidates.
         """
         choice = self.catalogue.choose(body.model, procedure)
         if choice.procedure != procedure:
@@ -79,6 +82,11 @@ class Serving:
         self._permit(request, body, asked, choice, field)
         n = draws or choice.procedure.n
         self.check_n(field, n)
+        selecting, selected = selection
+        if selected > n:
+            raise BadRequest(
+                f"{selecting}: got {selected}, accepted: at most {n}, the candidates of {choice.procedure}", selecting
+            )
         law, settings = self.law, self.settings
         if body.timeout is not None and body.timeout > settings.deadline:
             raise BadRequest(f"timeout: got {body.timeout:g}, accepted: at most {settings.deadline:g}", "timeout")
@@ -182,6 +190,11 @@ def usage(decoded: Decoded) -> Usage:
     return Usage(
         prompt_tokens=decoded.prompt_tokens, completion_tokens=spent, total_tokens=decoded.prompt_tokens + spent
     )
+
+
+def is_greedy(job: Job) -> bool | None:
+    """True where several candidates are drawn that are all the same, else None."""
+    return True if job.sampling.greedy and job.draws > 1 else None
 
 
 def missing(job: Job, decoded: Decoded) -> Missing | None:

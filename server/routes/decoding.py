@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from server.routes.common import (
     Serving,
     calibration_info,
     conversation,
+    is_greedy,
     missing,
     usage,
     while_connected,
@@ -27,6 +29,7 @@ from server.routes.common import (
 from server.streaming import STREAMED, data, stream
 
 router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[needs("generate")])
+DEFAULT_N = 8
 DECODES: dict[str, Any] = {
     "response_model": DecodingAnswer,
     "response_model_exclude_none": True,
@@ -61,7 +64,11 @@ async def _decode(
     body: DecodingRequest, request: Request, server: Serving, kind: type[BestOfN] | type[WorstOfN]
 ) -> DecodingAnswer | EventSourceResponse:
     asked = conversation(body.messages, body.prompt)
-    job = server.job(request, body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
+    named = server.catalogue.procedure_of(body.model)
+    n = body.n or (named.n if isinstance(named, kind) else DEFAULT_N)
+    job = server.job(
+        request, body, asked, kind(n), "n", ("top", body.top), max_tokens=body.max_tokens, logprobs=body.logprobs
+    )
     if not body.stream:
         return _answer(body, job, await while_connected(request, server.decode(request, job)))
 
@@ -84,7 +91,14 @@ def _answer(body: DecodingRequest, job: Job, decoded: Decoded) -> DecodingAnswer
         selected=decoded.ranked[: body.top],
         candidates=decoded.in_drawn_order if body.return_candidates else None,
         missing=missing(job, decoded),
+        greedy=is_greedy(job),
         calibration=calibration_info(decoded.calibration),
-        theory=Theory(expected_quantile=job.procedure.expected_quantile, kl_bound=job.procedure.kl_bound),
+        theory=_theory(job, decoded),
         usage=usage(decoded),
     )
+
+
+def _theory(job: Job, decoded: Decoded) -> Theory:
+    draws = 1 if job.sampling.greedy else len(decoded.ranked)
+    procedure = replace(job.procedure, n=draws)
+    return Theory(n=draws, expected_quantile=procedure.expected_quantile, kl_bound=procedure.kl_bound)
