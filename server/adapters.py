@@ -7,6 +7,7 @@ from pathlib import Path
 from infalign.bundle import Bundle, check_joinable, read_bundle
 from infalign.errors import BundleError
 from infalign.manifest import NAME
+from infalign.validation import shorten
 from server.catalogue import Catalogue
 from server.engines import Engines, EnginesDown, Refused
 from server.errors import BadRequest, Unavailable, UnknownModel
@@ -59,7 +60,8 @@ class Adapters:
         """
         async with self._changing:
             if name not in self.catalogue.policies:
-                raise UnknownModel(f"model: got {name!r}, accepted: {', '.join(self.catalogue.policies)}", "model")
+                known = ", ".join(self.catalogue.policies)
+                raise UnknownModel(f"model: got {shorten(name)!r}, accepted: {known}", "model")
             if len(self.catalogue.policies) == 1:
                 raise BadRequest(f"model: got {name!r}, accepted: any but the last one", "model")
             await self.catalogue.remove(name)

@@ -173,7 +173,9 @@ class CalibrationRequest(MessagesOrPrompt):
 class AdaptersRequest(Body):
     """Body of ``POST /v1/adapters``."""
 
-    bundle: Text = Field(description="name of a bundle in the operator's folder")
+    bundle: Annotated[str, Field(max_length=255), Encodable] = Field(
+        description="name of a bundle in the operator's folder"
+    )
 
 
 class RewardsRequest(MessagesOrPrompt):

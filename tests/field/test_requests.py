@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,10 +12,13 @@ from fastapi.routing import APIRoute
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI, OpenAI
 
+from server.app import create_app
 from server.engines import Completion, Delta, EnginesDown, Refused, TokenLogprob
+from server.settings import Settings
 from server.streaming import data
 from tests.bad_requests import BEST, CALIBRATIONS, CHAT, REWARDS, TEXT, WORST
-from tests.fakes import KNOWN, FakeEngines
+from tests.fakes import KNOWN, FakeEngines, fake_served
+from tests.unit.server.conftest import client_of
 
 pytestmark = pytest.mark.anyio
 SECRET = "a xylophone"
@@ -308,6 +312,17 @@ async def test_every_envelope_has_a_code(client: httpx.AsyncClient, method: str,
     error = (await client.request(method, path)).json()["error"]
     assert error["code"] == code
     assert len(error["message"]) < 500
+
+
+async def test_a_long_name_of_a_bundle_or_policy_is_refused(tmp_path: Path) -> None:
+    app = create_app(Settings(bundles=tmp_path), FakeEngines(), fake_served())
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        loaded = await client.post("/v1/adapters", json={"bundle": "x" * 300})
+        unloaded = await client.delete("/v1/adapters/" + "x" * 5000)
+    assert (loaded.status_code, loaded.json()["error"]["param"]) == (400, "bundle")
+    assert (unloaded.status_code, unloaded.json()["error"]["param"]) == (404, "model")
+    for answer in (loaded, unloaded):
+        assert len(answer.json()["error"]["message"]) < 500
 
 
 @pytest.mark.parametrize(
