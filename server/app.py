@@ -5,11 +5,13 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, TextIO
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -20,7 +22,7 @@ from starlette.types import Message as AsgiMessage
 
 from infalign.bundle import Bundle
 from infalign.home import home
-from infalign.validation import explain
+from infalign.validation import beginning
 from server.adapters import Adapters
 from server.admission import Admission
 from server.audit import Audit, AuditLog
@@ -41,6 +43,7 @@ from server.middleware.headers import SecureHeaders
 from server.middleware.hosts import LocalHosts
 from server.paths import NormalizePath
 from server.protocol.answers import ErrorAnswer
+from server.protocol.refusals import refuse
 from server.routes import adapters, calibrations, decoding, openai, operations
 from server.routes.common import ClientGone, Serving
 from server.sampler import Sampler
@@ -123,6 +126,7 @@ def create_app(
     )
     for router in (decoding.router, calibrations.router, openai.router, adapters.router, operations.router):
         app.include_router(router)
+    _answer_head(app)
     _answer_errors(app)
     # From the inside out.
     app.add_middleware(LimitBody, settings=settings, metrics=metrics)
@@ -171,6 +175,19 @@ class CountRequests:
         await self.app(scope, receive, counting if scope["type"] == "http" else send)
 
 
+def _answer_head(app: FastAPI) -> None:
+    """HEAD wherever there is GET, with the same status and headers. The HTTP server leaves the body out."""
+    for route in [route for route in app.routes if isinstance(route, APIRoute) and route.methods == {"GET"}]:
+        app.add_api_route(
+            route.path,
+            route.endpoint,
+            methods=["HEAD"],
+            response_class=route.response_class,
+            dependencies=route.dependencies,
+            include_in_schema=False,
+        )
+
+
 def _answer_errors(app: FastAPI) -> None:
     """Every error leaves as ``{"error": {message, type, param, code}}``."""
 
@@ -180,12 +197,9 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        # A misspelt field first: that another is missing often follows from it.
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         if refused := unreadable(request, error):
             return refused.response
-        why = explain(first, _body_model(request))
-        return BadRequest(str(why), why.param).response
+        return refuse(error.errors(), _body_model(request)).response
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -193,9 +207,10 @@ def _answer_errors(app: FastAPI) -> None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         if refused := unreadable(request, error):
             return refused.response
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        message = f"{request.method} {beginning(request.url.path)}: {error.detail}"
+        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
         param = "body" if error.status_code == BadRequest.status else None
-        envelope = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}}
+        envelope = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
         return JSONResponse(envelope, error.status_code, headers=error.headers)
 
     @app.exception_handler(ClientGone)

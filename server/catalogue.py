@@ -52,14 +52,39 @@ class Catalogue:
             UnknownModel: there is none of that name.
             BadRequest: the name says one procedure and the rest of the request another.
         """
-        name, _, suffix = (asked or AUTO).partition(":")
-        if suffix:
-            procedure = self._agreed(asked, suffix, procedure)
+        asked = asked or AUTO
+        name = asked.partition(":")[0]
+        named = self.procedure_of(asked)
+        if named is not None and procedure not in (named, Standard()):
+            raise BadRequest(
+                f"model: got {shorten(asked)}, accepted: the procedure of the request, {procedure}", "model"
+            )
+        procedure = named or procedure
         if name in self._aligned:
             return Choice(name, procedure)
         if name != AUTO:
             raise self._unknown(asked)
         return Choice(min(self._aligned, key=lambda policy: _distance(self._aligned[policy], procedure)), procedure)
+
+    def procedure_of(self, asked: str | None) -> FixedN | None:
+        """The procedure behind the colon of a name, if it has one.
+
+        Raises:
+            UnknownModel: what is there is no procedure.
+        """
+        asked = asked or AUTO
+        _, colon, suffix = asked.partition(":")
+        if not colon:
+            return None
+        try:
+            named = parse_procedure(suffix)
+        except InvalidValue:
+            named = None
+        if not isinstance(named, FixedN):
+            raise UnknownModel(
+                f"model: got {shorten(asked)}, accepted: after the colon, best-of-N or worst-of-N", "model"
+            )
+        return named
 
     @contextmanager
     def using(self, policy: str) -> Iterator[None]:
@@ -96,21 +121,6 @@ class Catalogue:
         return UnknownModel(
             f"model: got {shorten(asked)}, accepted: {known}, each also with :best-of-N or :worst-of-N", "model"
         )
-
-    def _agreed(self, asked: str | None, suffix: str, procedure: FixedN) -> FixedN:
-        try:
-            named = parse_procedure(suffix)
-        except InvalidValue:
-            named = None
-        if not isinstance(named, FixedN):
-            raise UnknownModel(
-                f"model: got {shorten(asked)}, accepted: after the colon, best-of-N or worst-of-N", "model"
-            )
-        if procedure not in (named, Standard()):
-            raise BadRequest(
-                f"model: got {shorten(asked)}, accepted: the procedure of the request, {procedure}", "model"
-            )
-        return named
 
 
 def _distance(one: Procedure, other: Procedure) -> float:

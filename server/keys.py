@@ -121,7 +121,7 @@ def _parse(path: Path, content: bytes) -> KeysFile:
         if not SHOWN & set(first["loc"]):
             first["input"] = "…"
         # Without a cause: pydantic's own text shows the value.
-        raise BadKeysFile(path, explain(first, KeysFile)) from None
+        raise BadKeysFile(path, explain([first], KeysFile)) from None
 
 
 @contextmanager

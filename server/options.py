@@ -52,4 +52,4 @@ def parse_settings(given: dict[str, str | None]) -> Settings:
         return Settings.model_validate({name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise explain({**first, "loc": (flag(str(first["loc"][0])),)}, Settings) from error
+        raise explain([{**first, "loc": (flag(str(first["loc"][0])),)}], Settings) from error

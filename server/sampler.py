@@ -67,7 +67,10 @@ class Sampler:
             Unavailable: the engines are not up, or died.
         """
         with self.metrics.generation_seconds.time(), engine_call():
-            return await _engine(self.engines.generate(prompt.tokens, sampling, listen))
+            try:
+                return await _engine(self.engines.generate(prompt.tokens, sampling, listen))
+            except Refused as error:
+                raise _refusal(str(error), sampling) from error
 
     async def score(self, conversation: Conversation, response: str) -> list[float]:
         """Raw reward of a response that somebody brings, by each reward model.
@@ -108,5 +111,9 @@ async def _engine(work: Awaitable[T]) -> T:
     except EnginesDown as error:
         log.warning("an engine did not answer: %s", error)  # for the operator alone: it may name addresses
         raise Unavailable("the engines cannot answer now") from error
-    except Refused as error:
-        raise BadRequest(str(error)) from error
+
+
+def _refusal(why: str, sampling: Sampling) -> BadRequest:
+    """What a client is told whose sampling an engine refuses. vLLM names the bias in its text, and nothing else."""
+    field = "logit_bias" if "logit_bias" in why else "response_format" if sampling.structure else None
+    return BadRequest(f"{field}: {why}" if field else why, field)

@@ -15,6 +15,8 @@ from server.failures import unexpected
 from server.routes.common import beside, while_connected
 
 LINE = "\n"  # what OpenAI's streams end their lines with
+LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+"""Characters that Unicode ends lines at, and clients that read a stream line by line; JSON may escape them."""
 Work = Callable[[Callable[[Event], None]], Coroutine[Any, Any, Decoded]]
 Told = Callable[[Event | Decoded], Iterable[ServerSentEvent]]
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
@@ -47,12 +49,18 @@ async def stream(request: Request, work: Work, tell: Told, last: Iterable[Server
 
     async def told() -> AsyncIterator[ServerSentEvent]:
         event = first
-        while event is not None:
-            for sent in tell(event):
+        try:
+            while event is not None:
+                for sent in tell(event):
+                    yield sent
+                event = await events.get()
+            decoded = task.result()
+            for sent in (*await beside(decoded, lambda: list(tell(decoded))), *last):
                 yield sent
-            event = await events.get()
-        for sent in await _ending(task, tell, last):
-            yield sent
+        except ServerError as error:
+            yield data(error.envelope, "error")
+        except Exception as error:
+            yield data(unexpected(error, "a stream").envelope, "error")
 
     return _Stream(told(), task)
 
@@ -72,17 +80,10 @@ class _Stream(EventSourceResponse):
 
 
 def data(fields: dict[str, Any], event: str | None = None) -> ServerSentEvent:
-    """One event with a JSON object."""
-    return ServerSentEvent(json.dumps(fields, ensure_ascii=False, separators=(",", ":")), event=event, sep=LINE)
+    """One event with a JSON object.
 
-
-async def _ending(
-    task: "asyncio.Future[Decoded]", tell: Told, last: Iterable[ServerSentEvent]
-) -> list[ServerSentEvent]:
-    try:
-        decoded = task.result()
-        return [*await beside(decoded, lambda: list(tell(decoded))), *last]
-    except ServerError as error:
-        return [data(error.envelope, "error")]
-    except Exception as error:
-        return [data(unexpected(error, "a stream").envelope, "error")]
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot say.
+    """
+    text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(LINE_ENDS)
+    return ServerSentEvent(text, event=event, sep=LINE)

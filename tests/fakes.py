@@ -128,7 +128,7 @@ class FakeEngines:
 
 
 def _last_digit(text: str) -> float:
-    return float(text[-1]) if text[-1].isdecimal() else -1.0
+    return float(text[-1]) if text[-1:].isdecimal() else -1.0
 
 
 def fake_served(

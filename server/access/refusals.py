@@ -41,9 +41,11 @@ async def read_body(receive: Receive, limit: int) -> bytes | None:
     return None
 
 
-def _drawing(path: str, body: Drawing) -> tuple[FixedN, int]:
+def _drawing(path: str, body: Drawing, catalogue: Catalogue) -> tuple[FixedN, int]:
     if isinstance(body, DecodingRequest):
-        return WorstOfN(body.n) if path == WORST else BestOfN(body.n), body.n
+        kind = WorstOfN if path == WORST else BestOfN
+        procedure: FixedN = body.procedure(kind, catalogue.procedure_of(body.model))
+        return procedure, procedure.n
     _, procedure, draws = body.drawing
     return procedure, draws
 
@@ -57,7 +59,7 @@ def describe_call(scope: Scope, catalogue: Catalogue, raw: bytes | None) -> Call
     path, key = scope["path"], scope["caller"].name
     try:
         body = BODIES[path].model_validate(json.loads(raw or b""))
-        procedure, draws = _drawing(path, body)
+        procedure, draws = _drawing(path, body, catalogue)
         choice = catalogue.choose(body.model, procedure)
     except (ValueError, RecursionError, ServerError):
         return Call(key, None, None, WorstOfN.family, None, None) if path == WORST else None

@@ -46,6 +46,11 @@ class Sampling:
     """How many alternatives to each token are reported with their log-probabilities; no log-probabilities if None."""
     structure: Structure | None = None
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken, so that the seed changes nothing."""
+        return self.temperature == 0 or self.top_k == 1 or self.min_p == 1
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:

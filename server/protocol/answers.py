@@ -1,14 +1,18 @@
 """What clients get."""
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from server.engines import TokenLogprob
 
+GREEDY = "true if the sampling (temperature 0, top_k 1 or min_p 1) makes all candidates the same; else left out"
+
 
 class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    # JSON has no NaN and no infinity: where a number is one, there is no answer.
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class ErrorInfo(_Answer):
@@ -49,6 +53,14 @@ class Candidate(Scored):
     )
     logprobs: tuple[TokenLogprob, ...] | None = Field(None, description="of each token, where asked for")
 
+    @field_validator("logprobs")
+    @classmethod
+    def _finite(cls, tokens: tuple[TokenLogprob, ...] | None) -> tuple[TokenLogprob, ...] | None:
+        """As of every other number. One sum tells, which is quicker than to look at each."""
+        if not math.isfinite(sum(token.logprob + sum(one for _, one in token.top) for token in tokens or ())):
+            raise ValueError("finite log-probabilities")
+        return tokens
+
 
 class CalibrationInfo(_Answer):
     """Whose rewards the quantiles refer to: this prompt's own, or pooled over all calibrated prompts."""
@@ -58,10 +70,11 @@ class CalibrationInfo(_Answer):
 
 
 class Theory(_Answer):
-    """What N draws from the reference would give."""
+    """What so many independent draws from the reference would give."""
 
+    n: int = Field(description="the candidates that there are, fewer than N if some are missing; 1 if greedy")
     expected_quantile: float
-    kl_bound: float = Field(description="nats: log N - (N-1)/N")
+    kl_bound: float = Field(description="nats: log n - (n-1)/n")
 
 
 class Usage(_Answer):
@@ -90,6 +103,7 @@ class DecodingAnswer(_Answer):
     selected: list[Candidate]
     candidates: list[Candidate] | None = None
     missing: Missing | None = None
+    greedy: bool | None = Field(None, description=GREEDY)
     calibration: CalibrationInfo
     theory: Theory
     usage: Usage
@@ -108,6 +122,23 @@ class OpenAIAnswer(_Answer):
     calibration: CalibrationInfo
     candidates: list[Candidate] | None = None
     missing: Missing | None = None
+    greedy: bool | None = Field(None, description=GREEDY)
+
+
+class ModelCard(_Answer):
+    """A name that requests may have as their ``model``."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "infalign"
+
+
+class ModelsAnswer(_Answer):
+    """Answer of ``GET /v1/models``."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
 
 
 class AdaptersAnswer(_Answer):

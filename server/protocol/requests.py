@@ -1,72 +1,28 @@
-"""What clients send. Unknown fields are errors; a field that is null counts as left out."""
+"""What clients send."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
+from server.protocol.fields import Body, Count, Encodable, Ignored, Text, Unsupported
+from server.protocol.messages import Messages, MessagesOrPrompt, Prompt
 from server.protocol.schemas import check_schema
 
-
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_left_out(cls, given: Any) -> Any:
-        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
+DEFAULT_N = 8
+Stop = Annotated[str, Field(min_length=1, max_length=200), Encodable]
 
 
-def _encodable(text: str) -> str:
-    """JSON can carry half a surrogate pair, which no tokenizer and no UTF-8 can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"text of whole characters (a lone surrogate at {error.start})") from error
-    return text
-
-
-MOST = 2**31 - 1
-"""Largest count that any field takes; what this server or its engines take is less, and said where it is known."""
-Text = Annotated[str, AfterValidator(_encodable)]
-
-
-class TextPart(_Request):
-    """A part of a message's content; only text is understood."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class Message(_Request):
-    """One turn of the conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
-
-    @property
-    def plain(self) -> dict[str, str]:
-        """As the chat template wants it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": text}
-
-
-Messages = Annotated[list[Message], Field(min_length=1, description="the conversation, last turn the user's")]
-Prompt = Annotated[Text, Field(min_length=1, description="raw text to continue, no chat template applied")]
-
-Stop = Annotated[Text, Field(min_length=1, max_length=200)]
-
-
-class JsonSchema(_Request):
+class JsonSchema(Body):
     """A named JSON schema, as OpenAI's clients send it."""
 
-    name: Text = Field(max_length=64)
+    name: Annotated[str, Field(max_length=64), Encodable]
     description: Text | None = None
     schema_: Annotated[dict[str, Any], AfterValidator(check_schema)] = Field(alias="schema")
     strict: bool = True
 
 
-class ResponseFormat(_Request):
+class ResponseFormat(Body):
     """The form that a response must have."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -80,24 +36,25 @@ class ResponseFormat(_Request):
         return schema
 
 
-class StreamOptions(_Request):
+class StreamOptions(Body):
     """How a stream ends."""
 
     include_usage: bool = Field(False, description="a last chunk without choices says the usage")
+    include_obfuscation: Ignored = None
 
 
-class Sampled(_Request):
+class Sampled(Body):
     """Fields that every generating request shares; defaults are the bundle's sampling law."""
 
     model: str | None = Field(None, description="name of the served model; may be left out")
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1_000_000, description="0 keeps every token")
-    max_tokens: int | None = Field(None, ge=1, le=MOST)
+    max_tokens: Count | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=0, le=2**62, description="candidate i is drawn with seed + i")
     min_p: float = Field(0.0, ge=0, le=1, description="drop tokens less likely than this share of the likeliest")
-    min_tokens: int = Field(0, ge=0, le=MOST, description="no end token before so many")
+    min_tokens: int = Field(0, ge=0, le=2**31 - 1, description="no end token before so many")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=2)
@@ -106,14 +63,16 @@ class Sampled(_Request):
     )
     response_format: ResponseFormat | None = None
     timeout: float | None = Field(None, ge=0.1, description="seconds it may take; at most the server's own limit")
-    min_candidates: int | None = Field(
-        None, ge=1, le=MOST, description="answer with so many where others failed or time ran out; all N if left out"
+    min_candidates: Count | None = Field(
+        None, description="answer with so many where others failed or time ran out; all N if left out"
     )
     calibrate: bool = Field(
         False, description="calibrate this prompt first where it is not: K draws from the reference"
     )
     return_candidates: bool = Field(False, description="send all N, not only the selected ones")
-    user: Text | None = Field(None, max_length=200, description="who asks, for the audit log")
+    user: Annotated[str, Field(max_length=200), Encodable] | None = Field(
+        None, description="who asks, for the audit log"
+    )
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -121,44 +80,37 @@ class Sampled(_Request):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class _MessagesOrPrompt(_Request):
-    messages: Messages | None = None
-    prompt: Prompt | None = Field(None, validate_default=True)
-
-    @field_validator("prompt")
-    @classmethod
-    def _one_of_both(cls, prompt: str | None, info: ValidationInfo) -> str | None:
-        if "messages" in info.data and (info.data["messages"] is None) == (prompt is None):
-            raise ValueError("exactly one of messages and prompt")
-        return prompt
-
-
-class DecodingRequest(Sampled, _MessagesOrPrompt):
+class DecodingRequest(Sampled, MessagesOrPrompt):
     """Body of ``/v1/best-of-n`` and ``/v1/worst-of-n``."""
 
     DRAWS_FIELD: ClassVar = "n"
     TOP_FIELD: ClassVar = "top"
-    n: int = Field(8, ge=1, le=MOST, description="N, how many candidates are drawn")
-    top: int = Field(1, ge=1, le=MOST, description="how many are selected")
+    n: Count | None = Field(
+        None, description="N, how many candidates are drawn; if left out, the N of the model's name, else 8"
+    )
+    top: Count = Field(1, description="how many are selected, at most N")
     logprobs: int | None = Field(None, ge=0, le=20, description="log-probability of each token, and so many others'")
     stream: bool = Field(False, description="send events as candidates finish and are scored, then the answer")
 
-    @field_validator("top")
-    @classmethod
-    def _within_n(cls, top: int, info: ValidationInfo) -> int:
-        if top > info.data.get("n", top):
-            raise ValueError(f"at most n, which is {info.data['n']}")
-        return top
+    def procedure(self, kind: type[BestOfN] | type[WorstOfN], named: FixedN | None) -> BestOfN | WorstOfN:
+        """What is asked for, at an endpoint of that ``kind``; ``named`` is the procedure in the model's name."""
+        return kind(self.n or (named.n if isinstance(named, kind) else DEFAULT_N))
 
 
 class _OpenAI(Sampled):
     DRAWS_FIELD: ClassVar = "best_of"
     TOP_FIELD: ClassVar = "n"
-    n: int = Field(1, ge=1, le=MOST, description="how many choices come back, the selected first")
-    best_of: int | None = Field(None, ge=1, le=MOST, description="draw this many candidates and return the best n")
-    worst_of: int | None = Field(None, ge=1, le=MOST, description="draw this many candidates and return the worst n")
+    n: Count = Field(1, description="how many choices come back, the selected first; at most as many as are drawn")
+    best_of: Count | None = Field(None, description="draw this many candidates and return the best n")
+    worst_of: Count | None = Field(None, description="draw this many candidates and return the worst n")
     stream: bool = Field(False, description="send the answer in chunks as it is made, as server-sent events")
     stream_options: StreamOptions | None = None
+    metadata: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+    safety_identifier: Ignored = None
+    service_tier: Ignored = None
+    store: Ignored = None
 
     @property
     def drawing(self) -> tuple[str, FixedN, int]:
@@ -174,13 +126,6 @@ class _OpenAI(Sampled):
         """How many candidates are selected."""
         return self.n
 
-    @field_validator("best_of", "worst_of")
-    @classmethod
-    def _at_least_n(cls, drawn: int | None, info: ValidationInfo) -> int | None:
-        if drawn is not None and drawn < info.data.get("n", 1):
-            raise ValueError(f"at least n, which is {info.data['n']}")
-        return drawn
-
     @field_validator("worst_of")
     @classmethod
     def _one_procedure(cls, worst_of: int | None, info: ValidationInfo) -> int | None:
@@ -191,8 +136,8 @@ class _OpenAI(Sampled):
     @field_validator("stream_options")
     @classmethod
     def _of_a_stream(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
-        if options is not None and not info.data.get("stream"):
-            raise ValueError("nothing without stream")
+        if options is not None and options.include_usage and not info.data.get("stream"):
+            raise ValueError("include_usage only with stream: true")
         return options
 
 
@@ -200,21 +145,27 @@ class ChatRequest(_OpenAI):
     """Body of ``/v1/chat/completions``."""
 
     messages: Messages
-    max_completion_tokens: int | None = Field(None, ge=1, le=MOST, description="the newer name of max_tokens")
+    max_completion_tokens: Count | None = Field(None, description="the newer name of max_tokens")
     logprobs: bool = Field(False, description="log-probability of each token of the choices")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="and of so many of the likeliest in its place")
+    modalities: list[Literal["text"]] | None = Field(None, exclude=True, description="accepted and ignored")
+    parallel_tool_calls: Ignored = None
+    tools: Unsupported = None
+    tool_choice: Literal["none", "auto"] | None = Field(None, exclude=True, description="accepted and ignored")
+    functions: Unsupported = None
+    function_call: Literal["none", "auto"] | None = Field(None, exclude=True, description="accepted and ignored")
 
     @field_validator("max_completion_tokens")
     @classmethod
     def _one_limit(cls, limit: int | None, info: ValidationInfo) -> int | None:
-        if limit is not None and info.data.get("max_tokens") is not None:
-            raise ValueError("max_tokens or max_completion_tokens, not both")
+        if limit is not None and info.data.get("max_tokens", limit) not in (None, limit):
+            raise ValueError(f"the same as max_tokens, which is {info.data['max_tokens']}, or only one of the two")
         return limit
 
     @field_validator("top_logprobs")
     @classmethod
     def _of_logprobs(cls, top: int | None, info: ValidationInfo) -> int | None:
-        if top is not None and not info.data.get("logprobs"):
+        if top and not info.data.get("logprobs"):
             raise ValueError("nothing without logprobs: true")
         return top
 
@@ -229,6 +180,8 @@ class CompletionRequest(_OpenAI):
 
     prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=20, description="log-probability of each token, and so many others'")
+    echo: Literal[False] = Field(False, description="the prompt is not repeated")
+    suffix: Unsupported = None
 
     @property
     def alternatives(self) -> int | None:
@@ -240,21 +193,23 @@ Drawing = ChatRequest | CompletionRequest | DecodingRequest
 """What draws candidates."""
 
 
-class CalibrationRequest(_MessagesOrPrompt):
+class CalibrationRequest(MessagesOrPrompt):
     """Body of ``/v1/calibrations``."""
 
     model: str | None = None
 
 
-class AdaptersRequest(_Request):
+class AdaptersRequest(Body):
     """Body of ``POST /v1/adapters``."""
 
-    bundle: Text = Field(description="name of a bundle in the operator's folder")
+    bundle: Annotated[str, Field(max_length=255), Encodable] = Field(
+        description="name of a bundle in the operator's folder"
+    )
 
 
-class RewardsRequest(_MessagesOrPrompt):
+class RewardsRequest(MessagesOrPrompt):
     """Body of ``/v1/rewards``."""
 
     model: str | None = None
     calibrate: bool = Field(False, description="calibrate this prompt first where it is not")
-    responses: list[Text] = Field(min_length=1, description="responses to score")
+    responses: list[Text] = Field(min_length=1, max_length=4096, description="responses to score")

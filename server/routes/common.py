@@ -26,7 +26,8 @@ from server.engines import Sampling, Structure
 from server.errors import BadRequest, DeadlineExceeded
 from server.metrics import Metrics
 from server.protocol.answers import CalibrationInfo, Candidate, Missing, Usage
-from server.protocol.requests import Drawing, Message, ResponseFormat
+from server.protocol.messages import Message
+from server.protocol.requests import Drawing, ResponseFormat
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -77,12 +78,16 @@ class Serving:
         Raises:
             UnknownModel: there is no such model.
             Forbidden: the key lacks the role that the procedure or the candidates take.
-            BadRequest: more candidates or time than the operator allows, or messages that the chat template refuses.
+            BadRequest: more candidates or time than the operator allows, more to select than there are candidates, or
+                messages that the chat template refuses.
         """
         choice = self.catalogue.choose(body.model, procedure)
         if choice.procedure != procedure:
             field, draws = "model", None
         n = draws or choice.procedure.n
+        if body.top > n:
+            top = body.TOP_FIELD
+            raise BadRequest(f"{top}: got {body.top}, accepted: at most {n}, the candidates of {choice.procedure}", top)
         caller = await self._permit(request, body, asked, choice, n, field)
         self.check_n(field, n)
         law, settings = self.law, self.settings
@@ -219,6 +224,11 @@ def usage(decoded: Decoded) -> Usage:
     return Usage(
         prompt_tokens=decoded.prompt_tokens, completion_tokens=spent, total_tokens=decoded.prompt_tokens + spent
     )
+
+
+def is_greedy(job: Job) -> bool | None:
+    """True where several candidates are drawn that are all the same, else None."""
+    return True if job.sampling.greedy and job.draws > 1 else None
 
 
 def missing(job: Job, decoded: Decoded) -> Missing | None:

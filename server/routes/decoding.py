@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from server.routes.common import (
     beside,
     calibration_info,
     conversation,
+    is_greedy,
     json_answer,
     missing,
     selection,
@@ -62,7 +64,8 @@ async def _decode(
     body: DecodingRequest, request: Request, server: Serving, kind: type[BestOfN] | type[WorstOfN]
 ) -> Response:
     asked = conversation(body.messages, body.prompt)
-    job = await server.job(request, body, asked, kind(body.n), "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
+    procedure = body.procedure(kind, server.catalogue.procedure_of(body.model))
+    job = await server.job(request, body, asked, procedure, "n", max_tokens=body.max_tokens, logprobs=body.logprobs)
     if not body.stream:
         decoded = await while_connected(request, server.decode(request, job))
         return await beside(decoded, lambda: json_answer(_answer(body, job, decoded)))
@@ -85,7 +88,14 @@ def _answer(body: DecodingRequest, job: Job, decoded: Decoded) -> DecodingAnswer
         selected=selection(job, decoded),
         candidates=decoded.in_drawn_order if body.return_candidates else None,
         missing=missing(job, decoded),
+        greedy=is_greedy(job),
         calibration=calibration_info(decoded.calibration),
-        theory=Theory(expected_quantile=job.procedure.expected_quantile, kl_bound=job.procedure.kl_bound),
+        theory=_theory(job, decoded),
         usage=usage(decoded),
     )
+
+
+def _theory(job: Job, decoded: Decoded) -> Theory:
+    draws = 1 if job.sampling.greedy else len(decoded.ranked)
+    procedure = replace(job.procedure, n=draws)
+    return Theory(n=draws, expected_quantile=procedure.expected_quantile, kl_bound=procedure.kl_bound)

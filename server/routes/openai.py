@@ -8,12 +8,14 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from infalign.errors import shorten
 from infalign.procedures import Standard
 from server.auth import authenticated, needs
 from server.choices import Chat, Chunks, Form, Text, choices
 from server.decoder import Decoded, Event, Job
 from server.decoding.reader import Conversation
-from server.protocol.answers import OpenAIAnswer
+from server.errors import UnknownModel
+from server.protocol.answers import ModelCard, ModelsAnswer, OpenAIAnswer
 from server.protocol.requests import ChatRequest, CompletionRequest
 from server.routes.common import (
     Server,
@@ -21,6 +23,7 @@ from server.routes.common import (
     beside,
     calibration_info,
     conversation,
+    is_greedy,
     json_answer,
     missing,
     selection,
@@ -51,11 +54,18 @@ async def completions(body: CompletionRequest, request: Request, server: Server)
 
 
 @router.get("/models")
-async def models(server: Server) -> dict[str, Any]:
+async def models(server: Server) -> ModelsAnswer:
     """The served policies, alone and with a procedure behind the name."""
-    names = server.catalogue.names(server.settings.max_n)
-    cards = [{"id": name, "object": "model", "created": 0, "owned_by": "infalign"} for name in names]
-    return {"object": "list", "data": cards}
+    return ModelsAnswer(data=[ModelCard(id=name) for name in server.catalogue.names(server.settings.max_n)])
+
+
+@router.get("/models/{name}")
+async def model(name: str, server: Server) -> ModelCard:
+    """One of them, or any other name that requests may have as their ``model``."""
+    n = server.catalogue.choose(name, Standard()).procedure.n
+    if n > server.settings.max_n:
+        raise UnknownModel(f"model: got {shorten(name)}, accepted: N of at most {server.settings.max_n}", "model")
+    return ModelCard(id=name)
 
 
 async def _answer(
@@ -109,7 +119,7 @@ async def _stream(
         yield from map(data, parts)
         side = OpenAIAnswer(
             **head, object=form.whole, choices=[], usage=usage(event), **_side(body, job, event)
-        ).model_dump(include={"procedure", "calibration", "candidates", "missing"}, exclude_none=True)
+        ).model_dump(include={"procedure", "calibration", "candidates", "missing", "greedy"}, exclude_none=True)
         yield data(last | side)
         if body.stream_options and body.stream_options.include_usage:
             yield data({**head, "object": form.part, "choices": [], "usage": usage(event).model_dump()})
@@ -133,4 +143,5 @@ def _side(body: ChatRequest | CompletionRequest, job: Job, decoded: Decoded) -> 
         "calibration": calibration_info(decoded.calibration),
         "candidates": decoded.in_drawn_order if body.return_candidates else None,
         "missing": missing(job, decoded),
+        "greedy": is_greedy(job),
     }

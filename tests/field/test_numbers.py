@@ -23,6 +23,11 @@ NUMBERS = {
     "a big float": "1e999",
     "2 ** 66": str(2**66),
 }
+ANYTHING = {"metadata", "parallel_tool_calls", "safety_identifier", "service_tier", "store"} | {
+    "prompt_cache_key",
+    "prompt_cache_retention",
+}
+"""Fields that are ignored, whatever they hold."""
 BODIES = {
     CHAT: "ChatRequest",
     TEXT: "CompletionRequest",
@@ -53,7 +58,8 @@ async def test_every_field_takes_a_big_number_as_a_mistake(
         content = json.dumps(body)[:-1] + f', "{field}": {number}}}'
         answer = await client.post(endpoint, content=content, headers={"content-type": "application/json"})
         assert short(answer), field
-        assert answer.status_code == 400, field
+        if field not in ANYTHING or number == NUMBERS["one more"]:
+            assert answer.status_code == 400, field
 
 
 @pytest.mark.parametrize(

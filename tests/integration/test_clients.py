@@ -8,7 +8,8 @@ from typing import Any
 
 import openai
 import pytest
-from langchain_openai import ChatOpenAI
+from langchain_core.messages import HumanMessage
+from langchain_openai import ChatOpenAI, OpenAI
 
 ASKED = [{"role": "user", "content": "My bicycle has weak brakes. What should I do?"}]
 EVAL = """
@@ -93,8 +94,13 @@ def test_what_is_asked_of_the_sampling_is_done(client: openai.OpenAI) -> None:
     assert long.usage.completion_tokens == 30
     forced = client.completions.create(model="demo", prompt="Hello", max_tokens=3, logit_bias={"300": 100})
     assert forced.choices[0].text[: len(forced.choices[0].text) // 3] * 3 == forced.choices[0].text
-    with pytest.raises(openai.BadRequestError, match="out-of-vocab"):
+    with pytest.raises(openai.BadRequestError, match=r"logit_bias: .*out-of-vocab") as refused:
         client.completions.create(model="demo", prompt="Hello", logit_bias={"999999": 1})
+    assert refused.value.param == "logit_bias"
+    bad: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#/nowhere"}}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="demo", messages=ASKED, response_format=bad)
+    assert refused.value.param == "response_format"
 
 
 def test_a_response_has_the_form_that_is_asked_for(client: openai.OpenAI) -> None:
@@ -113,6 +119,37 @@ def test_langchain_invokes_and_streams(server: str) -> None:
     streamed = "".join(part.text for part in model.stream("My laptop freezes every day. What should I do?"))
     assert whole.text == streamed
     assert whole.usage_metadata["output_tokens"] > 4
+
+
+def test_openai_retrieves_models_and_sends_its_own_answers_back(client: openai.OpenAI) -> None:
+    assert client.models.retrieve("demo:best-of-4").id == "demo:best-of-4"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4")
+    answer = client.chat.completions.create(model="demo", messages=ASKED, store=False).choices[0].message
+    for sent in (answer, answer.model_dump()):
+        client.chat.completions.create(model="demo", messages=[*ASKED, sent, *ASKED])
+    with pytest.raises(openai.BadRequestError, match="messages: got a list of 2"):
+        client.chat.completions.create(model="demo", messages=[*ASKED, answer])
+
+
+def test_greedy_candidates_are_one(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(model="demo", messages=ASKED, temperature=0, n=3)
+    assert chat.model_extra["greedy"] is True
+    assert len({choice.message.content for choice in chat.choices}) == 1
+    assert len(chat.choices) == 3
+
+
+def test_langchain_completes_text(server: str) -> None:
+    where: dict[str, Any] = {"base_url": f"{server}/v1", "api_key": "none", "max_retries": 0, "seed": 4}
+    model = OpenAI(model="demo:best-of-2", **where)
+    assert model.invoke("Hello") == "".join(model.stream("Hello"))
+    assert len(OpenAI(model="demo", batch_size=1, **where).generate(["Hello", "Goodbye"]).generations) == 2
+
+
+def test_langchain_sends_names_developers_and_no_tools(server: str) -> None:
+    model = ChatOpenAI(model="demo", base_url=f"{server}/v1", api_key="none", max_retries=0, store=False)
+    assert model.invoke([("developer", "Be brief."), HumanMessage("My laptop freezes.", name="ann")]).text
+    assert model.bind_tools([]).invoke("My laptop freezes every day. What should I do?").text
 
 
 def test_inspect_probes_the_worst_of_n(server: str, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def load_config(name_or_path: str, overrides: tuple[str, ...] = (), paths: tuple
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise explain(error.errors()[0], Config) from error
+        raise explain(error.errors(), Config) from error
 
 
 def _replace_files(values: dict[str, Any], paths: tuple[str, ...]) -> None:

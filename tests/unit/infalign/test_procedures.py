@@ -62,6 +62,7 @@ def test_written_form_is_read_back(procedure: Procedure) -> None:
         "best-of-poisson",
         "best-of-poisson(x)",
         "best-of-poisson(1.2.3)",
+        pytest.param("best-of-" + "9" * 5000, id="5000 digits"),
         "",
     ],
 )
