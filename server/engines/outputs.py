@@ -31,6 +31,7 @@ def params(sampling: Sampling, streaming: bool) -> Any:
         repetition_penalty=sampling.repetition_penalty,
         logit_bias=dict(sampling.logit_bias) or None,
         logprobs=sampling.logprobs,
+        flat_logprobs=sampling.logprobs is not None,  # a million small objects would stop the loop to be collected
         structured_outputs=structure
         and StructuredOutputsParams(json=structure.schema, json_object=True if structure.schema is None else None),
         output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
