@@ -8,7 +8,8 @@ InfAlignError
 └── BundleError             a bundle that must not be used
     ├── BundleMissing       there is no bundle, or a part of it is missing
     ├── BundleCorrupt       a file differs from what was written
-    └── BundleMismatch      parts that were not made for each other, or another format
+    ├── BundleMismatch      parts that were not made for each other, or another format
+    └── RewardMismatch      its reward models, as they run here, give other rewards than it was calibrated with
 """
 
 
@@ -58,3 +59,7 @@ class BundleCorrupt(BundleError):
 
 class BundleMismatch(BundleError):
     """Parts of the bundle were not made for each other, or the format is another."""
+
+
+class RewardMismatch(BundleError):
+    """The reward models, as they run here, give other rewards than the bundle was calibrated with."""
