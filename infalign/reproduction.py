@@ -69,13 +69,12 @@ class Reproduction:
 def reproduction(model: str, rewards: Sequence[float], table: CalibrationTable) -> Reproduction:
     """What ``model`` must say of the examples, where ``rewards`` are theirs and ``table`` is its calibration.
 
-    The tolerance is the difference that moves quantiles by :data:`SHIFT` on average, at least the calibration's grid:
-    two rewards of a prompt that lie closer together than it are a share of 2 SHIFT of all pairs.
+    The tolerance moves quantiles by :data:`SHIFT` on average: of all pairs of rewards of one prompt, a share of 2 SHIFT
+    lies no further apart, ties included. It is at least the calibration's grid.
     """
     rows = np.random.default_rng(0).permuted(table.rewards[:: -(-len(table) // PROMPTS)], axis=1)[:, :ANCHORS]
     first, second = np.triu_indices(rows.shape[1], 1)
     gaps = np.abs(rows[:, first] - rows[:, second])
-    gaps = gaps[gaps > table.resolution]
     moved = float(np.quantile(gaps, 2 * SHIFT)) if gaps.size else 0.0
     return Reproduction(model, np.asarray(rewards, dtype=np.float64), max(table.resolution, moved))
 
