@@ -197,7 +197,9 @@ def judged(path: Path, target: Path) -> Any:
     return load_judge(str(path))
 
 
-@pytest.mark.parametrize(("load", "key"), [(adopt, r"reward\.classifiers\[known\]\.path"), (judged, "judge")])
+@pytest.mark.parametrize(
+    ("load", "key"), [(adopt, r"reward\.classifiers\[known\]\.path"), (judged, "judge")], ids=["adopted", "judge"]
+)
 @pytest.mark.parametrize(("model", "edit", "message"), UNSOUND_CLASSIFIERS.values(), ids=UNSOUND_CLASSIFIERS)
 def test_a_classifier_whose_checkpoint_does_not_fit_is_refused_by_name(
     sound: Path, tmp_path: Path, load: Any, key: str, model: str, edit: Edit, message: str
@@ -321,6 +323,16 @@ def test_a_text_has_one_reward_whatever_the_config_pads_with(
     adopted = adopt(copied(sound / model, tmp_path / "given", edit), tmp_path / "adopted")
     assert AutoConfig.from_pretrained(adopted).pad_token_id == tokenizer.pad_token_id
     check_rewards(adopted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_classifier_in_half_precision_is_adopted_as_it_is(sound: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    given = copied(sound / "classifier", tmp_path / "given")
+    AutoModelForSequenceClassification.from_pretrained(given, dtype=dtype).save_pretrained(given)
+    adopted = adopt(given, tmp_path / "adopted")
+    assert AutoConfig.from_pretrained(adopted).dtype == dtype
+    rewards = Scorer.load(adopted).score([PROMPT] * len(RESPONSES), RESPONSES)
+    assert rewards == pytest.approx([alone(adopted, response) for response in RESPONSES], rel=0.03)
 
 
 def pads_with_end(directory: Path) -> None:
