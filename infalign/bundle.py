@@ -6,7 +6,8 @@ policy/                   another, the aligned one; or, of several policies on o
 adapters/NAME/            PEFT adapters
 reward/                   AutoModelForSequenceClassification with one label; or, of several that are combined,
 reward/NAME/              each
-calibration/              references.safetensors (prompt keys, reference rewards of each model) + calibration.json
+calibration/              references.safetensors (prompt keys, reference rewards of each model), calibration.json, and
+                          examples.jsonl: a few responses with the raw reward of each model, to check models by
 evaluation/NAME/          what each policy was measured to reach, and on what
 README.md                 model card
 
@@ -29,8 +30,9 @@ from infalign.calibration import CalibrationTable
 from infalign.combination import Combination
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, BundleUnsafe, InvalidValue
 from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord
+from infalign.reproduction import Reproduction, RewardExample, load_examples, reproduction
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "bundle.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 SHARED = ("reference", "reward", "calibration")
@@ -71,6 +73,17 @@ class Bundle:
     manifest: Manifest
     calibration: CalibrationRecord
     combination: Combination
+    examples: tuple[RewardExample, ...] = ()
+    """Scored responses of the reference; every bundle on disk has some."""
+
+    @property
+    def reproductions(self) -> dict[str, Reproduction]:
+        """What each reward model must say of the examples, by its name."""
+        names = self.calibration.model_names
+        return {
+            name: reproduction(name, [example.rewards[name] for example in self.examples], table)
+            for name, table in zip(names, self.combination.tables, strict=True)
+        }
 
     @property
     def table(self) -> CalibrationTable:
@@ -216,7 +229,7 @@ def read_bundle(path: Path) -> Bundle:
         raise BundleUnsafe(f"{path}: {pickles[0]} is a pickle, accepted: weights in safetensors")
     combination, record = load_calibration(path / "calibration")
     _check_fit(path, manifest, record, found)
-    return Bundle(path, manifest, record, combination)
+    return Bundle(path, manifest, record, combination, load_examples(path / "calibration", record.model_names))
 
 
 def check_joinable(bundle: Bundle, other: Bundle) -> None:
@@ -244,7 +257,7 @@ def _check_fit(path: Path, manifest: Manifest, record: CalibrationRecord, files:
             raise BundleMismatch(
                 f"{path}: the calibration was made for another {what} ({made_with[:12]}, the bundle has {present[:12]})"
             )
-    held, scored = list(reward_models(path / "reward")), [name for name, _ in several] or ["reward"]
+    held, scored = list(reward_models(path / "reward")), record.model_names
     if held != scored:
         raise BundleMismatch(
             f"{path}: the calibration was made by {', '.join(scored)}, reward/ holds {', '.join(held)}"

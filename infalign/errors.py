@@ -10,7 +10,8 @@ InfAlignError
     ├── BundleMissing       there is no bundle, or a part of it is missing
     ├── BundleCorrupt       a file differs from what was written
     ├── BundleMismatch      parts that were not made for each other, or another format
-    └── BundleUnsafe        weights that can run code when they are read
+    ├── BundleUnsafe        weights that can run code when they are read
+    └── RewardMismatch      its reward models, as they run here, give other rewards than it was calibrated with
 """
 
 
@@ -74,3 +75,7 @@ class BundleMismatch(BundleError):
 
 class BundleUnsafe(BundleError):
     """Weights in a format that can run code when it is read."""
+
+
+class RewardMismatch(BundleError):
+    """The reward models, as they run here, give other rewards than the bundle was calibrated with."""

@@ -47,6 +47,11 @@ class CalibrationRecord(_Record):
     estimator: Estimator
     resolution: float = Field(gt=0, description="grid that rewards are compared on")
 
+    @property
+    def model_names(self) -> list[str]:
+        """The reward models, in the order of their calibrations; ``reward`` where there is one."""
+        return sorted(self.reward_models or ("reward",))
+
 
 def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
     def check(text: str) -> str:

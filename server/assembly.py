@@ -7,6 +7,7 @@ from infalign.bundle import Bundle, positions, reward_models
 from infalign.errors import InvalidValue, one_line
 from server.app import Served
 from server.engines import Engines
+from server.engines.trial import EnginesOnTrial, reward_trials
 from server.settings import Settings
 
 
@@ -23,18 +24,20 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
     policies = {f"{bundle.manifest.name}-reference": "standard"} if reference else aligned
     model = bundle.reference if reference or adapters else bundle.policy().directory
     scoring = reward_models(bundle.reward_model)
+    judging = {name: load_tokenizer(path) for name, path in scoring.items()}
+    trials = reward_trials(bundle, judging)
     engines: Engines
     if settings.policy_urls or settings.reward_urls or settings.reference_urls:
         from server.engines.remote import RemoteEngines
 
         context = min(map(positions, (model, *scoring.values())))
         itself = next(iter(policies)) if reference else None
-        engines = RemoteEngines(settings, tuple(policies), tuple(scoring), context, itself, bool(adapters))
+        engines = RemoteEngines(settings, tuple(policies), tuple(scoring), context, itself, bool(adapters), trials)
     else:
         from server.engines.vllm import VllmEngines
 
-        engines = VllmEngines(model, bundle.reference, tuple(scoring.values()), settings, adapters)
-    judging = {name: load_tokenizer(path) for name, path in scoring.items()}
+        ours = VllmEngines(model, bundle.reference, tuple(scoring.values()), settings, adapters)
+        engines = EnginesOnTrial(ours, list(trials.values()))
     return engines, Served(bundle, (load_tokenizer(model), judging), policies)
 
 

@@ -157,7 +157,7 @@ def fake_served(
         resolution=1e-4,
     )
     manifest = Manifest(
-        format=2,
+        format=3,
         name="fake",
         created="now",
         policies={

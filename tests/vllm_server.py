@@ -113,9 +113,14 @@ class VllmServer:
         self._note(body, body["input"])
         if self.fault:
             return await self._watched(self.fault(request))
-        logit = body["input"][-1] / 2
+        logit = self.logit(body["input"])
         probs = [logit] if body["use_activation"] is False else [1.0]
         return JSONResponse({"data": [{"index": 0, "label": "LABEL_0", "probs": probs, "num_classes": 1}]})
+
+    @staticmethod
+    def logit(tokens: list[int]) -> float:
+        """What the model says of tokens."""
+        return tokens[-1] / 2
 
     def _note(self, body: dict[str, Any], tokens: list[int]) -> None:
         if tokens == TRIAL:

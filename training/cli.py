@@ -93,6 +93,9 @@ def train(
     "-n", "ns", multiple=True, type=click.IntRange(2), default=(2, 4, 8), show_default=True, help="Best and worst of N."
 )
 @click.option("--judge", help="An independent judge: `helpdesk` (the demo's ground truth) or a classifier's directory.")
+@click.option(
+    "--judge-output", type=click.IntRange(0), help="Which output of the classifier is the score, where it has several."
+)
 @click.option("--limit", type=click.IntRange(1), help="Use so many prompts at most.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(

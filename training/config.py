@@ -157,6 +157,10 @@ class Classifier(_Section):
     path: str = Field(description="its directory, or its id on the hub")
     higher_is: Literal["better", "worse"] = Field(description="what a high output says of a response: its sign")
     chat_template: str | None = Field(None, description="file of a Jinja template, where it has none")
+    pad_token: str | None = Field(
+        None,
+        description="a token that ends no conversation, where its config pads with the one that does",
+    )
     name: str = Field("", pattern=NAME, description="as above; the end of its path if left out")
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="as above")
 

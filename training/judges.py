@@ -16,19 +16,40 @@ Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], NDArray[np.float6
 HELPDESK = "helpdesk"
 
 
-def load_judge(name: str) -> Judge:
+def load_judge(name: str, output: int | None = None) -> Judge:
     """``helpdesk``, the ground truth of the generated world, or the directory of a sequence classifier.
 
+    ``output`` is the one of the classifier's outputs that is the score, counted from 0; it may be left out where there
+    is one.
+
     Raises:
-        InvalidValue: neither.
+        InvalidValue: neither, an output that is not there, or a classifier that cannot judge conversations.
     """
     if name == HELPDESK:
+        if output is not None:
+            raise InvalidValue("--judge-output", output, f"nothing where the judge is {HELPDESK}, which has one score")
         return helpdesk
     if not (Path(name) / "config.json").is_file():
-        raise InvalidValue("judge", name, f"{HELPDESK}, or the directory of a sequence classifier with one output")
+        raise InvalidValue("judge", name, f"{HELPDESK}, or the directory of a sequence classifier")
+    from training.models import CLASSIFIER, placed, read_classifier
+    from training.reading import check_reading
     from training.scorer import Scorer
+    from training.tokenizer import read_tokenizer
 
-    scorer = Scorer.load(Path(name))
+    model = read_classifier(name, "judge")
+    outputs = model.config.num_labels
+    if output is None and outputs != 1:
+        labels = ", ".join(f"{number} ({label})" for number, label in sorted(model.config.id2label.items()))
+        raise InvalidValue(
+            "judge", name, f"a classifier with one output, or --judge-output for one of its {outputs}: {labels}"
+        )
+    if output is not None and output >= outputs:
+        raise InvalidValue("--judge-output", output, f"at most {outputs - 1}, the last output of {name}")
+    tokenizer = read_tokenizer(name, "judge", CLASSIFIER)
+    if not tokenizer.chat_template:
+        raise InvalidValue("judge", name, "a classifier whose tokenizer has a chat template")
+    scorer = Scorer(placed(model), tokenizer, output or 0)
+    check_reading(scorer, "judge", name, "Set pad_token_id in its config.json to a token that ends no conversation")
     return lambda prompts, responses: scorer.score(prompts, responses).astype(np.float64)
 
 

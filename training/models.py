@@ -5,11 +5,14 @@ An adapter is a directory with ``adapter_config.json`` (PEFT); whoever loads one
 
 import json
 import shutil
+import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import load_peft_weights
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -24,6 +27,9 @@ from training import processes
 from training.config import Base, Lora, Scratch
 
 HEAD = 32
+NAMED_WEIGHTS = 3
+"""Weights of one kind that an error names."""
+CAUSAL, CLASSIFIER = "a causal LM", "a sequence classifier"
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase, config: Scratch) -> Any:
@@ -51,16 +57,9 @@ def base_model(tokenizer: PreTrainedTokenizerBase, config: Base) -> Any:
     """A base model that ends and pads as ``tokenizer`` does, and draws by no settings of its own.
 
     Raises:
-        InvalidValue: there is no such model, or it is too short for the config's positions.
+        InvalidValue: there is no such model, its checkpoint does not fit, or it reads fewer tokens than asked.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            config.path, dtype=getattr(torch, config.precision), trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise InvalidValue(
-            "model.base.path", config.path, f"a causal LM, by directory or hub id ({one_line(error)})"
-        ) from error
+    model = read_causal(config.path, "model.base.path", getattr(torch, config.precision))
     longest = model.config.max_position_embeddings
     if longest < config.positions:
         raise InvalidValue("model.base.positions", config.positions, f"at most the model's own {longest}")
@@ -80,9 +79,37 @@ def lora(config: Lora, task: str = "CAUSAL_LM") -> LoraConfig:
     )
 
 
+def read_causal(source: str | Path, key: str = "model", dtype: Any = "auto") -> Any:
+    """A causal LM, in the precision it was saved in unless another is given.
+
+    Raises:
+        InvalidValue: there is none, or its checkpoint does not fit; under the name ``key``.
+    """
+    return _read(AutoModelForCausalLM, source, key, CAUSAL, dtype=dtype)
+
+
+def read_classifier(source: str | Path, key: str = "model") -> Any:
+    """A sequence classifier with any number of outputs, in the precision it was saved in.
+
+    Raises:
+        InvalidValue: there is none, or its checkpoint does not fit; under the name ``key``.
+    """
+    return _read(AutoModelForSequenceClassification, source, key, CLASSIFIER, dtype="auto")
+
+
+def new_classifier(causal: Path) -> Any:
+    """A sequence classifier with one output: the causal LM in ``causal`` with a new head in place of its own.
+
+    Raises:
+        InvalidValue: there is none, or its checkpoint does not fit.
+    """
+    auto, head = AutoModelForSequenceClassification, "score.weight"
+    return _read(auto, causal, "model", CAUSAL, new=(head,), surplus=("lm_head.",), num_labels=1, dtype="auto")
+
+
 def load_causal(directory: Path) -> Any:
     """A causal LM for inference, in the precision it was saved in."""
-    return _placed(AutoModelForCausalLM.from_pretrained(directory, dtype="auto", trust_remote_code=False))
+    return placed(read_causal(directory))
 
 
 def is_adapter(directory: Path) -> bool:
@@ -91,8 +118,25 @@ def is_adapter(directory: Path) -> bool:
 
 
 def put_adapter(directory: Path, model: Any) -> Any:
-    """``model``, for inference, with the adapter in ``directory`` on it; :class:`WithoutAdapter` is what it was."""
-    return PeftModel.from_pretrained(model, directory).eval()
+    """``model``, for inference, with the adapter in ``directory`` on it; :class:`WithoutAdapter` is what it was.
+
+    Raises:
+        InvalidValue: the adapter was made for another model, or some of its weights are missing.
+    """
+    accepted = "an adapter that was made for its model"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+            adapted = PeftModel.from_pretrained(model, directory)
+        given = load_peft_weights(str(directory), device="cpu").keys()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # of whatever type: the library names the reason in the text
+        raise InvalidValue("adapter", str(directory), f"{accepted} ({one_line(error)})") from error
+    own = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if faults := _faults(own - given, given - own):
+        raise InvalidValue("adapter", str(directory), f"{accepted}; {faults}")
+    return adapted.eval()
 
 
 class WithoutAdapter:
@@ -114,8 +158,8 @@ class WithoutAdapter:
 
 
 def load_classifier(directory: Path) -> Any:
-    """A sequence classifier with one output, for inference, in the precision it was saved in."""
-    return _placed(AutoModelForSequenceClassification.from_pretrained(directory, dtype="auto", trust_remote_code=False))
+    """A sequence classifier for inference, in the precision it was saved in."""
+    return placed(read_classifier(directory))
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -139,7 +183,7 @@ def save_trained(trainer: Any, tokenizer: PreTrainedTokenizerBase, directory: Pa
     if not processes.is_first():
         return
     if target != directory:
-        save_model(PeftModel.from_pretrained(merge_onto(), target).merge_and_unload(), tokenizer, directory)
+        save_model(put_adapter(target, merge_onto()).merge_and_unload(), tokenizer, directory)
         shutil.rmtree(target)
         return
     if not adapter:
@@ -158,5 +202,78 @@ def _tidy(directory: Path) -> None:
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _placed(model: Any) -> Any:
+def placed(model: Any) -> Any:
+    """``model``, for inference, on the GPU if there is one."""
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _read(
+    auto: Any,
+    source: str | Path,
+    key: str,
+    kind: str,
+    new: Collection[str] = (),
+    surplus: tuple[str, ...] = (),
+    **options: Any,
+) -> Any:
+    """A model whose checkpoint has all of its weights, in its shapes, and no others.
+
+    The library draws what is missing at random and skips what it does not know, and says so only in its log. Weights
+    that are tied, and those that the model's class declares harmless, are no faults.
+
+    Args:
+        auto: a class of transformers that chooses the architecture.
+        source: directory, or id on the hub.
+        key: what the errors call the source.
+        kind: what is accepted, for the errors.
+        new: weights that the checkpoint need not have.
+        surplus: prefixes of weights that the model need not have.
+        options: those of ``from_pretrained``.
+    """
+    try:
+        model, report = auto.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # of whatever type: the library names the reason in the text
+        raise InvalidValue(key, str(source), f"{kind}, by directory or hub id ({one_line(error)})") from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InvalidValue(key, str(source), f"{kind}; this is an adapter: merge it into its model, and give that")
+    faults = _faults(
+        report["missing_keys"] - set(new),
+        {name for name in report["unexpected_keys"] if not name.startswith(surplus)},
+        {name: (tuple(given), tuple(own)) for name, given, own in report["mismatched_keys"]},
+    )
+    if faults:
+        raise InvalidValue(key, str(source), f"{kind} whose checkpoint has exactly its weights; {faults}")
+    return model
+
+
+def _faults(
+    missing: Collection[str],
+    unexpected: Collection[str],
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+) -> str:
+    """How the weights of a checkpoint differ from a model's, and why that may be; empty if they do not.
+
+    ``shapes`` are those that differ, the checkpoint's and the model's.
+    """
+    shapes = shapes or {}
+    differ = [f"{name} of shape {given} where the model's is {own}" for name, (given, own) in sorted(shapes.items())]
+    kinds = {"missing": sorted(missing), "not in the model": sorted(unexpected), "other shapes": differ}
+    if not any(kinds.values()):
+        return ""
+    if any(name.partition(".")[0] in ("score", "classifier") for name in missing):
+        cause = "the checkpoint has no classification head: it is a causal LM, or its head has another name"
+    elif any(name.startswith("lm_head.") for name in missing):
+        cause = "the checkpoint has no language model head: it is a classifier or a bare encoder"
+    else:
+        cause = "its config.json describes another model, or files are missing"
+    listed = [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
+    return f"{'; '.join(listed)} ({cause})"
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED_WEIGHTS
+    return ", ".join(names[:NAMED_WEIGHTS]) + (f" and {more} more" if more > 0 else "")

@@ -29,6 +29,7 @@ from training import (
     optimisers,
     processes,
     progress,
+    reading,
     reward_model,
     rollouts,
     runtime,
@@ -168,7 +169,7 @@ def _run(config: Config, stages: Stages) -> Parts:
     reward = stages.run(
         "reward",
         lambda to: reward_model.make_reward_models(to, written, reference / "model", config.reward, seed, compute),
-        (reward_model, models, optimisers, scorer, runtime, progress, tokenizer),
+        (reward_model, models, optimisers, reading, scorer, runtime, progress, tokenizer),
         config.reward.made,
         _digests(*(path for known in config.reward.classifiers for path in (known.path, known.chat_template))),
         compute.precision,

@@ -14,23 +14,28 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import AutoTokenizer, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from infalign.errors import InvalidValue, one_line
+from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, over_prompts
 from training import data, processes
 from training.config import Classifier, Compute, Optimiser, Reward
-from training.models import lora, save_model, save_trained
+from training.models import CLASSIFIER, lora, new_classifier, read_classifier, save_model, save_trained
 from training.optimisers import MuonAdam
 from training.progress import attach
+from training.reading import check_reading
 from training.runtime import train, trainer_arguments
 from training.scorer import Scorer
-from training.tokenizer import check_padding, set_template
+from training.tokenizer import read_tokenizer, set_template, set_token
 
 SIDES = ("chosen", "rejected")
 ACCURACY = "accuracy"
 MODEL = "model"
+PADS_WITH_END = (
+    "If it was trained to be read at the end, give pad_token, a token that ends no conversation; if one token early, a "
+    "chat_template that does not write that token"
+)
 
 
 def make_reward_models(
@@ -46,6 +51,9 @@ def make_reward_models(
         train_reward_model(directory, data_directory, start, config.train, seed, compute, place(config.train.name))
     if not processes.is_first():
         return
+    if config.train:
+        trained = place(config.train.name)
+        check_reading(Scorer.load(trained), "reward.train", str(trained), "Give model.base.pad_token another token")
     for classifier in config.classifiers:
         adopt_classifier(place(classifier.name), classifier)
     for model in config.models:
@@ -61,13 +69,8 @@ def train_reward_model(
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
 
-    def headed() -> Any:
-        return AutoModelForSequenceClassification.from_pretrained(
-            start, num_labels=1, dtype="auto", trust_remote_code=False
-        )
-
     trainer = RewardTrainer(
-        model=headed(),
+        model=new_classifier(start),
         args=RewardConfig(
             **trainer_arguments(directory, "reward", seed, compute, config.batch),
             num_train_epochs=config.epochs,
@@ -85,26 +88,29 @@ def train_reward_model(
         trainer.optimizer = MuonAdam(trainer.model, config.learning_rate, others=1.0)
     attach(trainer, "reward", ("loss", "accuracy"), directory, compute.report_to)
     train(trainer)
-    save_trained(trainer, tokenizer, target, merge_onto=headed)
+    save_trained(trainer, tokenizer, target, merge_onto=lambda: new_classifier(start))
 
 
 def adopt_classifier(target: Path, config: Classifier) -> None:
     """Save the classifier, with the sign turned if high is worse, into ``target``.
 
     Raises:
-        InvalidValue: there is none, or it cannot judge conversations.
+        InvalidValue: there is none, its checkpoint does not fit, it has several outputs or no chat template, or a text
+            has several rewards.
     """
     key = f"reward.classifiers[{config.name}]"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=False)
-        model = AutoModelForSequenceClassification.from_pretrained(config.path, dtype="auto", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        accepted = f"a sequence classifier, by directory or hub id ({one_line(error)})"
-        raise InvalidValue(f"{key}.path", config.path, accepted) from error
+    model = read_classifier(config.path, f"{key}.path")
+    tokenizer = read_tokenizer(config.path, f"{key}.path", CLASSIFIER)
     if model.config.num_labels != 1:
         raise InvalidValue(f"{key}.path", f"{model.config.num_labels} outputs", "a classifier with one")
     set_template(tokenizer, config.chat_template, f"{key}.chat_template", config.path)
-    check_padding(tokenizer, f"{key}.path")
+    text_config = model.config.get_text_config()
+    if config.pad_token:
+        set_token(tokenizer, "pad_token", config.pad_token, f"{key}.pad_token", config.path)
+        text_config.pad_token_id = tokenizer.pad_token_id
+    check_reading(Scorer(model, tokenizer), f"{key}.path", config.path, PADS_WITH_END)
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        text_config.pad_token_id = tokenizer.pad_token_id
     if config.higher_is == "worse":
         turn_sign(model)
     save_model(model, tokenizer, target)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from infalign.bundle import reward_models
@@ -20,33 +21,57 @@ SCORE_BATCH = 512
 
 @dataclass(frozen=True)
 class Scorer:
-    """A reward model."""
+    """A reward model, or a judge.
+
+    A classifier on a causal LM is read at the last token of a text, as vLLM reads it. What it or its tokenizer pads
+    with makes no difference.
+    """
 
     model: Any
     tokenizer: Any
+    output: int = 0
+    """Which of its outputs is the reward."""
 
     @classmethod
     def load(cls, directory: Path) -> "Scorer":
         """From a model directory."""
-        return cls(
-            load_classifier(directory),
-            AutoTokenizer.from_pretrained(directory, padding_side="right", trust_remote_code=False),
-        )
+        return cls(load_classifier(directory), AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
 
-    @torch.inference_mode()
+    def read(self, prompt: Sequence[Message], response: str) -> tuple[int, ...]:
+        """The token ids that the model reads."""
+        return tuple(tokenise(self.tokenizer, render_judged(self.tokenizer, prompt, response)))
+
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.float32]:
         """Raw rewards, shape (len(responses),); equal texts are scored once, so that they tie exactly."""
-        renderings = [render_judged(self.tokenizer, *pair) for pair in zip(prompts, responses, strict=True)]
-        texts = [tuple(tokenise(self.tokenizer, rendering)) for rendering in renderings]
-        unique = sorted(dict.fromkeys(texts), key=len)  # not a set: its order, and with it the padding, is random
+        texts = [self.read(*pair) for pair in zip(prompts, responses, strict=True)]
+        unique = sorted(set(texts), key=lambda tokens: (len(tokens), tokens))
         rewards: dict[tuple[int, ...], float] = {}
         for start in range(0, len(unique), SCORE_BATCH):
             batch = unique[start : start + SCORE_BATCH]
-            inputs = self.tokenizer.pad([{"input_ids": list(text)} for text in batch], return_tensors="pt")
-            inputs = inputs.to(self.model.device)
-            logits = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
-            rewards.update(zip(batch, logits[:, 0].float().tolist(), strict=True))
-        return np.array([rewards[text] for text in texts], dtype=np.float32)
+            rewards.update(zip(batch, self._outputs(batch), strict=True))
+        return np.array([rewards[tokens] for tokens in texts], dtype=np.float32)
+
+    @torch.inference_mode()
+    def _outputs(self, batch: Sequence[tuple[int, ...]]) -> list[float]:
+        """The output for each text, all in one padded batch.
+
+        The library reads a causal classifier at the last token that is not the config's padding. So the batch is
+        padded with a token that no text in it ends with, which the config names for as long as it takes.
+        """
+        ends = {tokens[-1] for tokens in batch}
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        padding = next(token for token in range(vocabulary) if token not in ends)
+        rows = [torch.tensor(tokens, device=self.model.device) for tokens in batch]
+        config = self.model.config.get_text_config()
+        usual, config.pad_token_id = config.pad_token_id, padding
+        try:
+            logits = self.model(
+                input_ids=pad_sequence(rows, batch_first=True, padding_value=padding),
+                attention_mask=pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+            ).logits
+        finally:
+            config.pad_token_id = usual
+        return list(logits[:, self.output].float().tolist())
 
 
 @dataclass(frozen=True)

@@ -44,19 +44,12 @@ def base_tokenizer(base: Base) -> Any:
         InvalidValue: there is none, it has no chat template or one that fails, it pads with the token that ends a turn,
             or its template does not end a turn with that token (no response would end).
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, padding_side="left", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InvalidValue(
-            "model.base.path", base.path, f"a causal LM, by directory or hub id ({one_line(error)})"
-        ) from error
+    tokenizer = read_tokenizer(base.path, "model.base.path", "a causal LM", padding_side="left")
     set_template(tokenizer, base.chat_template, "model.base.chat_template", base.path)
     for key, attribute in (("pad_token", "pad_token"), ("end_token", "eos_token")):
         token = getattr(base, key)
         if token is not None:
-            if token not in tokenizer.get_vocab():
-                raise InvalidValue(f"model.base.{key}", token, f"a token in the vocabulary of {base.path}")
-            setattr(tokenizer, attribute, token)
+            set_token(tokenizer, attribute, token, f"model.base.{key}", base.path)
     check_padding(tokenizer, "model.base.pad_token")
     try:
         turn = render_judged(tokenizer, [{"role": "user", "content": "question"}], "answer").text.rstrip()
@@ -70,6 +63,30 @@ def base_tokenizer(base: Base) -> Any:
             f"the token that the chat template ends a turn with; it ends one with {turn.rpartition('answer')[2]!r}",
         )
     return tokenizer
+
+
+def read_tokenizer(source: str, key: str, kind: str, **options: Any) -> Any:
+    """The tokenizer of a model; ``options`` are those of ``from_pretrained``.
+
+    Raises:
+        InvalidValue: there is none; under the name ``key``, with ``kind`` as what is accepted.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    except Exception as error:  # of whatever type: the library names the reason in the text
+        accepted = f"{kind} with a tokenizer, by directory or hub id ({one_line(error)})"
+        raise InvalidValue(key, source, accepted) from error
+
+
+def set_token(tokenizer: Any, attribute: str, token: str, key: str, owner: str) -> None:
+    """Make ``token`` the ``pad_token`` or ``eos_token`` of ``tokenizer``, which is that of ``owner``.
+
+    Raises:
+        InvalidValue: its vocabulary lacks the token; under the name ``key``.
+    """
+    if token not in tokenizer.get_vocab():
+        raise InvalidValue(key, token, f"a token in the vocabulary of {owner}")
+    setattr(tokenizer, attribute, token)
 
 
 def set_template(tokenizer: Any, file: str | None, key: str, owner: str) -> None:

@@ -2,15 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infalign.errors import InvalidValue
+from infalign.errors import InvalidValue, RewardMismatch
 from server.concurrency import together
 from server.engines import wire
 from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling, Structure
 from server.engines.pool import Pool, Server
+from server.engines.trial import RewardTrial, fitting
 from server.settings import Settings, split_name
 
 log = logging.getLogger("infalign.server")
@@ -50,6 +51,7 @@ class RemoteEngines:
         reference: name of the policy that is the reference itself, if one is.
         adapters: whether the policies are adapters; then a server must have each by name, or it would answer with
             their base.
+        trials: what each server of a reward model must do before it is asked, by the model's name.
         every: seconds between two examinations of a server.
 
     Raises:
@@ -64,6 +66,7 @@ class RemoteEngines:
         context: int,
         reference: str | None = None,
         adapters: bool = False,
+        trials: Mapping[str, RewardTrial] | None = None,
         every: float = 5.0,
     ) -> None:
         if not settings.policy_urls:
@@ -71,7 +74,8 @@ class RemoteEngines:
         self._urls = _by_model(settings.reward_urls, reward_models)
         self._settings, self._policies, self._reference, self._every = settings, tuple(policies), reference, every
         self._alone = len(self._policies) == 1 and not adapters
-        self._bundled = context
+        self._bundled, self._trials = context, trials or {}
+        self._mismatches: dict[Server, RewardMismatch] = {}
         self._roles: _Roles | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watching: asyncio.Task[list[None]] | None = None
@@ -86,12 +90,16 @@ class RemoteEngines:
         """Wait until each role has a server that does its work, however long it takes; may be cancelled.
 
         Every server is examined once before, so that the first is not given all the work.
+
+        Raises:
+            RewardMismatch: a reward model has no server but such as do not give the bundle's rewards.
         """
         self._loop = asyncio.get_running_loop()
+        self._mismatches.clear()
         self._roles = roles = _Roles(
             Pool("policy", self._servers(self._settings.policy_urls), _try_policy, self._every),
             tuple(
-                Pool(f"reward model {name}", self._servers(urls), _try_reward, self._every)
+                Pool(f"reward model {name}", self._servers(urls), self._reward_trial(name), self._every)
                 for name, urls in self._urls.items()
             ),
             Pool("reference", self._servers(self._settings.reference_urls), _try_policy, self._every),
@@ -100,6 +108,8 @@ class RemoteEngines:
         reminder = self._loop.time() + REMINDER_SECONDS
         try:
             while (lacks := self._lacks(roles)) or not roles.examined:
+                if roles.examined:
+                    self._refuse_other_rewards(roles)
                 if lacks and self._loop.time() >= reminder:
                     log.warning("still waiting for %s", "; ".join(lacks))
                     reminder += REMINDER_SECONDS
@@ -148,6 +158,34 @@ class RemoteEngines:
         if self._loop and self._watching and not self._loop.is_closed():
             # Not from the loop's own thread, perhaps.
             self._loop.call_soon_threadsafe(self._watching.cancel)
+
+    def _reward_trial(self, name: str) -> Callable[[Server], Awaitable[None]]:
+        """The trial of a server of the reward model ``name``."""
+        trial = self._trials.get(name)
+
+        async def run(server: Server) -> None:
+            async def score(tokens: list[int]) -> float:
+                return await wire.score(server.client, _only(server) or "", tokens)
+
+            if trial is None:
+                await score(TRIED)
+                return
+            self._mismatches.pop(server, None)
+            try:
+                places = fitting([trial], server.context)
+                rewards = await together([score(trial.tokens[place]) for place in places])
+                trial.judge(rewards, places, f"at {server.url}")
+            except RewardMismatch as error:
+                self._mismatches[server] = error
+                raise
+
+        return run
+
+    def _refuse_other_rewards(self, roles: "_Roles") -> None:
+        for pool in roles.rewards:
+            mismatches = [self._mismatches[server] for server in pool.servers if server in self._mismatches]
+            if mismatches and pool.lack(_only):
+                raise mismatches[0]
 
     def _up(self) -> "_Roles":
         if self._roles is None:
@@ -226,7 +264,3 @@ def _base_of_adapters(server: Server) -> str | None:
 
 async def _try_policy(server: Server) -> None:
     await wire.complete(server.client, _only(server) or "", TRIED, TRIAL, None, server.heard)
-
-
-async def _try_reward(server: Server) -> None:
-    await wire.score(server.client, _only(server) or "", TRIED)

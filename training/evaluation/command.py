@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infalign.bundle import read_bundle
+from infalign.bundle import Bundle, read_bundle
 from infalign.errors import InvalidValue
 from infalign.manifest import SamplingLaw
 from infalign.plots import check_path, save
@@ -34,6 +34,8 @@ class Request:
     draws: int
     ns: tuple[int, ...]
     judge: str | None
+    judge_output: int | None
+    """Which output of the judge is its score; left out where it has one."""
     engine: str
     seed: int
     plot: Path | None
@@ -43,7 +45,7 @@ def run(request: Request) -> Evaluation:
     """Measure, and draw the picture if one is asked for.
 
     Raises:
-        BundleError: there is no intact bundle.
+        BundleError: there is no intact bundle, or its reward models give other rewards here.
         InvalidValue: prompts that cannot be used, too few draws for an N, or a judge that is none.
     """
     bundle = read_bundle(request.bundle)
@@ -53,11 +55,14 @@ def run(request: Request) -> Evaluation:
     check_draws(request.draws, procedures)
     if request.plot:
         check_path(request.plot)
-    judge = load_judge(request.judge) if request.judge else None
+    if request.judge_output is not None and not request.judge:
+        raise InvalidValue("--judge-output", request.judge_output, "a judge to go with it: --judge")
+    judge = load_judge(request.judge, request.judge_output) if request.judge else None
     law = bundle.manifest.sampling
     policy, reference = load_pair(chosen.directory, bundle.reference, law)
     prompts = read_prompts(request.prompts or chosen.evaluation / report.PROMPTS, policy, request.limit)
     scorer = CombinedScorer.load(bundle.reward_model, bundle.combination, bundle.reference)
+    _check_rewards(bundle, scorer)
     drawers = None
     if request.engine == "vllm":
         theirs = _OneAtATime(bundle.reference, None, law)
@@ -72,6 +77,14 @@ def run(request: Request) -> Evaluation:
         shown = [str(procedure) for procedure in procedures]
         save(report.picture(found, samples, shown), request.plot, report.measured(found))
     return found
+
+
+def _check_rewards(bundle: Bundle, scorer: CombinedScorer) -> None:
+    """See that the reward models give the rewards that the bundle was calibrated with. Raises RewardMismatch."""
+    prompts = [example.prompt for example in bundle.examples]
+    rewards = scorer.scorers.score(prompts, [example.response for example in bundle.examples])
+    for reproduction, of_model in zip(bundle.reproductions.values(), rewards.T, strict=True):
+        reproduction.compare(of_model.tolist(), range(len(prompts)))
 
 
 def read_prompts(path: Path, policy: Sampler, limit: int | None) -> list[Sequence[Message]]:

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, TrainerCallback
+from transformers import AutoTokenizer, LogitsProcessorList, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import RLOOConfig, RLOOTrainer
 
 from infalign.frontier import beta_for_kl
 from infalign.templates import Message, prompt_key, render_prompt
 from infalign.transforms import Gaussian, Identity
-from training.models import lora, save_trained
+from training.models import lora, read_causal, save_trained
 from training.optimisers import MuonAdam
 from training.progress import attach
 from training.runtime import train, trainer_arguments
@@ -33,7 +33,7 @@ def solve(task: Task, directory: Path) -> float:
     """Start at theory's β for the target KL, then steer it by the KL of the training draws."""
     config = task.config
     tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left", trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(task.reference, dtype="auto", trust_remote_code=False)
+    model = read_causal(task.reference)
     # TRL hands generate no logits processors; torch.multinomial, its own way to draw, takes a third of a step on CPU.
     model.generate = partial(model.generate, logits_processor=LogitsProcessorList([InverseCdfSampler()]))
     rows = [

@@ -20,6 +20,7 @@ from infalign import (
 from infalign.bundle import SHARED, directory_digest, hash_files, load_calibration, reward_models, save_calibration
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, BundleUnsafe, InvalidValue
 from infalign.manifest import CalibrationRecord, RewardRecord, SamplingLaw
+from infalign.reproduction import EXAMPLES, RewardExample, save_examples
 
 LAW = SamplingLaw(max_tokens=16)
 TEMPLATE_SHA = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # of "hello"
@@ -48,7 +49,13 @@ def parts(root: Path, reward: str = "reward") -> dict[str, Path]:
         resolution=1e-4,
     )
     save_calibration(root / "calibration", Combination((table,)), record)
+    save_examples(root / "calibration", [example("reward")])
     return {name: root / name for name in (*SHARED, "policy", "evaluation")}
+
+
+def example(*models: str) -> RewardExample:
+    prompt = ({"role": "user", "content": "Why?\u2028\n"},)
+    return RewardExample(prompt=prompt, response="So.\x85", rewards=dict.fromkeys(models, 0.1))
 
 
 def write(target: Path, sources: dict[str, Path], adapter: bool = False, **changes: Any) -> None:
@@ -86,6 +93,34 @@ def test_what_is_written_is_read(bundle: Path) -> None:
     assert found.table.keys == ("ab" * 16, "cd" * 16)
     assert found.table.lookup("ab" * 16).samples == 3
     assert np.array_equal(found.table.rewards, [[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])
+
+
+def test_scored_responses_are_read_as_written(bundle: Path) -> None:
+    found = read_bundle(bundle)
+    assert found.examples == (example("reward"),)
+    assert found.reproductions["reward"].expected == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (None, BundleMissing, "is missing"),
+        ("", BundleMismatch, "line 1: not a scored response"),
+        ("{}\n", BundleMismatch, "line 1: not a scored response"),
+        (example("other").model_dump_json(), BundleMismatch, "line 1: scored by other, the calibration by reward"),
+        (example().model_dump_json(), BundleMismatch, "line 1: scored by no model, the calibration by reward"),
+    ],
+)
+def test_a_bundle_whose_reward_models_cannot_be_checked_is_never_written(
+    tmp_path: Path, text: str | None, error: type[BundleError], message: str
+) -> None:
+    sources = parts(tmp_path / "parts")
+    file = sources["calibration"] / EXAMPLES
+    file.unlink()
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(error, match=message):
+        write(tmp_path / "demo", sources)
 
 
 def test_every_changed_byte_is_noticed_by_name(bundle: Path) -> None:
@@ -126,7 +161,7 @@ def test_an_added_file_is_noticed(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"format": 99}, "format 99, this version reads 2"),
+        ({"format": 99}, "format 99, this version reads 3"),
         ({"policies": {}}, "name is demo, which is none of the policies"),
         ({"policies": {"demo": ALIGNED | {"digest": "0", "path": "../x"}}}, "policies.demo.path"),
         ({"surprise": 1}, "surprise"),
@@ -226,6 +261,7 @@ def several(root: Path) -> dict[str, Path]:
     save_calibration(
         root / "calibration", Combination(tuple(tables), (2.0, 1.0)), CalibrationRecord(**dict(record) | made)
     )
+    save_examples(root / "calibration", [example("harm", "helpful")])
     return sources
 
 
