@@ -8,7 +8,7 @@ from typing import TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from infalign.templates import render_prompt, tokenise
-from training.config import Base, Config
+from training.config import Base, DataConfig
 from training.data import examples, helpdesk
 from training.data.files import hub, lines
 from training.data.rows import HELD_OUT, PREFERENCES, PROMPTS, REPORT, SFT, Material, read_prompts, read_rows, split
@@ -35,7 +35,7 @@ PARSERS = {
 Item = TypeVar("Item")
 
 
-def write_data(directory: Path, config: Config) -> None:
+def write_data(directory: Path, config: DataConfig) -> None:
     """Read or generate the data, settle its tokenizer, drop what is too long, and write it all into ``directory``.
 
     Raises:
@@ -57,7 +57,7 @@ def write_data(directory: Path, config: Config) -> None:
     material.write(directory)
 
 
-def _material(config: Config) -> Material:
+def _material(config: DataConfig) -> Material:
     source, seed = config.data.source, config.seed
     if config.data.helpdesk:
         return helpdesk.material(config.data.helpdesk, seed)

@@ -22,7 +22,6 @@ from transformers import AutoTokenizer
 
 from infalign.frontier import beta_for_kl
 from infalign.templates import prompt_key, render_prompt, tokenise
-from training.curves import draw_curves
 from training.models import load_causal, lora, save_model
 from training.optimisers import MuonAdam
 from training.progress import bar
@@ -91,7 +90,6 @@ def solve(task: Task, directory: Path) -> float:
                 explained = 1 - float(loss) / max(float(wanted.var(unbiased=False)), 1e-12)
                 log.write(json.dumps({"step": step, "loss": float(loss), "r2": explained, "beta": beta}) + "\n")
                 progress.set_postfix(r2=f"{explained:.3f}")
-    draw_curves(task.directory / "metrics.jsonl")
     save_model(policy, tokenizer, directory)
     return beta
 
