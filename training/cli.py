@@ -69,7 +69,7 @@ def train(
     with disk.watched(runs, target.parent), lock:
         if if_missing and _intact(target):
             return
-        prepare(loaded)
+        prepare(loaded.compute.report_to, loaded.from_hub)
         from training.pipeline import train as run
         from training.reward_model import accuracy_figures, read_accuracy
 

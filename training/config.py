@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -20,6 +20,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Section = TypeVar("Section", bound=_Section)
 FILES = ("transcripts", "preferences", "pools", "prompts")
 """Keys of ``data`` whose rows already exist."""
 
@@ -35,7 +36,9 @@ class HelpDesk(_Section):
 class Files(_Section):
     """Rows that already exist, in files or on the hub."""
 
-    paths: Annotated[tuple[str, ...], CONTENTS] = Field((), description="files of JSON lines, .jsonl or .jsonl.gz (or --data)")
+    paths: Annotated[tuple[str, ...], CONTENTS] = Field(
+        (), description="files of JSON lines, .jsonl or .jsonl.gz (or --data)"
+    )
     hub: str | None = Field(None, description="a dataset of the hub instead, such as Anthropic/hh-rlhf")
     subset: str | None = Field(None, description="data_dir of the hub's dataset, such as harmless-base")
     split: str = Field("train", description="split of the hub's dataset")
@@ -257,15 +260,18 @@ class Compute(_Section):
     sequences: Annotated[int | None, IMMATERIAL] = Field(
         None, gt=0, description="per device and pass; if left out, as many of the batch as fit into memory"
     )
-    gradient_checkpointing: Annotated[bool, IMMATERIAL] = Field(
-        False, description="less memory for a third more time"
-    )
+    gradient_checkpointing: Annotated[bool, IMMATERIAL] = Field(False, description="less memory for a third more time")
     save_every: Annotated[int, IMMATERIAL] = Field(
         50, gt=0, description="steps between the checkpoints that a killed stage goes on from"
     )
     report_to: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], IMMATERIAL] = Field(
         (), description="metrics go there too; metrics.jsonl and curves.svg are always written"
     )
+
+
+def _only(kind: type[Section], **values: Any) -> Section:
+    """A section with these values alone, and defaults where there are any."""
+    return kind.model_construct(**values)
 
 
 class DataConfig(_Section):
@@ -313,17 +319,14 @@ class Config(DataConfig):
 
     @property
     def for_data(self) -> DataConfig:
-        """The keys that decide what the data is; of the stages that use it, whether they are there. No others are set.
-
-        Reading another raises AttributeError, so that the stage depends on nothing else.
-        """
+        """What decides what the data is, and nothing else: of stages that use it, whether they are there."""
         return DataConfig.model_construct(
             seed=self.seed,
             data=self.data,
             model=self.model,
-            sft=self.sft and Optimiser.model_construct(),
-            reward=Reward.model_construct(train=self.reward.train and TrainedReward.model_construct()),
-            rollouts=Rollouts.model_construct(max_tokens=self.rollouts.max_tokens),
+            sft=_only(Optimiser) if self.sft else None,
+            reward=_only(Reward, train=_only(TrainedReward) if self.reward.train else None),
+            rollouts=_only(Rollouts, max_tokens=self.rollouts.max_tokens),
         )
 
     @property

@@ -21,6 +21,7 @@ from infalign.errors import InvalidValue, one_line
 from infalign.estimators import Estimate, over_prompts
 from training import data, processes
 from training.config import Classifier, Compute, Optimiser, Reward
+from training.memory import Pass, model_shape
 from training.models import lora, save_model, save_trained
 from training.optimisers import MuonAdam
 from training.progress import attach
@@ -34,15 +35,15 @@ MODEL = "model"
 
 
 def make_reward_models(
-    directory: Path, data_directory: Path, start: Path, config: Reward, seed: int, compute: Compute
+    directory: Path, data_directory: Path, start: Path | None, config: Reward, seed: int, compute: Compute
 ) -> None:
-    """Train and adopt what the config asks for, and measure each on the held-out comparisons."""
+    """Train from ``start``, adopt what the config asks for, and measure each on the held-out comparisons."""
     several = len(config.models) > 1
 
     def place(name: str) -> Path:
         return directory / MODEL / name if several else directory / MODEL
 
-    if config.train:
+    if config.train and start:
         train_reward_model(directory, data_directory, start, config.train, seed, compute, place(config.train.name))
     if not processes.is_first():
         return
@@ -64,10 +65,13 @@ def train_reward_model(
     def headed() -> Any:
         return AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, dtype="auto")
 
+    model = headed()
+    longest = data.read_lengths(data_directory)["comparison"].longest
+    need = Pass(model_shape(model), compute, longest, config.lora, sequences=len(SIDES), logits=False)
     trainer = RewardTrainer(
-        model=headed(),
+        model=model,
         args=RewardConfig(
-            **trainer_arguments(directory, "reward", seed, compute, config.batch),
+            **trainer_arguments(directory, "reward", seed, config.batch, need),
             num_train_epochs=config.epochs,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",

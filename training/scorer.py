@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from infalign.bundle import reward_models
 from infalign.combination import Combination
 from infalign.templates import Message, prompt_key, render_judged, render_prompt
+from training.memory import batches, forward_bytes, model_shape
 from training.models import load_classifier
 
 SCORE_BATCH = 512
@@ -36,8 +37,12 @@ class Scorer:
         texts = [render_judged(self.tokenizer, *pair) for pair in zip(prompts, responses, strict=True)]
         unique = sorted(dict.fromkeys(texts), key=len)  # not a set: its order, and with it the padding, is random
         rewards: dict[str, float] = {}
-        for start in range(0, len(unique), SCORE_BATCH):
-            batch = unique[start : start + SCORE_BATCH]
+        shape = model_shape(self.model)
+
+        def size(text: str) -> int:
+            return forward_bytes(shape, len(self.tokenizer(text, add_special_tokens=False).input_ids))
+
+        for batch in batches(unique, SCORE_BATCH, size):
             inputs = self.tokenizer(batch, return_tensors="pt", padding=True, add_special_tokens=False)
             inputs = inputs.to(self.model.device)
             logits = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits

@@ -11,7 +11,8 @@ from infalign.templates import render_prompt, tokenise
 from training.config import Base, DataConfig
 from training.data import examples, helpdesk
 from training.data.files import hub, lines
-from training.data.rows import HELD_OUT, PREFERENCES, PROMPTS, REPORT, SFT, Material, read_prompts, read_rows, split
+from training.data.rows import HELD_OUT, PREFERENCES, PROMPTS, SFT, Material, read_prompts, read_rows, split
+from training.lengths import REPORT, read_lengths
 from training.tokenizer import base_tokenizer, train_tokenizer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "REPORT",
     "SFT",
     "TOKENIZER",
+    "read_lengths",
     "read_prompts",
     "read_rows",
     "write_data",
@@ -84,6 +86,7 @@ def _drop_long(material: Material, tokenizer: PreTrainedTokenizerBase, positions
         fitting = [item for item in group if size(item) <= positions]
         if len(fitting) < len(group):
             material.defects[f"{what} too long"] += len(group) - len(fitting)
+        material.lengths[what] += map(size, fitting)
         return fitting
 
     def asked(prompt: object) -> int:
