@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -271,7 +271,7 @@ class Compute(_Section):
 
 def _only(kind: type[Section], **values: Any) -> Section:
     """A section with these values alone, and defaults where there are any."""
-    return kind.model_construct(**values)
+    return cast(Section, kind.model_construct(**values))
 
 
 class DataConfig(_Section):

@@ -156,9 +156,9 @@ def sequences(stage: str, batch: int, need: Pass, sharing: int = 1) -> int:
     free = available_memory()
     if sharing > 1:
         free = processes.agree(free)
-    each = min(given, share) if given else largest(share, need, int(SHARE * free))
-    if not each:
-        raise TooLittleMemory(_refusal(stage, batch, need, free))
+    if not given:
+        check(stage, batch, need, free)
+    each = min(given, share) if given else largest(share, need, SHARE * free)
     keep_freed_memory(need.bytes(each) < SMALL)
     if processes.is_first():
         print(
@@ -169,25 +169,31 @@ def sequences(stage: str, batch: int, need: Pass, sharing: int = 1) -> int:
     return each
 
 
-def largest(batch: int, need: Pass, room: int) -> int:
-    """The largest divisor of ``batch`` that can be done at a time within ``room`` bytes; 0 if none can."""
-    return next((each for each in range(batch, 0, -1) if batch % each == 0 and need.bytes(each) <= room), 0)
+def largest(batch: int, need: Pass, room: float) -> int:
+    """The largest divisor of ``batch`` that can be done at a time within ``room`` bytes; 1 if none can."""
+    return next((each for each in range(batch, 1, -1) if batch % each == 0 and need.bytes(each) <= room), 1)
 
 
-def _refusal(stage: str, batch: int, need: Pass, free: int) -> str:
+def check(stage: str, batch: int, need: Pass, free: int) -> None:
+    """See that one of a stage's batch fits into ``free`` bytes.
+
+    Raises:
+        TooLittleMemory: it does not.
+    """
+    if need.bytes(1) <= SHARE * free:
+        return
     key = {"reward": "reward.train"}.get(stage, stage)
     helps = {
         "fewer positions of the model": True,
-        "ctrl.prompts and ctrl.generations": need.step > 0,
+        "fewer ctrl.prompts or ctrl.generations": need.step > 0,
         f"{key}.lora": need.lora is None,
         "compute.gradient_checkpointing=true": not need.compute.gradient_checkpointing,
         "compute.precision=bfloat16": need.compute.precision != "bfloat16",
     }
-    return (
+    raise TooLittleMemory(
         f"{stage}: one of a batch of {batch}, of up to {need.length} tokens, takes an estimated "
-        f"{gigabytes(need.bytes(1))} of memory, and {gigabytes(SHARE * free)} of the available {gigabytes(free)} may "
-        f"be used; what helps: {', '.join(name for name, does in helps.items() if does)}; "
-        "compute.sequences=1 tries it regardless"
+        f"{gigabytes(need.bytes(1))}, more than {SHARE:.0%} of the available memory of {gigabytes(free)}; what helps: "
+        f"{', '.join(name for name, does in helps.items() if does)}; compute.sequences=1 tries it regardless"
     )
 
 

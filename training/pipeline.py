@@ -16,7 +16,7 @@ from typing import Any
 from infalign.bundle import Bundle
 from infalign.bundling import NewPolicy, write_bundle
 from infalign.manifest import Alignment, SamplingLaw
-from training import processes
+from training import planning, processes
 from training.config import Config
 from training.stages import StageReport, Stages, Stopped
 
@@ -38,7 +38,10 @@ class Parts:
 
 def plan(config: Config, runs: Path, until: str | None = None) -> list[StageReport]:
     """Every stage of a run, and whether it is already done; nothing is made."""
-    stages = Stages(runs / config.name, dry=True, until=until)
+    return _plan(config, Stages(runs / config.name, dry=True, until=until))
+
+
+def _plan(config: Config, stages: Stages) -> list[StageReport]:
     with suppress(Stopped):
         _run(config, stages)
     return stages.reports
@@ -112,6 +115,9 @@ def _run(config: Config, stages: Stages) -> Parts:
         _check(config)
 
     written = stages.run("data", "training.data:write_data", config.for_data)
+    if not stages.dry:
+        ahead = _plan(config, Stages(stages.root, dry=True, until=stages.until))
+        planning.check(config, written, [report.name for report in ahead if not report.reused])
     reference = stages.run(
         "sft",
         "training.sft:make_reference",

@@ -5,8 +5,8 @@ functions included. What counts of a module is what is reached: its definitions 
 it is imported. An edit of a definition that is not reached changes nothing. Two kinds of names are taken broadly: a
 module that is used other than by its attributes counts whole, and a name counts even where a local variable hides it.
 
-Beside the code count the data files (all but ``.py``) in the folders of the modules that are reached, and the names of
-the libraries that the code uses. Comments, docstrings and layout do not count.
+Beside the code count the data files (all but ``.py``) in the folders of the modules that are reached, and the names
+that it uses of other packages. Comments, docstrings and layout do not count.
 
 Not seen: names that are looked up in strings (``getattr(module, text)``), and what code outside these packages does.
 """
@@ -32,8 +32,13 @@ class Code:
     """Digests by ``module:name``; ``module:`` alone is what runs when the module is imported."""
     files: dict[str, str] = field(default_factory=dict)
     """Digests of data files, by their path in the package."""
-    libraries: set[str] = field(default_factory=set)
-    """Import names of libraries."""
+    external: set[str] = field(default_factory=set)
+    """What is used of other packages, by dotted names."""
+
+    @property
+    def libraries(self) -> set[str]:
+        """The import names of the libraries that are used, those of Python aside."""
+        return {name.partition(".")[0] for name in self.external} - sys.stdlib_module_names
 
     @property
     def modules(self) -> set[str]:
@@ -103,8 +108,7 @@ class Sources:
         """Add what a dotted name stands for."""
         parts = dotted.split(".")
         if parts[0] not in self.packages:
-            if parts[0] not in sys.stdlib_module_names:
-                found.libraries.add(parts[0])
+            found.external.add(dotted)
             return
         length = 1
         while length < len(parts) and self.module(".".join(parts[: length + 1])):
@@ -143,7 +147,7 @@ class Sources:
             found.definitions[f"{name}:{bound}"] = _digest(module.definitions[bound])
             for statement in module.definitions[bound]:
                 self._add_names(name, module, statement, found)
-        elif bound in module.imports:
+        if bound in module.imports:
             self._follow(module.imports[bound], found)
 
     def _add_names(self, name: str, module: Module, statement: ast.stmt, found: Code) -> None:
@@ -152,7 +156,7 @@ class Sources:
         for base, *attributes in _references(statement):
             if base in imports:
                 self._follow(".".join([imports[base], *attributes]), found)
-            elif base in module.definitions:
+            if base in module.definitions:
                 self._add(name, base, found)
 
 

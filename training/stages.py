@@ -111,7 +111,14 @@ class Stages:
         used = (code.libraries - set(ALTERNATIVES)) | set(libraries)
         used.update(*(INDIRECT.get(library, ()) for library in used))
         versions = {library: self._versions(library) for library in sorted(used)}
-        made_from = [build, code.definitions, code.files, identity(list(arguments), self.root), versions]
+        made_from = [
+            build,
+            code.definitions,
+            code.files,
+            sorted(code.external),
+            identity(list(arguments), self.root),
+            versions,
+        ]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
 
     @cached_property
