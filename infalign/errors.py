@@ -4,6 +4,7 @@ InfAlignError
 ├── InvalidValue            a value that is not accepted (also a ValueError)
 ├── NotConverged            a numerical solution was not found, or did not pass its check
 ├── EngineFailed            what draws responses offline did not start, or died
+├── TooLittleMemory         what is to be run does not fit into the memory there is
 ├── DiskFull                there is no room for what is to be written
 ├── TemplateRefusal         a chat template does not accept a conversation
 └── BundleError             a bundle that must not be used
@@ -43,6 +44,10 @@ class InvalidValue(InfAlignError, ValueError):
 
 class DiskFull(InfAlignError):
     """There is no room for what is to be written."""
+
+
+class TooLittleMemory(InfAlignError):
+    """What is to be run does not fit into the memory there is."""
 
 
 class NotConverged(InfAlignError):

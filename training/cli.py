@@ -3,13 +3,18 @@
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from infalign.home import bundle_path, home
 
+if TYPE_CHECKING:
+    from training.config import Config
+
 STAGES = ("data", "sft", "reward", "rollouts", "calibrate", "ctrl", "evaluate")
+HEAVY = ("sft", "reward", "rollouts", "ctrl", "evaluate")
+"""Those that run a model."""
 
 
 @click.command(short_help="Train a CTRL checkpoint.")
@@ -29,7 +34,12 @@ STAGES = ("data", "sft", "reward", "rollouts", "calibrate", "ctrl", "evaluate")
 )
 @click.option("--if-missing", is_flag=True, help="Do nothing if the bundle exists and is intact.")
 @click.option("--until", type=click.Choice(STAGES), help="Stop after this stage and say where it left what it made.")
-@click.option("--plan", "only_plan", is_flag=True, help="Say what would run and what is reused; make nothing.")
+@click.option(
+    "--plan",
+    "only_plan",
+    is_flag=True,
+    help="Say what would run and what is reused, with an estimate of memory and time; make nothing.",
+)
 def train(
     config: str,
     overrides: tuple[str, ...],
@@ -47,10 +57,7 @@ def train(
 
     loaded = load_config(config, overrides, paths)
     if only_plan:
-        from training.pipeline import plan
-
-        for report in plan(loaded, home() / "runs", until):
-            click.echo(f"{report.name:<10}  {'reused' if report.reused else 'to run'}")
+        _print_plan(loaded, until)
         return
     target = output or bundle_path(loaded.served)
     if if_missing and _intact(target):
@@ -69,7 +76,7 @@ def train(
     with disk.watched(runs, target.parent), lock:
         if if_missing and _intact(target):
             return
-        prepare(loaded)
+        prepare(loaded.compute.report_to, loaded.from_hub)
         from training.pipeline import train as run
         from training.reward_model import accuracy_figures, read_accuracy
 
@@ -117,6 +124,33 @@ def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, **options
 
     found = run(Request(bundle=bundle or bundle_path("demo"), prompts=prompts, **options))
     click.echo(report.as_json(found) if as_json else report.as_text(found), nl=False)
+
+
+def _print_plan(config: "Config", until: str | None) -> None:
+    from training.machine import available_memory
+    from training.memory import gigabytes
+    from training.pipeline import plan
+    from training.planning import as_range, estimates, sizes
+
+    reports = plan(config, home() / "runs", until)
+    known = sizes(config, reports[0].directory)
+    of_stages = {} if isinstance(known, str) else estimates(config, known)
+    click.echo(f"{'stage':<10}  {'':<7}  {'memory':>8}  {'time':>10}")
+    for report in reports:
+        cells = "", ""
+        if report.name in HEAVY and not report.reused and (config.sft or report.name != "sft"):
+            estimate = of_stages.get(report.name)
+            cells = (
+                gigabytes(estimate.memory) if estimate and estimate.memory else "unknown",
+                as_range(estimate.seconds) if estimate and estimate.seconds else "unknown",
+            )
+        row = f"{report.name:<10}  {'reused' if report.reused else 'to run':<7}  {cells[0]:>8}  {cells[1]:>10}"
+        click.echo(row.rstrip())
+    if isinstance(known, str):
+        click.echo(f"Memory and time are unknown {known}.", err=True)
+    else:
+        free = gigabytes(available_memory())
+        click.echo(f"Memory and time are estimates; {free} of memory are available. See docs/training.md.", err=True)
 
 
 def _intact(target: Path) -> bool:

@@ -2,13 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from infalign.manifest import NAME
 from infalign.procedures import parse_procedure
 from infalign.transforms import check_transformation
+from training.identity import CONTENTS, IMMATERIAL
 
 
 def _written(parse: Any) -> AfterValidator:
@@ -19,6 +20,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Section = TypeVar("Section", bound=_Section)
 FILES = ("transcripts", "preferences", "pools", "prompts")
 """Keys of ``data`` whose rows already exist."""
 
@@ -34,7 +36,7 @@ class HelpDesk(_Section):
 class Files(_Section):
     """Rows that already exist, in files or on the hub."""
 
-    paths: tuple[str, ...] = Field(
+    paths: Annotated[tuple[str, ...], CONTENTS] = Field(
         (), description="files of JSON lines or of one JSON array, gzipped if named .gz (or --data)"
     )
     hub: str | None = Field(None, description="a dataset of the hub instead, such as Anthropic/hh-rlhf")
@@ -96,10 +98,12 @@ class Scratch(_Section):
 class Base(_Section):
     """A causal LM that exists already."""
 
-    path: str = Field(description="its directory, or its id on the hub")
+    path: Annotated[str, CONTENTS] = Field(description="its directory, or its id on the hub")
     positions: int = Field(gt=0, description="longest sequence, prompt and response together")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of its weights, as loaded and saved")
-    chat_template: str | None = Field(None, description="file of a Jinja template, where it has none or a wrong one")
+    chat_template: Annotated[str | None, CONTENTS] = Field(
+        None, description="file of a Jinja template, where it has none or a wrong one"
+    )
     pad_token: str | None = Field(None, description="a token of its vocabulary, where it pads with its end token")
     end_token: str | None = Field(None, description="the token that ends a turn, where its tokenizer names another")
 
@@ -148,21 +152,25 @@ class TrainedReward(Optimiser):
     """Bradley-Terry on the comparisons, started from the reference."""
 
     name: str = Field("trained", pattern=NAME, description="among several: in messages, the card and the bundle")
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="among several: its share of the reward")
+    weight: Annotated[float, IMMATERIAL] = Field(
+        1.0, gt=0, allow_inf_nan=False, description="among several: its share of the reward"
+    )
 
 
 class Classifier(_Section):
     """A sequence classifier with one output that exists already."""
 
-    path: str = Field(description="its directory, or its id on the hub")
+    path: Annotated[str, CONTENTS] = Field(description="its directory, or its id on the hub")
     higher_is: Literal["better", "worse"] = Field(description="what a high output says of a response: its sign")
-    chat_template: str | None = Field(None, description="file of a Jinja template, where it has none")
+    chat_template: Annotated[str | None, CONTENTS] = Field(
+        None, description="file of a Jinja template, where it has none"
+    )
     pad_token: str | None = Field(
         None,
         description="a token that ends no conversation, where its config pads with the one that does",
     )
     name: str = Field("", pattern=NAME, description="as above; the end of its path if left out")
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="as above")
+    weight: Annotated[float, IMMATERIAL] = Field(1.0, gt=0, allow_inf_nan=False, description="as above")
 
     @model_validator(mode="before")
     @classmethod
@@ -197,11 +205,6 @@ class Reward(_Section):
         """Of each model, by its name."""
         return {model.name: model.weight for model in self.models}
 
-    @property
-    def made(self) -> dict[str, Any]:
-        """The keys that decide what the models are: their weights make no difference to them."""
-        return self.model_dump(exclude={"train": {"weight"}, "classifiers": {"__all__": {"weight"}}})
-
 
 class Ray(_Section):
     """Actors of Ray Data, each with an engine and the reward model of its own, that draw shards side by side."""
@@ -222,12 +225,9 @@ class Rollouts(_Section):
         "more than a demo-sized model on CPU gains by it",
     )
     shard: int = Field(256, gt=0, description="prompts drawn, scored and written together; a killed run repeats one")
-    ray: Ray | None = Field(None, description="draws shards on a Ray cluster; in this process without")
-
-    @property
-    def drawn(self) -> dict[str, Any]:
-        """The keys that decide what is drawn: where it is drawn makes no difference."""
-        return self.model_dump(exclude={"ray"})
+    ray: Annotated[Ray | None, IMMATERIAL] = Field(
+        None, description="draws shards on a Ray cluster; in this process without"
+    )
 
 
 class Ctrl(_Section):
@@ -261,27 +261,41 @@ class Compute(_Section):
     """How the trainers run; what they reach does not depend on it but for float error."""
 
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of matrix products")
-    sequences: int | None = Field(None, gt=0, description="per device and pass; the whole batch if left out")
-    gradient_checkpointing: bool = Field(False, description="less memory for a third more time")
-    save_every: int = Field(50, gt=0, description="steps between the checkpoints that a killed stage goes on from")
-    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
+    sequences: Annotated[int | None, IMMATERIAL] = Field(
+        None, gt=0, description="per device and pass; if left out, as many of the batch as fit into memory"
+    )
+    gradient_checkpointing: Annotated[bool, IMMATERIAL] = Field(False, description="less memory for a third more time")
+    save_every: Annotated[int, IMMATERIAL] = Field(
+        50, gt=0, description="steps between the checkpoints that a killed stage goes on from"
+    )
+    report_to: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], IMMATERIAL] = Field(
         (), description="metrics go there too; metrics.jsonl and curves.svg are always written"
     )
 
 
-class Config(_Section):
-    """A whole run."""
+def _only(kind: type[Section], **values: Any) -> Section:
+    """A section with these values alone, and defaults where there are any."""
+    return cast(Section, kind.model_construct(**values))
 
-    name: str = Field(pattern=NAME, description="of the run: runs of one name share the stages they have in common")
-    policy: str | None = Field(None, pattern=NAME, description="model name that is served; the run's if left out")
+
+class DataConfig(_Section):
+    """What the stage ``data`` is given of a config."""
+
     seed: int = Field(ge=0)
-    procedure: Annotated[str, _written(parse_procedure)]
-    transformation: Annotated[str, _written(check_transformation)]
     data: Data
     model: Model
     sft: Optimiser | None = Field(None, description="left out, a base model is the reference as it is")
     reward: Reward
     rollouts: Rollouts
+
+
+class Config(DataConfig):
+    """A whole run."""
+
+    name: str = Field(pattern=NAME, description="of the run: runs of one name share the stages they have in common")
+    policy: str | None = Field(None, pattern=NAME, description="model name that is served; the run's if left out")
+    procedure: Annotated[str, _written(parse_procedure)]
+    transformation: Annotated[str, _written(check_transformation)]
     ctrl: Ctrl
     compute: Compute = Compute()
 
@@ -306,6 +320,18 @@ class Config(_Section):
     def served(self) -> str:
         """Name of the policy and of its bundle."""
         return self.policy or self.name
+
+    @property
+    def for_data(self) -> DataConfig:
+        """What decides what the data is, and nothing else: of stages that use it, whether they are there."""
+        return DataConfig.model_construct(
+            seed=self.seed,
+            data=self.data,
+            model=self.model,
+            sft=_only(Optimiser) if self.sft else None,
+            reward=_only(Reward, train=_only(TrainedReward) if self.reward.train else None),
+            rollouts=_only(Rollouts, max_tokens=self.rollouts.max_tokens),
+        )
 
     @property
     def from_hub(self) -> bool:

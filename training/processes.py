@@ -6,8 +6,10 @@ Known from the environment that torchrun sets; a run that nothing launched is on
 import os
 import time
 from pathlib import Path
+from typing import TypeVar
 
 POLL_SECONDS = 1.0
+Value = TypeVar("Value")
 
 
 def count() -> int:
@@ -20,7 +22,7 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def agree(first_says: bool = False) -> bool:
+def agree(first_says: Value) -> Value:
     """What the first process says, in all of them; they wait for each other."""
     if count() == 1:
         return first_says
@@ -29,7 +31,8 @@ def agree(first_says: bool = False) -> bool:
     from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=not torch.cuda.is_available())
-    return bool(broadcast_object_list([first_says])[0])
+    [agreed] = broadcast_object_list([first_says])
+    return agreed  # type: ignore[no-any-return]
 
 
 def wait_for(path: Path) -> None:

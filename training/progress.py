@@ -9,11 +9,10 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
 from training import processes
-from training.curves import draw_curves
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """One bar per stage with the figures worth watching; all are logged to ``metrics.jsonl`` and drawn at the end."""
+    """One bar per stage with the figures worth watching; all are logged to ``metrics.jsonl``."""
 
     def __init__(self, stage: str, watched: tuple[str, ...], metrics: Path) -> None:
         self.stage, self.watched, self.metrics = stage, watched, metrics
@@ -39,7 +38,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar:
             self.bar.close()
-        draw_curves(self.metrics)
 
 
 def attach(trainer: Any, stage: str, watched: tuple[str, ...], directory: Path, report_to: Sequence[str] = ()) -> None:

@@ -21,6 +21,7 @@ from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, over_prompts
 from training import data, processes
 from training.config import Classifier, Compute, Optimiser, Reward
+from training.memory import Pass, model_shape
 from training.models import CLASSIFIER, lora, new_classifier, read_classifier, save_model, save_trained
 from training.optimisers import MuonAdam
 from training.progress import attach
@@ -39,15 +40,15 @@ PADS_WITH_END = (
 
 
 def make_reward_models(
-    directory: Path, data_directory: Path, start: Path, config: Reward, seed: int, compute: Compute
+    directory: Path, data_directory: Path, start: Path | None, config: Reward, seed: int, compute: Compute
 ) -> None:
-    """Train and adopt what the config asks for, and measure each on the held-out comparisons."""
+    """Train from ``start``, adopt what the config asks for, and measure each on the held-out comparisons."""
     several = len(config.models) > 1
 
     def place(name: str) -> Path:
         return directory / MODEL / name if several else directory / MODEL
 
-    if config.train:
+    if config.train and start:
         train_reward_model(directory, data_directory, start, config.train, seed, compute, place(config.train.name))
     if not processes.is_first():
         return
@@ -69,10 +70,13 @@ def train_reward_model(
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
 
+    model = new_classifier(start)
+    longest = data.read_lengths(data_directory)["comparison"].longest
+    need = Pass(model_shape(model), compute, longest, config.lora, sequences=len(SIDES), logits=False)
     trainer = RewardTrainer(
-        model=new_classifier(start),
+        model=model,
         args=RewardConfig(
-            **trainer_arguments(directory, "reward", seed, compute, config.batch),
+            **trainer_arguments(directory, "reward", seed, config.batch, need),
             num_train_epochs=config.epochs,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",

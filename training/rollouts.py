@@ -10,10 +10,21 @@ from contextlib import closing
 from pathlib import Path
 
 from infalign.errors import InvalidValue
+from infalign.manifest import SamplingLaw
 from infalign.templates import Message
-from training import workers
+from training import data, workers
 from training.config import Ray
+from training.config import Rollouts as Config
 from training.shards import Job, Rollouts, Shard, split
+
+
+def draw_rollouts(
+    directory: Path, data_directory: Path, reference: Path, reward: Path, config: Config, seed: int
+) -> None:
+    """Draw from the model in ``reference`` for every prompt of the data; see :func:`write_rollouts`."""
+    law = SamplingLaw(max_tokens=config.max_tokens)
+    job = Job(reference, reward, law, config.engine, config.samples, seed)
+    write_rollouts(directory, data.read_prompts(data_directory), job, config.shard, config.ray)
 
 
 def write_rollouts(

@@ -1,43 +1,34 @@
 """Settings of the process that make small-model training on CPU quick, and its libraries quiet."""
 
-import ctypes
 import json
 import logging
 import os
 import shutil
-import sys
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from infalign.errors import InvalidValue
 from training import processes
-from training.config import Compute, Config
+from training.machine import has_gpu, keep_freed_memory
+from training.memory import Pass, sequences
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, MEMORY = "checkpoints", "memory.json"
 
 
-def prepare(config: Config | None = None) -> None:
-    """Call once, before torch is used; the hub is asked for nothing unless ``config`` names something on it.
-
-    Keeping freed memory instead of handing it back to the kernel takes a quarter off SFT's time: glibc's
-    defaults map and unmap every activation anew.
+def prepare(report_to: Sequence[str] = (), from_hub: bool = False) -> None:
+    """Call once, before torch is used; the hub is asked for nothing unless something is to come ``from_hub``.
 
     Raises:
-        InvalidValue: the config reports to a service whose package is not installed.
+        InvalidValue: a service in ``report_to`` has no package that is installed.
     """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-            libc.mallopt(M_TOP_PAD, 1 << 28)
-    for service in config.compute.report_to if config else ():
+    keep_freed_memory(True)
+    for service in report_to:
         if find_spec(service) is None:
             raise InvalidValue("compute.report_to", service, f"an installed package (pip install {service})")
-    if config is None or not config.from_hub:
+    if not from_hub:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     import datasets
@@ -51,24 +42,24 @@ def prepare(config: Config | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
-def trainer_arguments(directory: Path, stage: str, seed: int, compute: Compute, batch: int) -> dict[str, Any]:
+def trainer_arguments(directory: Path, stage: str, seed: int, batch: int, need: Pass) -> dict[str, Any]:
     """What every TRL trainer here is told alike: where it runs, how it splits ``batch``, when it saves a checkpoint.
+
+    What was chosen is written into ``memory.json``.
 
     Raises:
         InvalidValue: the batch cannot be split evenly.
+        TooLittleMemory: not even one of the batch fits into memory.
     """
-    import torch
-
-    sharing = processes.count()
-    each = min(compute.sequences or batch, batch // sharing)
-    if not each or batch % (each * sharing):
-        shares = f"a divisor of the batch of {batch} in {stage}, shared by {sharing} processes"
-        raise InvalidValue("compute.sequences", compute.sequences, shares)
+    compute, each = need.compute, sequences(stage, batch, need, processes.count())
+    if processes.is_first():
+        chosen = {"batch": batch, "sequences": each, "longest": need.length, "estimated_bytes": need.bytes(each)}
+        (directory / MEMORY).write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
     return {
         "output_dir": str(directory / CHECKPOINTS),
         "per_device_train_batch_size": each,
-        "gradient_accumulation_steps": batch // (each * sharing),
-        "use_cpu": not torch.cuda.is_available(),
+        "gradient_accumulation_steps": batch // (each * processes.count()),
+        "use_cpu": not has_gpu(),
         "bf16": compute.precision == "bfloat16",
         "gradient_checkpointing": compute.gradient_checkpointing,
         "adam_beta2": 0.98,

@@ -19,6 +19,7 @@ from transformers import (
 
 from infalign.manifest import SamplingLaw
 from infalign.templates import Message, render_prompt, tokenise
+from training.memory import batches, compare_bytes, draw_bytes, model_shape
 from training.models import WithoutAdapter, is_adapter, load_causal, put_adapter
 from training.progress import bar
 
@@ -63,9 +64,13 @@ class Sampler:
         tokens = [tokenise(self.tokenizer, render_prompt(self.tokenizer, messages)) for messages in prompts]
         by_length = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
         drawn: list[list[int]] = [[] for _ in tokens]
+        shape = model_shape(self.model)
+
+        def size(row: int) -> int:
+            return draw_bytes(shape, len(tokens[row]) + self.law.max_tokens)
+
         with bar(stage, len(tokens)) as progress:
-            for start in range(0, len(tokens), GENERATE_BATCH):
-                rows = by_length[start : start + GENERATE_BATCH]
+            for rows in batches(by_length, GENERATE_BATCH, size):
                 for row, response in zip(rows, self._draw_batch([tokens[row] for row in rows]), strict=True):
                     drawn[row] = response
                 progress.update(len(rows))
@@ -161,12 +166,14 @@ def sequence_kl(
     less variance than the log-ratio's (a Rao–Blackwell estimate), and it is never negative. At temperature 1.
     """
     found: list[float] = []
-    for start in range(0, len(drawn), COMPARE_BATCH):
-        tails = drawn[start : start + COMPARE_BATCH]
-        heads = [
-            tokenise(policy.tokenizer, render_prompt(policy.tokenizer, messages))
-            for messages in prompts[start : start + COMPARE_BATCH]
-        ]
+    shape = model_shape(policy.model)
+
+    def size(pair: tuple[Sequence[int], Sequence[int]]) -> int:
+        return compare_bytes(shape, len(pair[0]) + len(pair[1]), len(pair[1]))
+
+    tokens = [tokenise(policy.tokenizer, render_prompt(policy.tokenizer, messages)) for messages in prompts]
+    for batch in batches(list(zip(tokens, drawn, strict=True)), COMPARE_BATCH, size):
+        heads, tails = zip(*batch, strict=True)
         rows = [{"input_ids": [*head, *tail]} for head, tail in zip(heads, tails, strict=True)]
         inputs = policy.tokenizer.pad(rows, return_tensors="pt", padding_side="left").to(policy.model.device)
         inside = _response_places(inputs, tails)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from infalign.bundle import reward_models
 from infalign.combination import Combination
 from infalign.templates import Message, prompt_key, render_judged, render_prompt, tokenise
+from training.memory import batches, forward_bytes, model_shape
 from training.models import load_classifier
 
 SCORE_BATCH = 512
@@ -46,8 +47,8 @@ class Scorer:
         texts = [self.read(*pair) for pair in zip(prompts, responses, strict=True)]
         unique = sorted(set(texts), key=lambda tokens: (len(tokens), tokens))
         rewards: dict[tuple[int, ...], float] = {}
-        for start in range(0, len(unique), SCORE_BATCH):
-            batch = unique[start : start + SCORE_BATCH]
+        shape = model_shape(self.model)
+        for batch in batches(unique, SCORE_BATCH, lambda tokens: forward_bytes(shape, len(tokens))):
             rewards.update(zip(batch, self._outputs(batch), strict=True))
         return np.array([rewards[tokens] for tokens in texts], dtype=np.float32)
 

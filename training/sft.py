@@ -9,6 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from training import data
 from training.config import Base, Compute, Optimiser, Scratch
+from training.memory import Pass, model_shape
 from training.models import base_model, lora, new_model, save_model, save_trained
 from training.optimisers import MuonAdam
 from training.progress import attach
@@ -34,10 +35,12 @@ def make_reference(
     if config is None:
         save_model(start(), tokenizer, directory / "model")
         return
+    model = start()
+    need = Pass(model_shape(model), compute, data.read_lengths(data_directory)["answer"].longest, config.lora)
     trainer = SFTTrainer(
-        model=start(),
+        model=model,
         args=SFTConfig(
-            **trainer_arguments(directory, "sft", seed, compute, config.batch),
+            **trainer_arguments(directory, "sft", seed, config.batch, need),
             num_train_epochs=config.epochs,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",

@@ -1,27 +1,47 @@
 """Stages: what a run has already made is never made again.
 
-Each stage leaves a directory named by its name and the hash of everything it was made from (its part of the config, its
-own source, the directories it read, library versions), and is reused when that directory exists. A stage works
-in a hidden sibling that is renamed when complete: a killed run is continued by the next one, and nothing half
-made is ever read. A stage that resumes finds in that sibling what its killed predecessor left; any other begins anew.
+Each stage leaves a directory named by its name and the hash of everything it was made from, and is reused when that
+directory exists. A stage works in a hidden sibling that is renamed when complete: a killed run is continued by the
+next one, and nothing half made is ever read. A stage that resumes finds in that sibling what its killed predecessor
+left; any other begins anew.
+
+What a stage is made from is not listed anywhere, it is derived:
+
+- Its code: the function that builds it, named ``module:function``, with all that :mod:`training.sources` says it
+  depends on. A stage is therefore built by a named function that is given everything else as an argument.
+- Its arguments, by :mod:`training.identity`: values, the directories of earlier stages by their names, which stand for
+  all that went before, and other files by their contents. Fields of a config that only decide how it is computed
+  (``compute.sequences``, ``rollouts.ray``) do not count.
+- The versions of the libraries that its code uses.
+
+The environment does not count: threads, the number of processes and the kind of processor change a result by float
+error, and which responses are drawn, not what they are a sample of.
 """
 
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import cache, cached_property
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from filelock import FileLock
 
 from training import processes
+from training.identity import identity
+from training.sources import Sources
 
 LOCKS = ".locks"
-LIBRARIES = ("infalign", "torch", "transformers", "trl")
+METRICS = "metrics.jsonl"
+ALTERNATIVES = ("ray", "vllm")
+"""Libraries that code can use but need not: each counts where the stage says that it is used."""
+INDIRECT = {"transformers": ("accelerate", "safetensors", "tokenizers")}
+"""Libraries that do the work of others."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,7 @@ class StageReport:
     name: str
     seconds: float
     reused: bool
+    directory: Path
 
 
 class Stopped(Exception):
@@ -52,40 +73,64 @@ class Stages:
     def __init__(self, root: Path, dry: bool = False, until: str | None = None) -> None:
         self.root, self.dry, self.until = root, dry, until
         self.reports: list[StageReport] = []
+        self.sources = Sources()
         if not dry:
             (root / LOCKS).mkdir(parents=True, exist_ok=True)
 
     def run(
         self,
         name: str,
-        build: Callable[[Path], Any],
-        modules: tuple[Any, ...],
-        *inputs: Any,
+        build: str,
+        *arguments: Any,
+        libraries: Sequence[str] = (),
         resumes: bool = False,
         together: bool = False,
     ) -> Path:
-        """The directory of stage ``name``, built by ``build`` unless it exists; ``inputs`` are JSON values or paths.
+        """The directory of stage ``name``, built by ``build`` unless it exists.
 
-        With ``resumes``, ``build`` is given what a killed run left, made from the same inputs, and goes on from there.
-        Of several processes of one run the first builds; with ``together`` all call ``build``, and the first renames.
+        ``build`` is ``module:function``, imported when it is called: with a directory that exists, and ``arguments``.
+        With ``resumes``, it is given what a killed run left, made from the same arguments, and goes on from there.
+        Of several processes of one run the first builds; with ``together`` all call it, and the first renames.
+        ``libraries`` are the alternatives that are used (:data:`ALTERNATIVES`).
         """
-        sources = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in modules]
-        made_from = [str(item.name) if isinstance(item, Path) else item for item in inputs]
-        libraries = {library: version(library) for library in LIBRARIES}
-        key = hashlib.sha256(json.dumps([sources, made_from, libraries], sort_keys=True).encode()).hexdigest()[:12]
-        finished = self.root / f"{name}-{key}"
+        finished = self.root / f"{name}-{self.key(build, arguments, libraries)}"
         started = time.monotonic()
-        reused = finished.exists() if self.dry else not self._made(finished, build, resumes, together)
-        self.reports.append(StageReport(name, time.monotonic() - started, reused))
+
+        def make(directory: Path) -> None:
+            resolve_name(build)(directory, *arguments)
+
+        reused = finished.exists() if self.dry else not self._made(finished, make, resumes, together)
+        self.reports.append(StageReport(name, time.monotonic() - started, reused, finished))
         if name == self.until:
             raise Stopped(finished)
         return finished
+
+    def key(self, build: str, arguments: Sequence[Any], libraries: Sequence[str] = ()) -> str:
+        """The hash of what a stage is made from."""
+        code = self.sources.code(build)
+        used = (code.libraries - set(ALTERNATIVES)) | set(libraries)
+        used.update(*(INDIRECT.get(library, ()) for library in used))
+        versions = {library: self._versions(library) for library in sorted(used)}
+        made_from = [
+            build,
+            code.definitions,
+            code.files,
+            sorted(code.external),
+            identity(list(arguments), self.root),
+            versions,
+        ]
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+
+    @cached_property
+    def _versions(self) -> Callable[[str], list[str]]:
+        distributions = packages_distributions()
+        return cache(lambda library: sorted({version(found) for found in distributions.get(library, ())}))
 
     def _made(self, finished: Path, build: Callable[[Path], Any], resumes: bool, together: bool) -> bool:
         """Whether ``finished`` had to be made; it is there afterwards."""
         unfinished = finished.with_name(f".{finished.name}")
         if not processes.is_first():
-            if missing := together and processes.agree():
+            if missing := together and processes.agree(False):
                 build(unfinished)
             processes.wait_for(finished)
             return missing
@@ -99,5 +144,14 @@ class Stages:
                 processes.agree(missing)
             if missing:
                 build(unfinished)
+                _draw(unfinished / METRICS)
                 unfinished.rename(finished)
         return missing
+
+
+def _draw(metrics: Path) -> None:
+    """A picture of the metrics, if there are any: a view of a stage's work, so that no stage depends on its code."""
+    if metrics.is_file():
+        from training.curves import draw_curves
+
+        draw_curves(metrics)

@@ -19,12 +19,13 @@ from infalign.templates import (
     render_text,
     tokenise,
 )
-from training.config import Base, Config, Scratch
+from training.config import Base, DataConfig, Scratch
 from training.data import examples, helpdesk
 from training.data.defects import Defect, summary
 from training.data.examples import Example
 from training.data.files import hub, lines
-from training.data.rows import HELD_OUT, PREFERENCES, PROMPTS, REPORT, SFT, Material, read_prompts, read_rows, split
+from training.data.rows import HELD_OUT, PREFERENCES, PROMPTS, SFT, Material, read_prompts, read_rows, split
+from training.lengths import REPORT, read_lengths
 from training.tokenizer import base_tokenizer, train_tokenizer
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "REPORT",
     "SFT",
     "TOKENIZER",
+    "read_lengths",
     "read_prompts",
     "read_rows",
     "tokenizer_check",
@@ -49,7 +51,7 @@ PARSERS = {
 Item = TypeVar("Item")
 
 
-def write_data(directory: Path, config: Config) -> None:
+def write_data(directory: Path, config: DataConfig) -> None:
     """Read or generate the data, settle its tokenizer, and write what can be used of it all into ``directory``.
 
     What was dropped is counted by reason in the report, and in one line on stderr.
@@ -98,7 +100,7 @@ def tokenizer_check(tokenizer: Tokenizer) -> Callable[[Example], None]:
     return check
 
 
-def _material(config: Config, check: Callable[[Example], None]) -> Material:
+def _material(config: DataConfig, check: Callable[[Example], None]) -> Material:
     source, seed = config.data.source, config.seed
     if config.data.helpdesk:
         return helpdesk.material(config.data.helpdesk, seed)
@@ -128,6 +130,7 @@ def _drop_long(material: Material, tokenizer: PreTrainedTokenizerBase, positions
         fitting = [item for item in group if size(item) <= positions]
         if len(fitting) < len(group):
             material.defects[f"{what} too long"] += len(group) - len(fitting)
+        material.lengths[what] += map(size, fitting)
         return fitting
 
     def asked(prompt: object) -> int:

@@ -4,11 +4,11 @@ sft.jsonl          {prompt: messages, completion: messages}
 preferences.jsonl  {prompt: messages, chosen: messages, rejected: messages}, of training prompts
 held_out.jsonl     the same, of the other prompts
 prompts.jsonl      {prompt: messages, split: train | validation | test}
-report.json        what was read, what was dropped and why
+report.json        what was read, how long it is, what was dropped and why
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +19,9 @@ from infalign.errors import InvalidValue
 from infalign.templates import Message
 from training.data.defects import summary
 from training.data.examples import Example
+from training.lengths import REPORT, TOKENS, describe
 
-SFT, PREFERENCES, HELD_OUT, PROMPTS, REPORT = (
-    "sft.jsonl",
-    "preferences.jsonl",
-    "held_out.jsonl",
-    "prompts.jsonl",
-    "report.json",
-)
+SFT, PREFERENCES, HELD_OUT, PROMPTS = ("sft.jsonl", "preferences.jsonl", "held_out.jsonl", "prompts.jsonl")
 Item = TypeVar("Item")
 Prompt = tuple[tuple[tuple[str, str], ...], ...]
 
@@ -60,6 +55,8 @@ class Material:
     held_out: list[Comparison]
     defects: Counter[str] = field(default_factory=Counter)
     """Rows that were dropped, by reason."""
+    lengths: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """Tokens of every prompt with room for its response, answer, and comparison; see :mod:`training.lengths`."""
 
     def check(self, needed: Iterable[str]) -> None:
         """See that there is something of every part that is ``needed``.
@@ -94,6 +91,7 @@ class Material:
             "comparisons": len(self.comparisons),
             "held_out_comparisons": len(self.held_out),
             "multi_turn": round(sum(len(prompt) > 1 for prompt in prompts) / max(len(prompts), 1), 4),
+            TOKENS: describe(self.lengths),
             "dropped": dict(sorted(self.defects.items())),
         }
 

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from infalign.frontier import beta_for_kl
 from infalign.templates import prompt_key, render_prompt, tokenise
-from training.curves import draw_curves
+from training.memory import model_shape, off_policy, sequences
 from training.models import load_causal, lora, save_model
 from training.optimisers import MuonAdam
 from training.progress import bar
@@ -63,6 +63,9 @@ def solve(task: Task, directory: Path) -> float:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / WARM_UP, 1) * (1 - step / config.steps)
     )
+    longest = max(len(group.prompt) + max(map(len, group.responses)) for group in stored)
+    need = off_policy(model_shape(policy), config, task.compute, longest, task.law.max_tokens)
+    each = sequences("ctrl", config.prompts * config.generations, need)
     order: list[int] = []
     with bar("ctrl", config.steps) as progress, (task.directory / "metrics.jsonl").open("w", encoding="utf-8") as log:
         for step in range(1, config.steps + 1):
@@ -76,22 +79,25 @@ def solve(task: Task, directory: Path) -> float:
                 prompts += [group.prompt] * len(chosen)
                 responses += [group.responses[k] for k in chosen]
                 targets += group.targets[chosen].tolist()
-            with torch.no_grad():
-                theirs = log_probabilities(reference, tokenizer, prompts, responses)
-            ours = log_probabilities(policy, tokenizer, prompts, responses)
-            wanted = torch.tensor(targets, dtype=ours.dtype, device=ours.device)
-            loss = ((ours - theirs - wanted) ** 2).mean()
             optimiser.zero_grad()
-            loss.backward()
+            loss = 0.0
+            for start in range(0, len(responses), each):
+                part = slice(start, start + each)
+                with torch.no_grad():
+                    theirs = log_probabilities(reference, tokenizer, prompts[part], responses[part])
+                ours = log_probabilities(policy, tokenizer, prompts[part], responses[part])
+                wanted = torch.tensor(targets[part], dtype=ours.dtype, device=ours.device)
+                error = ((ours - theirs - wanted) ** 2).sum() / len(responses)
+                error.backward()
+                loss += float(error)
             torch.nn.utils.clip_grad_norm_(weights, CLIP)
             optimiser.step()
             schedule.step()
             progress.update(1)
             if step % LOGGED_EVERY == 0 or step == config.steps:
-                explained = 1 - float(loss) / max(float(wanted.var(unbiased=False)), 1e-12)
-                log.write(json.dumps({"step": step, "loss": float(loss), "r2": explained, "beta": beta}) + "\n")
+                explained = 1 - loss / max(float(np.var(targets)), 1e-12)
+                log.write(json.dumps({"step": step, "loss": loss, "r2": explained, "beta": beta}) + "\n")
                 progress.set_postfix(r2=f"{explained:.3f}")
-    draw_curves(task.directory / "metrics.jsonl")
     save_model(policy, tokenizer, directory)
     return beta
 

@@ -17,8 +17,9 @@ from transformers.trainer_callback import ExportableState
 from trl import RLOOConfig, RLOOTrainer
 
 from infalign.frontier import beta_for_kl
-from infalign.templates import Message, prompt_key, render_prompt
+from infalign.templates import Message, prompt_key, render_prompt, tokenise
 from infalign.transforms import Gaussian, Identity
+from training.memory import model_shape, on_policy
 from training.models import lora, read_causal, save_trained
 from training.optimisers import MuonAdam
 from training.progress import attach
@@ -36,15 +37,19 @@ def solve(task: Task, directory: Path) -> float:
     model = read_causal(task.reference)
     # TRL hands generate no logits processors; torch.multinomial, its own way to draw, takes a third of a step on CPU.
     model.generate = partial(model.generate, logits_processor=LogitsProcessorList([InverseCdfSampler()]))
+    texts = [render_prompt(tokenizer, messages) for messages in task.prompts]
     rows = [
-        {"prompt": list(messages), "key": prompt_key(render_prompt(tokenizer, messages))} for messages in task.prompts
+        {"prompt": list(messages), "key": prompt_key(text)} for messages, text in zip(task.prompts, texts, strict=True)
     ]
     steer = SteerKL(config.target_kl)
+    longest = max(len(tokenise(tokenizer, text)) for text in texts) + task.law.max_tokens
+    rewards = sum(scorer.model.get_memory_footprint() for scorer in task.scorer.scorers.models.values())
+    need = on_policy(model_shape(model), config, task.compute, longest, rewards)
     trainer = RLOOTrainer(
         model=model,
         reward_funcs=ctrl_reward(task, steer),
         args=RLOOConfig(
-            **trainer_arguments(task.directory, "ctrl", task.seed, task.compute, config.prompts * config.generations),
+            **trainer_arguments(task.directory, "ctrl", task.seed, config.prompts * config.generations, need),
             model_init_kwargs={"dtype": "auto"},
             num_generations=config.generations,
             max_completion_length=task.law.max_tokens,

@@ -1,28 +1,148 @@
-"""Stages: a killed one begins anew, or goes on from what it left where it says that it can."""
+"""Stages: named by all that they are made from; a killed one begins anew, or goes on from what it left."""
 
+import inspect
+import json
+import shutil
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 
+from infalign.manifest import SamplingLaw
+from training import pipeline, stages
+from training.configs import load_config
+from training.identity import identity
 from training.stages import Stages
 
+HERE = "tests.unit.training.test_stages"
+BASE = "model={{base: {{path: {path}, positions: 64}}}}"
 
-def killed(directory: Path) -> None:
+
+def killed(directory: Path, given: int) -> None:
     (directory / "part").write_text("of the killed run")
     raise KeyboardInterrupt
 
 
+def listing(directory: Path, given: int) -> None:
+    (directory / "listing").write_text(json.dumps([path.name for path in directory.iterdir()]))
+
+
 @pytest.mark.parametrize("resumes", [False, True])
 def test_a_stage_that_resumes_finds_what_was_left(tmp_path: Path, resumes: bool) -> None:
-    stages = Stages(tmp_path)
+    run = Stages(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        stages.run("stage", killed, (), 1, resumes=resumes)
-    found: list[str] = []
+        run.run("stage", f"{HERE}:killed", 1, resumes=resumes)
+    left = next(tmp_path.glob(".stage-*"))
+    made = [run.run("stage", f"{HERE}:listing", given, resumes=resumes) for given in (1, 2)]
+    assert [json.loads((path / "listing").read_text()) for path in made] == [[], []]  # made by other code
+    assert left.exists()
+    left.rename(tmp_path / f".{made[0].name}")
+    shutil.rmtree(made[0])
+    run.run("stage", f"{HERE}:listing", 1, resumes=resumes)
+    assert json.loads((made[0] / "listing").read_text()) == (["part"] if resumes else [])
 
-    def build(directory: Path) -> None:
-        found.extend(path.name for path in directory.iterdir())
 
-    stages.run("stage", build, (), 2, resumes=resumes)
-    assert found == []  # made from something else
-    assert stages.run("stage", build, (), 1, resumes=resumes).is_dir()
-    assert found == (["part"] if resumes else [])
+class Recorder(Stages):
+    """Remembers what each stage is run with."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, dry=True)
+        self.calls: dict[str, tuple[str, tuple[Any, ...]]] = {}
+
+    def run(self, name: str, build: str, *arguments: Any, **options: Any) -> Path:
+        self.calls[name] = build, arguments
+        return super().run(name, build, *arguments, **options)
+
+
+def record(root: Path, *overrides: str) -> Recorder:
+    recorder = Recorder(root)
+    pipeline._plan(load_config("demo", overrides), recorder)
+    return recorder
+
+
+def keys(root: Path, *overrides: str) -> dict[str, str]:
+    return {report.name: report.directory.name for report in record(root, *overrides).reports}
+
+
+def test_every_stage_is_a_function_that_takes_what_it_is_given(tmp_path: Path) -> None:
+    for build, arguments in record(tmp_path).calls.values():
+        inspect.signature(resolve_name(build)).bind(tmp_path, *arguments)
+
+
+AFTER = ("data", "sft", "reward", "rollouts", "calibrate", "ctrl", "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("seed=1", "data"),
+        ("model.scratch.hidden=64", "data"),
+        ("data.helpdesk.answers=1", "data"),
+        ("rollouts.max_tokens=32", "data"),
+        ("sft.batch=8", "sft"),
+        ("compute.precision=bfloat16", "sft"),
+        ("reward.train.epochs=2", "reward"),
+        ("rollouts.samples=8", "rollouts"),
+        ("rollouts.engine=vllm", "rollouts"),
+        ("ctrl.steps=3", "ctrl"),
+        ("transformation=log", "ctrl"),
+        ("procedure=worst-of-4", "ctrl"),
+        ("compute.sequences=2", None),
+        ("compute.gradient_checkpointing=true", None),
+        ("compute.save_every=7", None),
+        ("compute.report_to=[tensorboard]", None),
+        ("rollouts.ray={replicas: 2}", None),
+        ("policy=another", None),
+    ],
+)
+def test_a_key_of_the_config_changes_the_stages_from_the_first_that_it_concerns(
+    tmp_path: Path, override: str, first: str | None
+) -> None:
+    before, after = keys(tmp_path), keys(tmp_path, override)
+    changed = [stage for stage in AFTER if before[stage] != after[stage]]
+    assert changed == (list(AFTER[AFTER.index(first) :]) if first else [])
+
+
+def test_the_contents_of_a_base_model_count(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "weights").write_text("1")
+    before = keys(tmp_path, BASE.format(path=base))
+    assert keys(tmp_path, BASE.format(path=base)) == before
+    (base / "weights").write_text("2")
+    assert keys(tmp_path, BASE.format(path=base))["data"] != before["data"]
+    assert keys(tmp_path, BASE.format(path="org/on-the-hub")) == keys(tmp_path, BASE.format(path="org/on-the-hub"))
+
+
+def test_the_version_of_a_library_counts_where_the_stage_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys(tmp_path), keys(tmp_path, "rollouts.engine=vllm")
+    known = stages.version
+    monkeypatch.setattr(stages, "version", lambda name: "0" if name.startswith("vllm") else known(name))
+    assert keys(tmp_path) == before[0]
+    assert keys(tmp_path, "rollouts.engine=vllm") != before[1]
+    monkeypatch.setattr(stages, "version", lambda name: "0" if name == "trl" else known(name))
+    after = keys(tmp_path)
+    assert after["data"] == before[0]["data"]
+    assert after["sft"] != before[0]["sft"]
+
+
+def test_the_data_is_given_nothing_that_does_not_count() -> None:
+    given = load_config("demo").for_data
+    assert given.sft
+    with pytest.raises(AttributeError):
+        _ = given.sft.batch
+    with pytest.raises(AttributeError):
+        _ = given.rollouts.samples
+
+
+def test_an_argument_that_nothing_is_known_of_is_refused(tmp_path: Path) -> None:
+    assert identity([SamplingLaw(max_tokens=2), {"a": 1.5}, tmp_path / "sft-1" / "model"], tmp_path) == [
+        {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 2},
+        {"a": 1.5},
+        "sft-1/model",
+    ]
+    with pytest.raises(TypeError, match="a stage cannot depend on a function"):
+        identity(lambda: None, tmp_path)
