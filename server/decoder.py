@@ -16,8 +16,8 @@ from server.calibrator import Calibrator, Found
 from server.concurrency import at_least, together
 from server.drift import Drift
 from server.engines import Completion, Delta, Sampling
-from server.errors import DeadlineExceeded, ServerError
-from server.failures import unexpected
+from server.errors import DeadlineExceeded
+from server.failures import code_of
 from server.metrics import Metrics
 from server.protocol.answers import Candidate, Scored
 from server.sampler import Conversation, Prompt, Sampler
@@ -259,7 +259,7 @@ class Decoder:
             candidate(index, completion, where)
             for (index, (completion, _)), where in zip(gathered.results.items(), scored, strict=True)
         ]
-        return found, dict(Counter(map(_code, gathered.failures)))
+        return found, dict(Counter(map(code_of, gathered.failures)))
 
     def _observe(self, decoded: Decoded, label: str) -> None:
         metrics, scope = self.metrics, decoded.calibration.scope
@@ -298,13 +298,6 @@ def _generated(prompt: Prompt, sampling: Sampling, completion: Completion) -> di
 
 def _scored(scored: Scored) -> dict[str, Any]:
     return {"infalign.reward": scored.reward, "infalign.quantile": scored.quantile}
-
-
-def _code(failure: BaseException) -> str:
-    """Why there is no candidate."""
-    if isinstance(failure, TimeoutError):
-        return DeadlineExceeded.code
-    return (failure if isinstance(failure, ServerError) else unexpected(failure, "a candidate")).code
 
 
 def _late(job: Job) -> DeadlineExceeded:

@@ -8,6 +8,9 @@ from typing import Any
 from server.engines.base import EnginesDown, RequestFailed
 from server.engines.watch import NoAnswer, Watch
 
+SERVER_PID = "INFALIGN_SERVER_PID"
+"""Environment variable by which engine processes know whose they are."""
+
 
 class Engine:
     """An AsyncLLM, and whether it can answer.

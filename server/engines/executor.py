@@ -1,14 +1,13 @@
 """VLLM's executor, in an engine process that does not outlive the server. Loaded by vLLM, by its name."""
 
 import ctypes
-import multiprocessing
 import os
 import signal
 
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-PROCESS = "EngineCore"
-"""How vLLM calls the processes of its engines."""
+from server.engines.engine import SERVER_PID
+
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -24,12 +23,12 @@ class DependentExecutor(UniProcExecutor):  # type: ignore[misc] # vLLM is not fo
 
 
 def _die_with_server() -> None:
-    server = multiprocessing.parent_process()
-    if server is None or not multiprocessing.current_process().name.startswith(PROCESS):
+    server = int(os.environ[SERVER_PID])
+    if server == os.getpid():
         return
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
         raise OSError(ctypes.get_errno(), "the engine cannot be made to end with the server")
-    if os.getppid() != server.pid:  # it died before
+    if os.getppid() != server:  # it died before
         os.kill(os.getpid(), signal.SIGKILL)
 
 

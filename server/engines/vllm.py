@@ -19,7 +19,7 @@ from infalign.bundle import adapter_rank, positions
 from infalign.errors import one_line
 from server.concurrency import together
 from server.engines.base import Completion, Delta, EnginesDown, Refused, RequestFailed, Sampling
-from server.engines.engine import Engine
+from server.engines.engine import SERVER_PID, Engine
 from server.engines.late import LateEngine
 from server.engines.outputs import listened, params, reward, whole
 from server.engines.refusal import refusal
@@ -68,6 +68,7 @@ class VllmEngines:
             while not starting.done():
                 _kill_launching()
                 await asyncio.wait([starting], timeout=KILLED_EVERY)
+            await asyncio.gather(starting, return_exceptions=True)
 
     async def _start(self) -> None:
         """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
@@ -199,15 +200,11 @@ class VllmEngines:
     def stop(self) -> None:
         # vLLM reports its own shutdown as the death of an engine.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
-        with ThreadPoolExecutor() as threads:
-            stops = [threads.submit(engine.stop) for engine in self._engines()]
-            wait(stops)
-            if self._reference is not None:
-                closing = threads.submit(self._reference.close)
-                while wait([closing], timeout=KILLED_EVERY).not_done:
-                    _kill_launching()
-                if (late := closing.result()) is not None:
-                    stops.append(threads.submit(late.stop))
+        works = [engine.stop for engine in (self._policy, *self._rewards) if engine is not None]
+        if self._reference is not None:
+            works.append(partial(_stop_late, self._reference))
+        with ThreadPoolExecutor(len(works) or 1) as threads:
+            stops = [threads.submit(work) for work in works]
         self._policy, self._rewards, self._reference = None, [], None
         for one in stops:
             one.result()
@@ -258,6 +255,15 @@ class VllmEngines:
         return Engine(role, llm, self._settings.engine_silence)
 
 
+def _stop_late(late: LateEngine) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        closing = thread.submit(late.close)
+        while wait([closing], KILLED_EVERY).not_done:
+            _kill_launching()
+    if (engine := closing.result()) is not None:
+        engine.stop()
+
+
 def _kill_launching() -> None:
     """Kill engine processes that nobody can stop yet, upon which their launch fails."""
     for process in multiprocessing.active_children():
@@ -267,6 +273,7 @@ def _kill_launching() -> None:
 
 def _prepare_environment() -> None:
     """Environment that vLLM's processes inherit; what the operator has set stays."""
+    os.environ[SERVER_PID] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -170,7 +170,8 @@ async def _complete(
                     listen(Delta(choice.text, gained))
                 text, logprobs, reason = text + choice.text, logprobs + gained, choice.finish_reason or reason
     if reason is None:
-        raise Failed("an answer without finish_reason")
+        # VLLM leaves out the end of a draw that failed before its first token.
+        raise RequestFailed("an answer without finish_reason", internal=True)
     end = proper_end(reason)
     if tokens is None:
         raise Failed("an answer without usage")
