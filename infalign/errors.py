@@ -3,7 +3,7 @@
 InfAlignError
 ├── InvalidValue            a value that is not accepted (also a ValueError)
 ├── NotConverged            a numerical solution was not found, or did not pass its check
-├── EngineFailed            what draws responses offline did not start, or died
+├── EngineFailed            what draws responses offline did not start, died, or failed at a draw
 ├── TooLittleMemory         what is to be run does not fit into the memory there is
 ├── DiskFull                there is no room for what is to be written
 ├── TemplateRefusal         a chat template does not accept a conversation
@@ -55,7 +55,7 @@ class NotConverged(InfAlignError):
 
 
 class EngineFailed(InfAlignError):
-    """What draws responses offline did not start, or died."""
+    """What draws responses offline did not start, died, or failed at a draw."""
 
 
 class TemplateRefusal(InfAlignError):

@@ -17,7 +17,8 @@ from server.concurrency import at_least, together
 from server.decoding.reader import Conversation, Prompt
 from server.drift import Drift
 from server.engines import Completion, Delta, Sampling
-from server.errors import DeadlineExceeded, ServerError
+from server.errors import DeadlineExceeded
+from server.failures import code_of
 from server.metrics import Metrics
 from server.protocol.answers import Candidate, Scored
 from server.sampler import Sampler, Scores
@@ -135,6 +136,7 @@ class Decoder:
         Raises:
             PromptTooLong: prompt and response do not fit the context of policy or reward models.
             BadRequest: a chat template does not accept the messages, or the engine the sampling.
+            EngineError: a live engine failed at too many candidates.
             Unavailable: the engines are not up, or died.
             DeadlineExceeded: the time was up before enough candidates were scored.
         """
@@ -178,6 +180,7 @@ class Decoder:
         Raises:
             PromptTooLong: the prompt or a response does not fit the reward models' context.
             BadRequest: a chat template does not accept the messages.
+            EngineError: a live engine failed at a response.
             Unavailable: the engines are not up, or died.
         """
         prompt = await self.sampler.reader.read(
@@ -192,6 +195,7 @@ class Decoder:
 
         Raises:
             PromptTooLong: prompt and response do not fit the context under the calibration's sampling law.
+            EngineError: a live engine failed at a response.
             Unavailable: the engines are not up, or died.
         """
         return await self._found(await self.sampler.reader.read(conversation, 0), calibrate=True)
@@ -270,8 +274,7 @@ class Decoder:
             candidate(index, completion, scores.unread, where)
             for (index, (completion, scores)), where in zip(gathered.results.items(), scored, strict=True)
         ]
-        codes = [error.code if isinstance(error, ServerError) else DeadlineExceeded.code for error in gathered.failures]
-        return found, dict(Counter(codes))
+        return found, dict(Counter(map(code_of, gathered.failures)))
 
     def _observe(self, decoded: Decoded, label: str) -> None:
         metrics, scope = self.metrics, decoded.calibration.scope

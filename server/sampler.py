@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from server.account import engine_call
+from server.account import engine_call, first_time
 from server.decoding.reader import Conversation, JudgedText, Prompt, Reader
-from server.engines import Completion, Delta, Engines, EnginesDown, Refused, Sampling, Structure
-from server.errors import BadRequest, PromptTooLong, Unavailable
+from server.engines import Completion, Delta, Engines, EnginesDown, Refused, RequestFailed, Sampling, Structure
+from server.errors import BadRequest, EngineError, PromptTooLong, Unavailable
 from server.metrics import Metrics
 
 log = logging.getLogger("infalign.server")
@@ -64,13 +64,11 @@ class Sampler:
 
         Raises:
             BadRequest: the engine does not accept the sampling.
+            EngineError: the engine lives, but failed at this response.
             Unavailable: the engines are not up, or died.
         """
         with self.metrics.generation_seconds.time(), engine_call():
-            try:
-                return await _engine(self.engines.generate(prompt.tokens, sampling, listen))
-            except Refused as error:
-                raise _refusal(str(error), sampling) from error
+            return await _engine(self.engines.generate(prompt.tokens, sampling, listen), sampling)
 
     async def score(self, conversation: Conversation, response: str) -> list[float]:
         """Raw reward of a response that somebody brings, by each reward model.
@@ -78,6 +76,7 @@ class Sampler:
         Raises:
             PromptTooLong: the response does not fit a reward model's context.
             BadRequest: a reward model's chat template refuses the conversation.
+            EngineError: a reward model lives, but failed at this response.
             Unavailable: the engines are not up, or died.
         """
         judged = await self.reader.judge(conversation, response)
@@ -105,15 +104,27 @@ class Sampler:
             return await _engine(self.engines.score(judged.tokens))
 
 
-async def _engine(work: Awaitable[T]) -> T:
+async def _engine(work: Awaitable[T], sampling: Sampling | None = None) -> T:
     try:
         return await work
     except EnginesDown as error:
-        log.warning("an engine did not answer: %s", error)  # for the operator alone: it may name addresses
+        _warn(f"an engine did not answer: {error}")
         raise Unavailable("the engines cannot answer now") from error
+    except RequestFailed as error:
+        _warn(f"an engine failed at a candidate: {error}")
+        if error.internal and sampling is not None and sampling.structure is not None:
+            # vLLM compiles the structure in the engine, and says no more when that fails.
+            raise BadRequest(
+                "response_format: the engine cannot hold a response to this schema; a simpler one may do, for instance "
+                "without patterns that repeat more than a hundred times",
+                "response_format",
+            ) from error
+        raise EngineError("an engine failed at this request; it may succeed when it is repeated") from error
+    except Refused as error:
+        raise BadRequest(str(error), error.field) from error
 
 
-def _refusal(why: str, sampling: Sampling) -> BadRequest:
-    """What a client is told whose sampling an engine refuses. vLLM names the bias in its text, and nothing else."""
-    field = "logit_bias" if "logit_bias" in why else "response_format" if sampling.structure else None
-    return BadRequest(f"{field}: {why}" if field else why, field)
+def _warn(line: str) -> None:
+    """Tell the operator alone, since it may name addresses, and once of all candidates of a request."""
+    if first_time(line):
+        log.warning("%s", line)
