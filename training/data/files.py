@@ -1,14 +1,12 @@
 """Raw rows: JSON lines in files, or a dataset of the hub."""
 
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from infalign.bundle import directory_digest
 from infalign.errors import InvalidValue, one_line
 
 
@@ -31,20 +29,6 @@ def lines(paths: Iterable[str]) -> Iterator[Any]:
                 yield json.loads(line)
             except ValueError:
                 yield None
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a directory: others under the same name are others.
-
-    Raises:
-        InvalidValue: there is nothing at ``path``.
-    """
-    if path.is_dir():
-        return directory_digest(path)
-    if not path.is_file():
-        raise InvalidValue("data", str(path), "a file of JSON lines, .jsonl or .jsonl.gz")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hub(name: str, subset: str | None, split: str) -> Iterable[Any]:
