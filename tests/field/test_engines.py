@@ -15,7 +15,7 @@ import pytest
 from starlette.responses import JSONResponse
 
 from infalign.errors import EngineFailed
-from infalign.templates import prompt_key
+from infalign.templates import Rendering, prompt_key
 from server.engines import Completion, Delta, EnginesDown, Refused, RequestFailed, Sampling, Structure
 from server.engines.outputs import listened, reward, whole
 from server.engines.refusal import refusal
@@ -29,7 +29,7 @@ from training.vllm_sampler import _tokens
 pytestmark = pytest.mark.anyio
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=8, seed=3, policy="demo")
 STRUCTURED = replace(SAMPLING, structure=Structure("json_schema", {"type": "string", "pattern": "^.{1,280}$"}))
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "string", "pattern": "^.{1,280}$"}}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "string", "pattern": "^.{1,28}$"}}}
 ASKED = {"messages": [{"role": "user", "content": "hi"}], "seed": 0}
 ENDPOINTS = {
     "best-of-n": ("/v1/best-of-n", ASKED | {"n": 4}),
@@ -108,7 +108,7 @@ async def test_a_stream_has_no_event_of_a_failed_draw(
 
 async def test_a_failed_reference_draw_is_in_no_calibration(client: httpx.AsyncClient, engines: FakeEngines) -> None:
     for url, body in (("/v1/calibrations", {"prompt": "x"}), ("/v1/best-of-n", {"prompt": "x", "calibrate": True})):
-        engines.faults = {int(prompt_key("x")[:15], 16) + 5: BROKEN}
+        engines.faults = {int(prompt_key(Rendering(("x",)))[:15], 16) + 5: BROKEN}
         failed = await client.post(url, json=body)
         assert (failed.status_code, failed.json()["error"]["code"]) == (502, "engine_error")
     engines.faults = {}

@@ -121,6 +121,7 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tmp_path: Path) -> None:
         [*command(tmp_path / "bundle"), "--plan"], env=environment(tmp_path), capture_output=True, text=True, check=True
     )
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "stage",
         "data",
         "sft",
         "reward",
@@ -130,6 +131,7 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tmp_path: Path) -> None:
         "evaluate",
     ]
     assert done.stdout.count("to run") == 7
+    assert done.stderr == "Memory and time are unknown until the stage data has run (--until data).\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -1,14 +1,12 @@
 """Raw rows: JSON in files, or a dataset of the hub."""
 
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from infalign.bundle import directory_digest
 from infalign.errors import InvalidValue, one_line
 from training.data.defects import Defect
 
@@ -35,21 +33,6 @@ def lines(paths: Iterable[str]) -> Iterator[Any]:
     """
     for path in map(Path, paths):
         yield from _rows(path, _text(path))
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a directory: others under the same name are others.
-
-    Raises:
-        InvalidValue: there is nothing at ``path``, or it cannot be read.
-    """
-    if path.is_dir():
-        return directory_digest(path)
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError) as error:
-        raise _refusal(path, one_line(error)) from error
 
 
 def hub(name: str, subset: str | None, split: str) -> Iterable[Any]:

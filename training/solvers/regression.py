@@ -89,7 +89,7 @@ def solve(task: Task, directory: Path) -> float:
                 wanted = torch.tensor(targets[part], dtype=ours.dtype, device=ours.device)
                 error = ((ours - theirs - wanted) ** 2).sum() / len(responses)
                 error.backward()
-                loss += float(error)
+                loss += error.item()
             torch.nn.utils.clip_grad_norm_(weights, CLIP)
             optimiser.step()
             schedule.step()

@@ -4,6 +4,7 @@ import pytest
 
 from infalign import InvalidValue
 from training.configs import SHIPPED, load_config
+from training.identity import identity
 
 LAUNCH = SHIPPED.parent / "launch"
 HARM = "path: org/harm, higher_is: worse"
@@ -46,7 +47,8 @@ def test_reward_models_have_names_and_weights() -> None:
     reward = load_config("demo", (harm,)).reward
     assert reward.weights == {"trained": 1, "harm": 0.5, "helpful": 1}
     heavier = load_config("demo", (harm.replace("0.5", "2"),)).reward
-    assert heavier.made == reward.made  # the models stay, what they are combined to does not
+    # the models stay, what they are combined to does not
+    assert identity(heavier, Path("/")) == identity(reward, Path("/"))
     assert heavier.weights != reward.weights
 
 

@@ -107,14 +107,6 @@ def test_a_lack_of_memory_is_named_and_keeps_what_is_finished(
     assert list(files(tmp_path)) == ["00000.jsonl"]
 
 
-def test_where_shards_are_drawn_does_not_make_other_rollouts() -> None:
-    plain = load_config("demo").rollouts
-    spread = load_config("demo", ("rollouts.ray={replicas: 2}",)).rollouts
-    assert spread.ray is not None
-    assert spread.drawn == plain.drawn
-    assert load_config("demo", ("rollouts.shard=8",)).rollouts.drawn != plain.drawn
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [

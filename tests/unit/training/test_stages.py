@@ -85,6 +85,7 @@ AFTER = ("data", "sft", "reward", "rollouts", "calibrate", "ctrl", "evaluate")
         ("reward.train.epochs=2", "reward"),
         ("rollouts.samples=8", "rollouts"),
         ("rollouts.engine=vllm", "rollouts"),
+        ("rollouts.shard=8", "rollouts"),
         ("ctrl.steps=3", "ctrl"),
         ("transformation=log", "ctrl"),
         ("procedure=worst-of-4", "ctrl"),
