@@ -251,7 +251,7 @@ class VllmEngines:
         if policy is None or not self._adapters:
             return None
         if policy not in self._requests:  # unloaded since the request came
-            raise Refused(f"the policy {policy} is not served any more")
+            raise Refused(f"model: the policy {policy} is not served any more", "model")
         return self._requests[policy]
 
     def _running(self) -> Engine:
