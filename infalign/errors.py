@@ -3,7 +3,7 @@
 InfAlignError
 ├── InvalidValue            a value that is not accepted (also a ValueError)
 ├── NotConverged            a numerical solution was not found, or did not pass its check
-├── EngineFailed            what draws responses offline did not start, or died
+├── EngineFailed            what draws responses offline did not start, died, or failed at a draw
 ├── DiskFull                there is no room for what is to be written
 └── BundleError             a bundle that must not be used
     ├── BundleMissing       there is no bundle, or a part of it is missing
@@ -41,7 +41,7 @@ class NotConverged(InfAlignError):
 
 
 class EngineFailed(InfAlignError):
-    """What draws responses offline did not start, or died."""
+    """What draws responses offline did not start, died, or failed at a draw."""
 
 
 class BundleError(InfAlignError):

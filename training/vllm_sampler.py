@@ -119,7 +119,7 @@ class VllmSampler:
                     lora_request=self.adapter,
                 )
                 for output in outputs:
-                    drawn += [list(response.token_ids) for response in output.outputs]
+                    drawn += [_tokens(response) for response in output.outputs]
                 progress.update(sum(count for _, count in batch))
         return drawn
 
@@ -130,3 +130,10 @@ class VllmSampler:
     def close(self) -> None:
         """Give the engine's memory back."""
         self.engine.llm_engine.engine_core.shutdown()
+
+
+def _tokens(response: Any) -> list[int]:
+    """Token ids of a response of vLLM's. Raises EngineFailed if its draw did not end properly."""
+    if response.finish_reason not in ("stop", "length"):
+        raise EngineFailed(f"vLLM ended a draw with {response.finish_reason!r}, not with stop or length")
+    return list(response.token_ids)
