@@ -27,6 +27,8 @@ class Account:
     model: str | None = None
     prompt: str | None = None
     selected: list[str] | None = None
+    lines: set[str] = field(default_factory=set)
+    """What was logged of it, where each of its candidates would log the same."""
     _calls: int = 0
     _since: float = 0.0
     _busy: float = 0.0
@@ -81,3 +83,12 @@ def selected(texts: list[str]) -> None:
     """The candidates that the client gets."""
     if (account := current.get()) and account.keep_text:
         account.selected = texts
+
+
+def first_time(line: str) -> bool:
+    """Whether the request has not logged ``line`` before; it counts as logged from now on."""
+    if (account := current.get()) is None:
+        return True
+    new = line not in account.lines
+    account.lines.add(line)
+    return new

@@ -69,6 +69,7 @@ class Calibrator:
 
         Raises:
             PromptTooLong: prompt and response do not fit the context under the calibration's sampling law.
+            EngineError: a live engine failed at a reference response; nothing is kept then.
             Unavailable: the engines are not up, or died.
         """
         return self._in_bundle(prompt) or await self._work.get(prompt.key, lambda: self._obtain(prompt))

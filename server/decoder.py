@@ -16,7 +16,8 @@ from server.calibrator import Calibrator, Found
 from server.concurrency import at_least, together
 from server.drift import Drift
 from server.engines import Completion, Delta, Sampling
-from server.errors import DeadlineExceeded, ServerError
+from server.errors import DeadlineExceeded
+from server.failures import code_of
 from server.metrics import Metrics
 from server.protocol.answers import Candidate, Scored
 from server.sampler import Conversation, Prompt, Sampler
@@ -130,6 +131,7 @@ class Decoder:
         Raises:
             PromptTooLong: prompt and response do not fit the context of policy or reward models.
             BadRequest: the engine does not accept the sampling.
+            EngineError: a live engine failed at too many candidates.
             Unavailable: the engines are not up, or died.
             DeadlineExceeded: the time was up before enough candidates were scored.
         """
@@ -166,6 +168,7 @@ class Decoder:
 
         Raises:
             PromptTooLong: a response does not fit the reward models' context.
+            EngineError: a live engine failed at a response.
             Unavailable: the engines are not up, or died.
         """
         rewards = await together([self.sampler.score(conversation, response) for response in responses])
@@ -178,6 +181,7 @@ class Decoder:
 
         Raises:
             PromptTooLong: prompt and response do not fit the context under the calibration's sampling law.
+            EngineError: a live engine failed at a response.
             Unavailable: the engines are not up, or died.
         """
         return await self._found(self.sampler.read(conversation, 0), calibrate=True)
@@ -255,8 +259,7 @@ class Decoder:
             candidate(index, completion, where)
             for (index, (completion, _)), where in zip(gathered.results.items(), scored, strict=True)
         ]
-        codes = [error.code if isinstance(error, ServerError) else DeadlineExceeded.code for error in gathered.failures]
-        return found, dict(Counter(codes))
+        return found, dict(Counter(map(code_of, gathered.failures)))
 
     def _observe(self, decoded: Decoded, label: str) -> None:
         metrics, scope = self.metrics, decoded.calibration.scope

@@ -8,6 +8,7 @@ ServerError
 ├── UnknownModel (404)
 ├── TooLarge (413)              a body of more bytes than are read
 ├── Overloaded (429)            more at a time, or in a time, than this server or this key may
+├── EngineError (502)           a live engine failed at this request, or at a candidate of it
 ├── Unavailable (503)           engines not up yet, or gone
 └── DeadlineExceeded (504)      not done in the time the request had
 """
@@ -101,6 +102,12 @@ class Overloaded(ServerError):
     @property
     def headers(self) -> Mapping[str, str]:
         return {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+
+
+class EngineError(ServerError):
+    """A live engine failed at this request, or at a candidate of it."""
+
+    status, type, code = 502, "server_error", "engine_error"
 
 
 class Unavailable(ServerError):

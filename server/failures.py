@@ -5,7 +5,7 @@ import traceback
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ServerError
+from server.errors import DeadlineExceeded, ServerError
 
 log = logging.getLogger("infalign.server")
 
@@ -23,6 +23,13 @@ def unexpected(error: BaseException, during: str) -> ServerError:
         link = link.__cause__ or link.__context__  # type: ignore[assignment]
     log.error("unexpected error in %s: %s", during, "".join(lines).rstrip())
     return ServerError("internal error; the server's log has it")
+
+
+def code_of(failure: BaseException) -> str:
+    """The code that a candidate's failure is counted under; one that nobody expected is logged."""
+    if isinstance(failure, TimeoutError):
+        return DeadlineExceeded.code
+    return (failure if isinstance(failure, ServerError) else unexpected(failure, "a candidate")).code
 
 
 class Contain:

@@ -29,7 +29,7 @@ class Metrics:
             "infalign_rejected", "Requests refused before any work, by reason.", ("reason",), registry=registry
         )
         self.engine_failures = Counter(
-            "infalign_engine_failures", "Engines found dead while the server was up.", registry=registry
+            "infalign_engine_failures", "Engines found dead or hung while the server was up.", registry=registry
         )
         self.own_overhead = Histogram(
             "infalign_own_overhead_seconds",
@@ -48,7 +48,7 @@ class Metrics:
             "infalign_candidate_tokens", "Tokens of all candidates.", ("procedure",), registry=registry
         )
         self.aborted = Counter(
-            "infalign_aborted_candidates", "Candidates abandoned before they were scored.", registry=registry
+            "infalign_aborted_candidates", "Candidates abandoned or failed before they were scored.", registry=registry
         )
         self.ties = Counter(
             "infalign_reward_ties",

@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from infalign.templates import Message, prompt_key, render_judged, render_prompt, tokenise
-from server.account import engine_call
-from server.engines import Completion, Delta, Engines, EnginesDown, Refused, Sampling
-from server.errors import BadRequest, PromptTooLong, Unavailable
+from server.account import engine_call, first_time
+from server.engines import Completion, Delta, Engines, EnginesDown, Refused, RequestFailed, Sampling
+from server.errors import BadRequest, EngineError, PromptTooLong, Unavailable
 from server.metrics import Metrics
 
 log = logging.getLogger("infalign.server")
@@ -90,16 +90,18 @@ class Sampler:
 
         Raises:
             BadRequest: the engine does not accept the sampling.
+            EngineError: the engine lives, but failed at this response.
             Unavailable: the engines are not up, or died.
         """
         with self.metrics.generation_seconds.time(), engine_call():
-            return await _engine(self.engines.generate(prompt.tokens, sampling, listen))
+            return await _engine(self.engines.generate(prompt.tokens, sampling, listen), sampling)
 
     async def score(self, conversation: Conversation, response: str) -> list[float]:
         """Raw reward of ``response`` by each reward model.
 
         Raises:
             PromptTooLong: the response does not fit a reward model's context.
+            EngineError: a reward model lives, but failed at this response.
             Unavailable: the engines are not up, or died.
         """
         tokens = self._judged_tokens(conversation, response)
@@ -125,11 +127,27 @@ class Sampler:
         return read
 
 
-async def _engine(work: Awaitable[T]) -> T:
+async def _engine(work: Awaitable[T], sampling: Sampling | None = None) -> T:
     try:
         return await work
     except EnginesDown as error:
-        log.warning("an engine did not answer: %s", error)  # for the operator alone: it may name addresses
+        _warn(f"an engine did not answer: {error}")
         raise Unavailable("the engines cannot answer now") from error
+    except RequestFailed as error:
+        _warn(f"an engine failed at a candidate: {error}")
+        if error.internal and sampling is not None and sampling.structure is not None:
+            # vLLM compiles the structure in the engine, and says no more when that fails.
+            raise BadRequest(
+                "response_format: the engine cannot hold a response to this schema; a simpler one may do, for instance "
+                "without patterns that repeat more than a hundred times",
+                "response_format",
+            ) from error
+        raise EngineError("an engine failed at this request; it may succeed when it is repeated") from error
     except Refused as error:
-        raise BadRequest(str(error)) from error
+        raise BadRequest(str(error), error.field) from error
+
+
+def _warn(line: str) -> None:
+    """Tell the operator alone, since it may name addresses, and once of all candidates of a request."""
+    if first_time(line):
+        log.warning("%s", line)

@@ -63,7 +63,10 @@ class Settings(BaseModel):
     deadline: float = Field(600, gt=0, description="Seconds a request may take, and the most it may ask for.")
     max_sequences: int = Field(64, ge=1, description="Sequences an engine runs at a time.")
     on_engine_failure: Literal["restart", "exit"] = Field(
-        "restart", description="What is done when an engine has died: restart all, or end the server."
+        "restart", description="What is done when an engine has died or hangs: restart all, or end the server."
+    )
+    engine_silence: float = Field(
+        120, gt=0, description="Seconds that an engine with work to do may give no sign of life before it is hung."
     )
     drain: int = Field(30, ge=0, description="Seconds that SIGTERM leaves to requests in flight.")
     kv_cache_mib: int = Field(256, ge=16, description="KV cache of each engine on CPU, in MiB.")

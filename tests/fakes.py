@@ -47,6 +47,8 @@ class FakeEngines:
         self.hang_reference = False
         self.stall = False  # hang once some text has been told of
         self.fault: Exception | None = None
+        self.faults: dict[int, Exception] = {}
+        """By seeds, what their draws raise."""
         self.fail_scoring_after: int | None = None
         self.slow: set[int] = set()
         """Seeds whose draws do not end."""
@@ -86,6 +88,8 @@ class FakeEngines:
             await asyncio.sleep(3600 if hang else 0)
             if self.fault:
                 raise self.fault
+            if sampling.seed in self.faults:
+                raise self.faults[sampling.seed]
             if listen:
                 for word in words:
                     listen(Delta(word))

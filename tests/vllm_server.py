@@ -32,6 +32,8 @@ class VllmServer:
         self.healthy = True
         self.fault: Fault | None = None
         """What is answered in place of a completion or a score."""
+        self.spare_trials = False
+        """Whether trials are answered as they should be, whatever the fault."""
         self.pause = 0.0
         """Seconds before each chunk."""
         self.asked: list[dict[str, Any]] = []
@@ -91,7 +93,7 @@ class VllmServer:
     async def _complete(self, request: Request) -> Response:
         body = await request.json()
         self._note(body, body["prompt"])
-        if self.fault:
+        if self.fault and not (self.spare_trials and body["prompt"] == TRIAL):
             return await self._watched(self.fault(request))
         if body["model"] not in self.models:
             return JSONResponse({"error": {"message": "no such model", "code": 404}}, 404)
@@ -111,7 +113,7 @@ class VllmServer:
     async def _classify(self, request: Request) -> Response:
         body = await request.json()
         self._note(body, body["input"])
-        if self.fault:
+        if self.fault and not (self.spare_trials and body["input"] == TRIAL):
             return await self._watched(self.fault(request))
         logit = body["input"][-1] / 2
         probs = [logit] if body["use_activation"] is False else [1.0]

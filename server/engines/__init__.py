@@ -6,9 +6,20 @@ from server.engines.base import (
     Engines,
     EnginesDown,
     Refused,
+    RequestFailed,
     Sampling,
     Structure,
     TokenLogprob,
 )
 
-__all__ = ["Completion", "Delta", "Engines", "EnginesDown", "Refused", "Sampling", "Structure", "TokenLogprob"]
+__all__ = [
+    "Completion",
+    "Delta",
+    "Engines",
+    "EnginesDown",
+    "Refused",
+    "RequestFailed",
+    "Sampling",
+    "Structure",
+    "TokenLogprob",
+]

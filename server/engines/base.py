@@ -1,17 +1,75 @@
 """What the decoder asks of engines. Cancelling a call aborts its work in the engine."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+LOWEST_LOGPROB = -9999.0
+"""Stands for the log-probability of a token that cannot be drawn, as in OpenAI's answers."""
+End = Literal["stop", "length"]
+"""How a draw ends properly."""
+
 
 class EnginesDown(Exception):
-    """The engines cannot answer: not started, stopped or dead."""
+    """The engines cannot answer: not started, stopped, hung or dead."""
 
 
 class Refused(Exception):
-    """The engine does not accept a request as it is; the text says why."""
+    """The engine does not accept a request as it is; the text says why.
+
+    ``field`` is the request field that it is about, where that is known.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class RequestFailed(Exception):
+    """An engine lives, but failed at one request: a draw that did not end properly, a score that is no number.
+
+    ``internal`` says that the engine met an error at it, rather than gave a result that cannot be used.
+    """
+
+    def __init__(self, message: str, internal: bool = False) -> None:
+        super().__init__(message)
+        self.internal = internal
+
+
+def proper_end(reason: str | None) -> End:
+    """The finish reason of a draw that is a response. What ends in any other way must not be scored or shown.
+
+    Raises:
+        EnginesDown: the engine gave the draw up, as one does that is being stopped.
+        RequestFailed: the draw ended in another way.
+    """
+    if reason == "stop":
+        return "stop"
+    if reason == "length":
+        return "length"
+    if reason == "abort":
+        raise EnginesDown("finish_reason 'abort': the engine is being stopped")
+    raise RequestFailed(f"finish_reason {reason!r}, not stop or length", internal=reason == "error")
+
+
+def finite_logprob(value: float | None) -> float:
+    """A log-probability as it is passed on, at least LOWEST_LOGPROB.
+
+    Raises:
+        RequestFailed: it is not a number.
+    """
+    if value is None or math.isnan(value) or value == math.inf:
+        raise RequestFailed(f"a log-probability of {value}")
+    return max(value, LOWEST_LOGPROB)
+
+
+def finite_reward(value: float) -> float:
+    """A raw reward. Raises RequestFailed if it is not a finite number."""
+    if not math.isfinite(value):
+        raise RequestFailed(f"a reward of {value}")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +107,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token with its log-probability in nats, under the law that was sampled from."""
+    """A token with its log-probability in nats, under the law that was sampled from; -9999 if it cannot be drawn."""
 
     token: str
     logprob: float
@@ -67,11 +125,11 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One finished response: text without special tokens, its length in tokens, ``stop`` or ``length``."""
+    """One finished response: text without special tokens, its length in tokens, how it ended."""
 
     text: str
     tokens: int
-    finish_reason: str
+    finish_reason: End
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
@@ -93,12 +151,17 @@ class Engines(Protocol):
         Raises:
             EnginesDown: the policy cannot answer.
             Refused: the sampling is not accepted.
+            RequestFailed: the policy can answer, but not this.
         """
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
-        """Raw reward of a whole conversation by each reward model, no activation applied. Raises EnginesDown.
+        """Raw reward of a whole conversation by each reward model, no activation applied.
 
         ``tokens`` are the conversation as each of them reads it.
+
+        Raises:
+            EnginesDown: a reward model cannot answer.
+            RequestFailed: a reward model can answer, but not this.
         """
 
     async def load(self, policy: str, adapter: Path) -> None:

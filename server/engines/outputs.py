@@ -4,7 +4,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from server.engines.base import Completion, Delta, EnginesDown, Sampling, TokenLogprob
+from server.engines.base import (
+    Completion,
+    Delta,
+    EnginesDown,
+    Sampling,
+    TokenLogprob,
+    finite_logprob,
+    finite_reward,
+    proper_end,
+)
+
+Heard = Callable[[], None]
 
 
 def params(sampling: Sampling, streaming: bool) -> Any:
@@ -32,46 +43,51 @@ def params(sampling: Sampling, streaming: bool) -> Any:
     )
 
 
-async def whole(outputs: AsyncGenerator[Any, None], sampling: Sampling) -> Completion:
-    """The completion of the one output that comes."""
-    drawn = (await last(outputs)).outputs[0]
-    return Completion(drawn.text, len(drawn.token_ids), drawn.finish_reason or "stop", _logprobs(drawn, sampling))
+async def whole(outputs: AsyncGenerator[Any, None], sampling: Sampling, heard: Heard) -> Completion:
+    """The completion of the one output that comes; ``heard`` is told of every output."""
+    drawn = (await _last(outputs, heard)).outputs[0]
+    end = proper_end(drawn.finish_reason)
+    return Completion(drawn.text, len(drawn.token_ids), end, _logprobs(drawn, sampling))
 
 
 async def listened(
-    outputs: AsyncGenerator[Any, None], sampling: Sampling, listen: Callable[[Delta], None]
+    outputs: AsyncGenerator[Any, None], sampling: Sampling, heard: Heard, listen: Callable[[Delta], None]
 ) -> Completion:
     """The completion of outputs that come in parts, of each of which ``listen`` is told."""
-    text, tokens, reason = "", 0, "stop"
+    text, tokens, reason = "", 0, None
     logprobs: tuple[TokenLogprob, ...] = ()
-    async for output in _guarded(outputs):
+    async for output in _guarded(outputs, heard):
         drawn = output.outputs[0]
         gained = _logprobs(drawn, sampling) or ()
         if drawn.text or gained:
             listen(Delta(drawn.text, gained))
         text, tokens, logprobs = text + drawn.text, tokens + len(drawn.token_ids), logprobs + gained
         reason = drawn.finish_reason or reason
-    return Completion(text, tokens, reason, None if sampling.logprobs is None else logprobs)
+    return Completion(text, tokens, proper_end(reason), None if sampling.logprobs is None else logprobs)
 
 
-async def last(outputs: AsyncGenerator[Any, None]) -> Any:
+async def reward(outputs: AsyncGenerator[Any, None], heard: Heard) -> float:
+    """The raw reward of the one output that comes."""
+    values = (await _last(outputs, heard)).outputs.data.tolist()
+    if not values:  # how vLLM ends a request that it aborts
+        raise EnginesDown("a score was given up: the engine is being stopped")
+    return finite_reward(float(values[0]))
+
+
+async def _last(outputs: AsyncGenerator[Any, None], heard: Heard) -> Any:
     """The final output."""
     newest = None
-    async for output in _guarded(outputs):
+    async for output in _guarded(outputs, heard):
         newest = output
     return newest
 
 
-async def _guarded(outputs: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
+async def _guarded(outputs: AsyncGenerator[Any, None], heard: Heard) -> AsyncIterator[Any]:
     """The outputs; leaving early closes the generator, which aborts the request in the engine."""
-    from vllm.exceptions import VLLMServerError
-
-    try:
-        async with aclosing(outputs):
-            async for output in outputs:
-                yield output
-    except VLLMServerError as error:
-        raise EnginesDown("an engine has failed") from error
+    async with aclosing(outputs):
+        async for output in outputs:
+            heard()
+            yield output
 
 
 def _logprobs(drawn: Any, sampling: Sampling) -> tuple[TokenLogprob, ...] | None:
@@ -81,6 +97,6 @@ def _logprobs(drawn: Any, sampling: Sampling) -> tuple[TokenLogprob, ...] | None
     found = []
     for token, at_place in zip(drawn.token_ids, drawn.logprobs or (), strict=True):
         likeliest = sorted(at_place.values(), key=lambda entry: entry.rank)[: sampling.logprobs]
-        top = tuple((entry.decoded_token or "", entry.logprob) for entry in likeliest)
-        found.append(TokenLogprob(at_place[token].decoded_token or "", at_place[token].logprob, top))
+        top = tuple((entry.decoded_token or "", finite_logprob(entry.logprob)) for entry in likeliest)
+        found.append(TokenLogprob(at_place[token].decoded_token or "", finite_logprob(at_place[token].logprob), top))
     return tuple(found)

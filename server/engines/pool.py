@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, suppress
 from itertools import count
 from typing import TypeVar
 
@@ -11,7 +11,8 @@ import httpx
 
 from infalign.errors import one_line
 from server.engines import wire
-from server.engines.base import EnginesDown
+from server.engines.base import EnginesDown, RequestFailed
+from server.engines.watch import NoAnswer, Watch
 from server.engines.wire import Card, Failed
 
 log = logging.getLogger("infalign.server")
@@ -22,17 +23,12 @@ CONNECT_SECONDS = 5.0
 """How long connecting may take."""
 SOONEST = 0.25
 """Seconds until a server that was set aside is examined again; doubled each time, up to the usual interval."""
-LOOKS = 8
-"""How often a server is looked at before it is taken for hung: time in which this process stood still is one look."""
-FAULTS = (Failed, httpx.HTTPError)
+FAULTS = (Failed, EnginesDown, NoAnswer, httpx.HTTPError)
+"""What a call raises where another server may answer it."""
 
 
 class Server:
-    """A vLLM server: what it serves, what it owes, and why it is set aside if it is.
-
-    It is taken for hung when nothing has come from it for ``silence`` seconds, on all its calls together: one that
-    waits in the queue of a busy server is not given up while others are answered.
-    """
+    """A vLLM server: what it serves, what it owes, and why it is set aside if it is."""
 
     def __init__(self, url: str, silence: float, connections: int) -> None:
         self.url = url
@@ -43,10 +39,8 @@ class Server:
         self.doubted = asyncio.Event()
         """Set when a call has failed, until it has been examined."""
         self.examined = asyncio.Event()
-        self.outstanding, self.turn, self.heard_at = 0, 0, 0.0
-        self.silence, self._waiting = silence, set[asyncio.Timeout]()
-        self._timer: asyncio.TimerHandle | None = None
-        self._quiet = 0
+        self.turn = 0
+        self.watch = Watch(silence)
         patience = httpx.Timeout(silence, connect=min(CONNECT_SECONDS, silence), read=None, pool=None)
         # vLLM closes a connection that is idle for 5 s; one that is just being closed must not be used.
         calls = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=2)
@@ -59,29 +53,10 @@ class Server:
         """Tokens that all its models can read."""
         return min(card.max_model_len for card in self.cards if card.max_model_len is not None)
 
-    @asynccontextmanager
-    async def call(self) -> AsyncIterator[None]:
-        """Count one call, and end it with Failed where the server is hung."""
-        if not self._waiting:
-            self.heard()
-        if self._timer is None:
-            self._look_later()
-        self.outstanding += 1
-        limit = asyncio.timeout(None)
-        try:
-            async with limit:
-                self._waiting.add(limit)
-                yield
-                self.heard()
-        except TimeoutError as error:
-            raise Failed(f"said nothing for {self.silence:g} s") from error
-        finally:
-            self._waiting.discard(limit)
-            self.outstanding -= 1
-
-    def heard(self) -> None:
-        """Note that something came from it."""
-        self.heard_at, self._quiet = asyncio.get_running_loop().time(), 0
+    def doubt(self) -> None:
+        """Have it examined."""
+        self.examined.clear()
+        self.doubted.set()
 
     def set_aside(self, fault: str) -> None:
         """Ask others from now on."""
@@ -89,26 +64,16 @@ class Server:
             log.warning("%s is set aside: %s", self.url, fault)
         self.fault = fault
 
+    async def examination(self) -> None:
+        """Wait until a doubt has been settled, or until it has been silent for too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.watch.silence):
+                await self.examined.wait()
+
     async def close(self) -> None:
         """Give up its connections."""
         await self.client.aclose()
         await self.probe.aclose()
-
-    def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self.silence / LOOKS, self._look)
-
-    def _look(self) -> None:
-        """End all calls if it has been silent for so many looks that it must be hung."""
-        self._timer = None
-        if not self._waiting:
-            return
-        self._quiet += 1
-        if self._quiet <= LOOKS:
-            self._look_later()
-            return
-        for limit in self._waiting:
-            limit.reschedule(asyncio.get_running_loop().time())
-        self._waiting.clear()
 
 
 class Pool:
@@ -142,25 +107,32 @@ class Pool:
     ) -> T:
         """What a server answers, the least busy first; ``call`` is told what the model is called there.
 
-        One that fails is set aside, and another asked once, unless the call is no longer ``repeatable``.
+        One that fails is set aside, and another asked once, unless the call is no longer ``repeatable``. One that says
+        that it failed at this request alone must do its trial before it is believed.
 
         Raises:
             EnginesDown: none answers.
             Refused: a server does not accept the request.
+            RequestFailed: a server that works failed at the request.
         """
         failed: dict[Server, str] = {}
         while len(failed) < ATTEMPTS and (server := await self._next(model_of, failed)):
             server.turn = next(self._turns)
             try:
-                async with server.call():
+                async with server.watch.call():
                     return await call(server, model_of(server) or "")
+            except RequestFailed as error:
+                server.doubt()
+                await server.examination()
+                if server.fault is None:
+                    raise
+                failed[server] = _said(error)
             except FAULTS as error:
                 failed[server] = _said(error)
                 server.set_aside(failed[server])
-                server.examined.clear()
-                server.doubted.set()
-                if not repeatable():
-                    break
+                server.doubt()
+            if not repeatable():
+                break
         raise EnginesDown(self._why(model_of, failed))
 
     def lack(self, model_of: Callable[[Server], str | None]) -> str | None:
@@ -181,11 +153,9 @@ class Pool:
             # One call may have failed by its own fault: its server comes back at once then.
             doubted = [server for server in self.servers if server.doubted.is_set() and server not in failed]
             for server in doubted:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(server.silence):
-                        await server.examined.wait()
+                await server.examination()
             found = ready()
-        return min(found, key=lambda server: (server.outstanding, server.turn), default=None)
+        return min(found, key=lambda server: (server.watch.outstanding, server.turn), default=None)
 
     def _why(self, model_of: Callable[[Server], str | None], failed: dict[Server, str]) -> str:
         def why(server: Server) -> str:
@@ -201,32 +171,33 @@ class Pool:
         pause = soonest
         while True:
             doubted = server.doubted.is_set()
-            await self._examine(server)
+            await self._examine(server, doubted)
             if doubted:
                 server.doubted.clear()
-            server.examined.set()
+            if not server.doubted.is_set():
+                server.examined.set()
             pause = soonest if doubted or server.fault is None else min(2 * pause, self._every)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._every if server.fault is None else pause):
                     await server.doubted.wait()
 
-    async def _examine(self, server: Server) -> None:
+    async def _examine(self, server: Server, doubted: bool) -> None:
         """Set the server aside, or take it back once it has done a trial."""
         began, fault = asyncio.get_running_loop().time(), server.fault
         try:
-            async with asyncio.timeout(server.silence):
+            async with asyncio.timeout(server.watch.silence):
                 await wire.health(server.probe)
                 version = await wire.get(server.probe, "/version", wire.Version)
                 cards = (await wire.get(server.probe, "/v1/models", wire.Cards)).data
             if all(card.max_model_len is None for card in cards):
                 raise Failed("/v1/models without max_model_len")
             server.cards = cards
-            if fault is not None:
-                async with server.call():
+            if doubted or fault is not None:
+                async with server.watch.call():
                     await self._trial(server)
         except TimeoutError:
-            if server.heard_at < began:  # else it is busy, not dead
-                server.set_aside(f"does not say within {server.silence:g} s that it is healthy")
+            if server.watch.heard_at < began:  # else it is busy, not dead
+                server.set_aside(f"does not say within {server.watch.silence:g} s that it is healthy")
         except Exception as error:  # whatever it is, it must not end the examinations
             server.set_aside(_said(error))
         else:

@@ -117,7 +117,7 @@ class RemoteEngines:
         growing = listen and _noting(told, listen)
 
         async def draw(server: Server, model: str) -> Completion:
-            return await wire.complete(server.client, model, prompt, sampling, growing, server.heard)
+            return await wire.complete(server.client, model, prompt, sampling, growing, server.watch.heard)
 
         pool, model_of = self._drawing(sampling.policy)
         # The seed makes another server draw the same, but what was told cannot be told again.
@@ -222,7 +222,7 @@ def _base_of_adapters(server: Server) -> str | None:
 
 
 async def _try_policy(server: Server) -> None:
-    await wire.complete(server.client, _only(server) or "", TRIED, TRIAL, None, server.heard)
+    await wire.complete(server.client, _only(server) or "", TRIED, TRIAL, None, server.watch.heard)
 
 
 async def _try_reward(server: Server) -> None:

@@ -5,8 +5,10 @@ The reference is the policy's engine without an adapter, or one more AsyncLLM on
 
 import asyncio
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,13 +17,18 @@ from uuid import uuid4
 
 from infalign.bundle import adapter_rank, positions
 from infalign.errors import one_line
-from server.concurrency import to_the_end, together
-from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling
+from server.concurrency import together
+from server.engines.base import Completion, Delta, EnginesDown, Refused, RequestFailed, Sampling
+from server.engines.engine import SERVER_PID, Engine
 from server.engines.late import LateEngine
-from server.engines.outputs import last, listened, params, whole
+from server.engines.outputs import listened, params, reward, whole
+from server.engines.refusal import refusal
 from server.settings import Settings
 
 BATCHED_TOKENS = 4096
+EXECUTOR = "server.engines.executor.DependentExecutor"
+KILLED_EVERY = 0.5
+"""Seconds."""
 
 
 class VllmEngines:
@@ -45,27 +52,40 @@ class VllmEngines:
         self._adapters = dict(adapters or {})
         self._requests: dict[str, Any] = {}
         self._loaded = self._rank = 0
-        self._policy: Any = None
-        self._rewards: list[Any] = []
+        self._policy: Engine | None = None
+        self._rewards: list[Engine] = []
         self._reference_path = reference
         self._reference: LateEngine | None = None
+        # Its threads live as long as the engines that they launch, which would end with them.
+        self._launcher = ThreadPoolExecutor(1 + len(reward_models), "launch")
 
     async def start(self) -> None:
-        await to_the_end(self._start())  # half started they could not be stopped
+        starting = asyncio.create_task(self._start())
+        try:
+            await asyncio.shield(starting)
+        finally:
+            # Half started they cannot be stopped, but what is being launched can be killed.
+            while not starting.done():
+                _kill_launching()
+                await asyncio.wait([starting], timeout=KILLED_EVERY)
+            await asyncio.gather(starting, return_exceptions=True)
 
     async def _start(self) -> None:
         """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
         _prepare_environment()
+        from vllm import envs
         from vllm.platforms import current_platform
 
         # Of its own it writes to stdout, in its own form.
         logging.getLogger("vllm").handlers.clear()
         logging.getLogger("vllm").propagate = True
+        logging.getLogger("vllm").setLevel(envs.VLLM_LOGGING_LEVEL)
         common: dict[str, Any] = {
             "max_model_len": self.context,
             "max_num_seqs": self._settings.max_sequences,
             "dtype": self._settings.dtype,
             "use_tqdm_on_load": False,
+            "distributed_executor_backend": EXECUTOR,
         }
         if current_platform.is_cpu():
             # The KV cache is sized outright, so the utilisation (of main memory, on CPU) is only a formality.
@@ -73,7 +93,6 @@ class VllmEngines:
                 "enforce_eager": True,
                 "gpu_memory_utilization": 0.05,
                 "kv_cache_memory_bytes": self._settings.kv_cache_mib << 20,
-                "distributed_executor_backend": "uni",
                 # A seeded request whose prefill is split kills the engine ("CPU Generator does not use offset").
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(self.context, BATCHED_TOKENS),
@@ -89,56 +108,62 @@ class VllmEngines:
             late = {"generation_config": "vllm", "disable_log_stats": True, **common}
             if not current_platform.is_cpu():
                 late["gpu_memory_utilization"] = self._settings.reference_gpu_memory
-            self._reference = LateEngine(partial(_launch, self._reference_path, **late))
-        lora = self._lora()
+            self._reference = LateEngine(partial(self._launch, "reference", self._reference_path, late))
+        launches = [("policy", self._policy_path, {"generation_config": "vllm", **self._lora(), **common})]
+        launches += [(f"reward model {path.name}", path, pooling) for path in self._reward_paths]
+        loop = asyncio.get_running_loop()
         launched = await asyncio.gather(
-            asyncio.to_thread(_launch, self._policy_path, generation_config="vllm", **lora, **common),
-            *(asyncio.to_thread(_launch, path, **pooling) for path in self._reward_paths),
+            *(loop.run_in_executor(self._launcher, self._launch, *launch) for launch in launches),
             return_exceptions=True,
         )
-        self._policy, *self._rewards = (None if isinstance(one, BaseException) else one for one in launched)
+        policy, *rewards = (None if isinstance(one, BaseException) else one for one in launched)
+        self._policy, self._rewards = policy, [engine for engine in rewards if engine is not None]
         # From here on clients are connected: an engine that is forked, not spawned, would keep their connections open.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         if failed := next((one for one in launched if isinstance(one, BaseException)), None):
-            self.stop()  # those that did start
+            await asyncio.to_thread(self.stop)  # those that did start
             raise failed
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
     ) -> Completion:
-        from vllm.exceptions import VLLMClientError
+        from vllm.exceptions import VLLMClientError, VLLMValidationError
         from vllm.inputs import tokens_input
 
-        engine = self._running(self._policy)
+        engine = self._running()
         if sampling.policy is None and self._reference is not None:
             engine = await self._reference.get()
         adapter = self._adapter(sampling.policy)
         try:
-            outputs = engine.generate(
-                tokens_input(prompt), params(sampling, listen is not None), uuid4().hex, lora_request=adapter
-            )
-            if listen is None:
-                return await whole(outputs, sampling)
-            return await listened(outputs, sampling, listen)
-        except (VLLMClientError, ValueError) as error:
-            raise Refused(one_line(error)) from error
+            asked = params(sampling, listen is not None)
+            async with engine.call() as llm:
+                outputs = llm.generate(tokens_input(prompt), asked, uuid4().hex, lora_request=adapter)
+                if listen is None:
+                    return await whole(outputs, sampling, engine.heard)
+                return await listened(outputs, sampling, engine.heard, listen)
+        except VLLMClientError as error:
+            parameter = error.parameter if isinstance(error, VLLMValidationError) else None
+            raise refusal(str(error), parameter, sampling) from error
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
+        from vllm.exceptions import VLLMClientError
         from vllm.inputs import tokens_input
         from vllm.pooling_params import PoolingParams
 
-        self._running(self._policy)
+        self._running()
         # The default applies a sigmoid, which saturates and makes ties.
         raw = PoolingParams(task="classify", use_activation=False)
 
-        async def by(engine: Any, read: list[int]) -> float:
-            output = await last(engine.encode(tokens_input(read), raw, uuid4().hex))
-            return float(output.outputs.data[0])
+        async def by(engine: Engine, read: list[int]) -> float:
+            try:
+                async with engine.call() as llm:
+                    return await reward(llm.encode(tokens_input(read), raw, uuid4().hex), engine.heard)
+            except VLLMClientError as error:  # nothing that a client could mend
+                raise RequestFailed(f"the {engine.role} refused to score ({one_line(error)})") from error
 
         return await together([by(engine, read) for engine, read in zip(self._rewards, tokens, strict=True)])
 
     async def load(self, policy: str, adapter: Path) -> None:
-        from vllm.exceptions import VLLMServerError
         from vllm.lora.request import LoRARequest
 
         if not self._adapters:
@@ -149,40 +174,40 @@ class VllmEngines:
             raise Refused(f"{len(self._requests)} adapters are served already, the most that --max-adapters allows")
         self._loaded += 1
         request = LoRARequest(policy, self._loaded, str(adapter))
-        engine = self._running(self._policy)
+        engine = self._running()
         try:
-            await engine.add_lora(request)
-        except VLLMServerError as error:
-            raise EnginesDown("an engine has failed") from error
+            async with engine.call() as llm:
+                await llm.add_lora(request)
+        except EnginesDown:
+            raise
         except Exception as error:  # what failed in the engine comes as no type of its own
+            engine.check()
             raise Refused(one_line(error)) from error
         self._requests[policy], self._adapters[policy] = request, adapter
 
     async def unload(self, policy: str) -> None:
-        from vllm.exceptions import VLLMServerError
-
         request = self._requests.pop(policy)
         del self._adapters[policy]
-        if self._policy is not None:
-            with suppress(VLLMServerError):
-                await self._policy.remove_lora(request.lora_int_id)
+        with suppress(EnginesDown, RequestFailed):
+            async with self._running().call() as llm:
+                await llm.remove_lora(request.lora_int_id)
 
     async def check(self) -> None:
-        late = self._reference.up if self._reference else None
-        for engine in (self._running(self._policy), *self._rewards, *([late] if late else [])):
-            if engine.errored:
-                raise EnginesDown("an engine has died")
+        self._running()
+        for engine in self._engines():
+            engine.check()
 
     def stop(self) -> None:
         # vLLM reports its own shutdown as the death of an engine.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
-        late = self._reference.close() if self._reference else None
-        for engine in (self._policy, *self._rewards, late):
-            if engine is not None:
-                engine.shutdown()
-                # Its finaliser shuts down once more at exit, with the interpreter half gone, and prints a stack trace.
-                type(engine).__del__ = lambda _: None
+        works = [engine.stop for engine in (self._policy, *self._rewards) if engine is not None]
+        if self._reference is not None:
+            works.append(partial(_stop_late, self._reference))
+        with ThreadPoolExecutor(len(works) or 1) as threads:
+            stops = [threads.submit(work) for work in works]
         self._policy, self._rewards, self._reference = None, [], None
+        for one in stops:
+            one.result()
 
     def _lora(self) -> dict[str, Any]:
         """What vLLM is to be told of the adapters; the requests that name them are kept."""
@@ -208,24 +233,47 @@ class VllmEngines:
         if policy is None or not self._adapters:
             return None
         if policy not in self._requests:  # unloaded since the request came
-            raise Refused(f"the policy {policy} is not served any more")
+            raise Refused(f"model: the policy {policy} is not served any more", "model")
         return self._requests[policy]
 
-    def _running(self, engine: Any) -> Any:
-        if engine is None:
+    def _running(self) -> Engine:
+        """The policy's engine."""
+        if self._policy is None:
             raise EnginesDown("the engines are not up")
-        return engine
+        return self._policy
+
+    def _engines(self) -> list[Engine]:
+        """Those that are up."""
+        late = self._reference.up if self._reference else None
+        return [engine for engine in (self._policy, *self._rewards, late) if engine is not None]
+
+    def _launch(self, role: str, model: Path, options: dict[str, Any]) -> Engine:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **options))
+        return Engine(role, llm, self._settings.engine_silence)
 
 
-def _launch(model: Path, **options: Any) -> Any:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
+def _stop_late(late: LateEngine) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        closing = thread.submit(late.close)
+        while wait([closing], KILLED_EVERY).not_done:
+            _kill_launching()
+    if (engine := closing.result()) is not None:
+        engine.stop()
 
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **options))
+
+def _kill_launching() -> None:
+    """Kill engine processes that nobody can stop yet, upon which their launch fails."""
+    for process in multiprocessing.active_children():
+        if process.name.startswith("EngineCore"):
+            process.kill()
 
 
 def _prepare_environment() -> None:
     """Environment that vLLM's processes inherit; what the operator has set stays."""
+    os.environ[SERVER_PID] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -233,6 +281,3 @@ def _prepare_environment() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_LOGS", "-torch._library.triton")  # which warns that it is not there, on CPU
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
-    # On CPU vLLM replaces the `uni` executor by `mp` unless this is off: a process more per engine, half a GiB each
-    # and three times the start-up time. AsyncLLM keeps its engine process either way.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

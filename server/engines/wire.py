@@ -1,6 +1,5 @@
 """What is said to a vLLM server over HTTP, and what is accepted as its answer (vLLM 0.31)."""
 
-import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
@@ -11,7 +10,17 @@ from httpx_sse import EventSource, SSEError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infalign.errors import one_line
-from server.engines.base import Completion, Delta, Refused, Sampling, TokenLogprob
+from server.engines.base import (
+    Completion,
+    Delta,
+    Refused,
+    RequestFailed,
+    Sampling,
+    TokenLogprob,
+    finite_logprob,
+    proper_end,
+)
+from server.engines.refusal import refusal
 
 REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
 """What a server answers where the request is at fault; any other error is the server's."""
@@ -50,9 +59,11 @@ class Version(_Answer):
 
 
 class _Logprobs(_Answer):
+    """VLLM writes -9999 for minus infinity, and null for what is not a number."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float | None]]
 
 
 class _Choice(_Answer):
@@ -68,6 +79,11 @@ class _Usage(_Answer):
 class _Error(_Answer):
     message: str
     code: int = HTTPStatus.INTERNAL_SERVER_ERROR
+    param: str | None = None
+
+
+class _Failure(_Answer):
+    error: _Error
 
 
 class _Chunk(_Answer):
@@ -98,11 +114,15 @@ async def health(client: httpx.AsyncClient) -> None:
 
 
 async def score(client: httpx.AsyncClient, model: str, tokens: list[int]) -> float:
-    """The raw logit of a reward model. Raises Failed, Refused, httpx.HTTPError."""
+    """The raw logit of a reward model. Raises Failed, RequestFailed, httpx.HTTPError."""
     # The default applies a sigmoid, which saturates and makes ties.
     asked = {"model": model, "input": tokens, "use_activation": False}
     answer = await client.post("/classify", json=asked)
-    _check(answer.status_code, answer.content)
+    try:
+        _check(answer.status_code, answer.content)
+    except Refused as error:
+        # The client has no part in it: 400 is also what vLLM answers where the logit is not a number.
+        raise RequestFailed(str(error)) from error
     return _parse(_Classes, answer.content).data[0].probs[0]
 
 
@@ -119,8 +139,24 @@ async def complete(
     Raises:
         Failed: the server answers something else, or breaks off.
         Refused: the server does not accept the sampling.
+        RequestFailed: the server failed at this response.
+        EnginesDown: the server gave the response up.
         httpx.HTTPError: there is no connection, or it is lost.
     """
+    try:
+        return await _complete(client, model, prompt, sampling, listen, heard)
+    except Refused as error:
+        raise refusal(str(error), error.field, sampling) from error
+
+
+async def _complete(
+    client: httpx.AsyncClient,
+    model: str,
+    prompt: list[int],
+    sampling: Sampling,
+    listen: Callable[[Delta], None] | None,
+    heard: Callable[[], None],
+) -> Completion:
     text, tokens, reason = "", None, None
     logprobs: tuple[TokenLogprob, ...] = ()
     asked = {"model": model, "prompt": prompt, **_params(sampling, listen is not None)}
@@ -133,11 +169,13 @@ async def complete(
                 if listen and (choice.text or gained):
                     listen(Delta(choice.text, gained))
                 text, logprobs, reason = text + choice.text, logprobs + gained, choice.finish_reason or reason
-    if reason not in ("stop", "length"):
-        raise Failed(f"finish_reason {reason!r}, not stop or length")
+    if reason is None:
+        # VLLM leaves out the end of a draw that failed before its first token.
+        raise RequestFailed("an answer without finish_reason", internal=True)
+    end = proper_end(reason)
     if tokens is None:
         raise Failed("an answer without usage")
-    return Completion(text, tokens, reason, None if sampling.logprobs is None else logprobs)
+    return Completion(text, tokens, end, None if sampling.logprobs is None else logprobs)
 
 
 async def _chunks(answer: httpx.Response) -> AsyncGenerator[_Chunk, None]:
@@ -152,7 +190,7 @@ async def _chunks(answer: httpx.Response) -> AsyncGenerator[_Chunk, None]:
                 chunk = _parse(_Chunk, event.data)
                 if chunk.error:
                     # What is found wrong after the status line has gone, sampling that the engine refuses among it.
-                    _blame(chunk.error.code, chunk.error.message)
+                    _blame(chunk.error.code, chunk.error)
                 yield chunk
     except SSEError as error:
         raise Failed(one_line(error)) from error
@@ -200,34 +238,39 @@ def _logprobs(choice: _Choice, sampling: Sampling) -> tuple[TokenLogprob, ...]:
     if not len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs):
         raise Failed("logprobs of different lengths")
     return tuple(
-        TokenLogprob(token, logprob, _likeliest(top, sampling.logprobs))
+        TokenLogprob(token, finite_logprob(logprob), _likeliest(top, sampling.logprobs))
         for token, logprob, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True)
     )
 
 
-def _likeliest(top: Mapping[str, float], count: int) -> tuple[tuple[str, float], ...]:
-    return tuple(sorted(top.items(), key=lambda entry: -entry[1])[:count])
+def _likeliest(top: Mapping[str, float | None], count: int) -> tuple[tuple[str, float], ...]:
+    finite = [(token, finite_logprob(logprob)) for token, logprob in top.items()]
+    return tuple(sorted(finite, key=lambda entry: -entry[1])[:count])
 
 
 def _check(status: int, body: bytes) -> None:
-    """Raise Refused or Failed unless all is well."""
+    """Raise Refused, RequestFailed or Failed unless all is well."""
     if status != HTTPStatus.OK:
-        _blame(status, _message(body))
+        _blame(status, _error(body))
 
 
-def _blame(status: int, message: str) -> NoReturn:
-    text = " ".join(message.split())[:300]
+def _blame(status: int, error: _Error) -> NoReturn:
+    """Raise what an error of a server means; a refusal names the parameter in vLLM's words."""
+    text = " ".join(error.message.split())[:300]
     if status in REFUSED:
-        raise Refused(text)
+        raise Refused(text, error.param)
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        # Of this request alone, or of the engine: vLLM answers both so.
+        raise RequestFailed(f"{status} {text}", internal=True)
     raise Failed(f"{status} {text}")
 
 
-def _message(body: bytes) -> str:
+def _error(body: bytes) -> _Error:
     """What an error's body says, in vLLM's envelope or not."""
     try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, TypeError, KeyError):
-        return body.decode(errors="replace") or "without a word"
+        return _Failure.model_validate_json(body).error
+    except ValidationError:
+        return _Error(message=body.decode(errors="replace") or "without a word")
 
 
 def _parse(model: type[ModelT], body: bytes | str) -> ModelT:

@@ -67,7 +67,7 @@ def launched(log: Path, *arguments: str) -> Iterator[Running]:
     with log.open("w") as stderr:
         process = subprocess.Popen([INFALIGN, "serve", *arguments, "--port", "0"], stderr=stderr)
         try:
-            yield Running(_wait(process, log), process)
+            yield Running(wait_until_ready(process, log), process)
         finally:
             process.terminate()
             assert process.wait(60) == 0, log.read_text()
@@ -80,7 +80,8 @@ def serving(log: Path, *arguments: str) -> Iterator[str]:
         yield running.url
 
 
-def _wait(process: "subprocess.Popen[bytes]", log: Path) -> str:
+def wait_until_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    """URL of the server, once it is ready."""
     deadline = time.monotonic() + READY_WITHIN
     while time.monotonic() < deadline and process.poll() is None:
         if found := re.search(r"on (http://\S+)", log.read_text()):

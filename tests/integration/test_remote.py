@@ -71,6 +71,30 @@ def answers(url: str) -> list[Any]:
     return [candidate for answer in found for candidate in answer.json()["candidates"]]
 
 
+UNHOLDABLE = {"type": "string", "pattern": "^.{1,280}$"}
+DIFFICULT: list[dict[str, Any]] = [
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": UNHOLDABLE}}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#/nowhere"}}}},
+    {"logit_bias": {"999999": 1}},
+    {"response_format": {"type": "json_object"}, "logprobs": 3, "max_tokens": 4, "return_candidates": True},
+]
+"""What an engine refuses or fails at, and log-probabilities of minus infinity."""
+
+
+def difficult_answers(url: str) -> list[Any]:
+    """Status, field at fault, and the least log-probability of each."""
+    found = []
+    for fields in DIFFICULT:
+        answer = httpx.post(f"{url}/v1/best-of-n", json={"prompt": "Hello", "n": 1, "seed": 1, **fields}, timeout=120)
+        if answer.status_code == 200:
+            (candidate,) = answer.json()["candidates"]
+            least = min(logprob for token in candidate["logprobs"] for _, logprob in token["top"])
+            found.append((answer.status_code, None, least))
+        else:
+            found.append((answer.status_code, answer.json()["error"]["param"], None))
+    return found
+
+
 def test_remote_engines_answer_as_those_in_process_do(bundle: Bundle, server: str, tmp_path: Path) -> None:
     policy = vllm(tmp_path / "policy", bundle.policy().directory, "--generation-config", "vllm")
     reward = vllm(tmp_path / "reward", bundle.reward_model, "--runner", "pooling")
@@ -84,6 +108,10 @@ def test_remote_engines_answer_as_those_in_process_do(bundle: Bundle, server: st
             assert rewards[0] == pytest.approx(rewards[1], abs=2e-4)
             told = [[token["logprob"] for token in one["logprobs"]] for one in (remote[-1], local[-1])]
             assert told[0] == pytest.approx(told[1], abs=1e-3)
+
+            expected = [(400, "response_format", None)] * 2 + [(400, "logit_bias", None), (200, None, -9999.0)]
+            assert difficult_answers(url) == difficult_answers(server) == expected
+            assert httpx.get(f"{url}/ready").status_code == 200
 
             for process in (*psutil.Process(scorer.pid).children(), scorer):  # its engine would live on
                 process.kill()

@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import HTMLResponse, Response
 
 from infalign.errors import InvalidValue
-from server.engines import Delta, EnginesDown, Refused, Sampling, Structure, TokenLogprob
+from server.engines import Delta, EnginesDown, Refused, RequestFailed, Sampling, Structure, TokenLogprob
 from server.engines.remote import RemoteEngines
 from server.options import parse_settings
 from server.settings import Settings
@@ -389,9 +389,10 @@ async def test_a_server_that_dies_unasked_is_noticed(serve: Callable[..., VllmSe
 async def test_one_failed_call_does_not_take_others_down(serve: Callable[..., VllmServer]) -> None:
     policy = serve("demo")
     async with engines_on([policy], [serve("rm")], every=60) as engines:
-        policy.fault = refusing(500)
-        with pytest.raises(EnginesDown, match="500 what a pity"):
+        policy.fault, policy.spare_trials = refusing(500), True
+        with pytest.raises(RequestFailed, match="500 what a pity"):
             await engines.generate(PROMPT, SAMPLING)
+        await engines.check()
         policy.fault = None
         assert (await engines.generate(PROMPT, SAMPLING)).tokens == 3
 

@@ -1,0 +1,167 @@
+"""Engines in process over a client of vLLM's in memory: whether they can answer, and how they end."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.engines import EnginesDown, RequestFailed
+from server.engines import vllm as module
+from server.engines.engine import Engine
+from server.engines.late import LateEngine
+from server.engines.vllm import VllmEngines
+from server.settings import Settings
+
+pytestmark = pytest.mark.anyio
+SOON = 60  # seconds, a bound against hanging
+
+
+class FakeLLM:
+    """What is asked of an AsyncLLM."""
+
+    def __init__(self, alive: bool = True, on_shutdown: Callable[[], object] = lambda: None) -> None:
+        self.errored, self.alive, self.on_shutdown = False, alive, on_shutdown
+        self.signs = 0
+        self.shutdowns: list[float | None] = []
+
+    async def is_sleeping(self) -> bool:
+        await asyncio.sleep(0 if self.alive else 3600)
+        self.signs += 1
+        return False
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.shutdowns.append(timeout)
+        self.on_shutdown()
+
+
+async def answer_never(engine: Engine) -> None:
+    async with engine.call():
+        await asyncio.Event().wait()
+
+
+async def test_an_engine_without_a_sign_of_life_hangs_and_is_killed() -> None:
+    llm = FakeLLM(alive=False)
+    engine = Engine("policy", llm, silence=0.05)
+    engine.check()
+    with pytest.raises(EnginesDown, match=r"^the engine of the policy said nothing for 0\.05 s$"):
+        await asyncio.wait_for(answer_never(engine), SOON)
+    with pytest.raises(EnginesDown, match=r"^the engine of the policy hangs"):
+        engine.check()
+    with pytest.raises(EnginesDown, match="hangs"):
+        await answer_never(engine)
+    engine.stop()
+    assert llm.shutdowns == [0]
+
+
+async def test_an_engine_that_works_for_long_is_left_to_it() -> None:
+    llm = FakeLLM()
+    engine = Engine("policy", llm, silence=0.05)
+    work = asyncio.create_task(answer_never(engine))
+    while llm.signs < 30:
+        await asyncio.sleep(0.01)
+    assert not work.done()
+    engine.check()
+    engine.stop()
+    assert llm.shutdowns == [None]
+    with pytest.raises(EnginesDown, match=r"^the engine of the policy was stopped$"):
+        await asyncio.wait_for(work, SOON)
+
+
+async def test_a_dead_engine_is_told_from_one_that_fails_at_a_request() -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    llm = FakeLLM()
+    engine = Engine("policy", llm, SOON)
+
+    async def fail(error: Exception, errored: bool) -> None:
+        async with engine.call():
+            llm.errored = errored
+            raise error from RecursionError("text of a prompt")
+
+    with pytest.raises(RequestFailed, match=r"failed at a request \(RecursionError\)$") as failed:
+        await fail(EngineGenerateError(), errored=False)
+    assert failed.value.internal
+    with pytest.raises(EnginesDown, match="has died"):
+        await fail(EngineDeadError(), errored=False)
+    with pytest.raises(EnginesDown, match="has died"):
+        await fail(EngineGenerateError(), errored=True)
+    with pytest.raises(EnginesDown, match="has died"):
+        await answer_never(engine)
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> VllmEngines:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    other = tmp_path / "reference"
+    other.mkdir()
+    (other / "config.json").write_text('{"max_position_embeddings": 64}')
+    return VllmEngines(tmp_path, other, [tmp_path, tmp_path], Settings())
+
+
+async def test_engines_stop_side_by_side(engines: VllmEngines) -> None:
+    together = threading.Barrier(4)
+    llms = [FakeLLM(on_shutdown=lambda: together.wait(SOON)) for _ in range(4)]
+    policy, *rewards, reference = (Engine("x", llm, SOON) for llm in llms)
+    engines._policy, engines._rewards = policy, rewards
+    engines._reference = LateEngine(lambda: reference)
+    await engines._reference.get()
+    await engines.check()
+    await asyncio.to_thread(engines.stop)
+    assert [len(llm.shutdowns) >= 1 for llm in llms] == [True] * 4
+    with pytest.raises(EnginesDown, match="not up"):
+        await engines.check()
+
+
+@pytest.mark.parametrize("sick", range(4))
+async def test_every_engine_is_checked(engines: VllmEngines, sick: int) -> None:
+    llms = [FakeLLM() for _ in range(4)]
+    policy, *rewards, reference = (Engine("x", llm, SOON) for llm in llms)
+    engines._policy, engines._rewards = policy, rewards
+    engines._reference = LateEngine(lambda: reference)
+    await engines._reference.get()
+    llms[sick].errored = True
+    with pytest.raises(EnginesDown, match="has died"):
+        await engines.check()
+
+
+async def test_a_launch_that_hangs_is_killed_when_the_server_stops(
+    engines: VllmEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = threading.Event()
+
+    def launch() -> Any:
+        assert killed.wait(SOON)
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(module, "_kill_launching", killed.set)
+    engines._policy = Engine("policy", FakeLLM(), SOON)
+    engines._reference = LateEngine(launch)
+    waiting = asyncio.ensure_future(engines._reference.get())
+    await asyncio.sleep(0)
+    await asyncio.to_thread(engines.stop)
+    with pytest.raises(EnginesDown, match="did not start"):
+        await waiting
+
+
+async def test_a_start_that_hangs_is_killed_when_it_is_given_up(
+    engines: VllmEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launching, killed = threading.Event(), threading.Event()
+
+    def launch(*_: Any) -> Any:
+        launching.set()
+        assert killed.wait(SOON)
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(module, "_kill_launching", killed.set)
+    monkeypatch.setattr(engines, "_launch", launch)
+    starting = asyncio.create_task(engines.start())
+    await asyncio.to_thread(launching.wait, 600)  # imports of vLLM come first
+    assert not killed.is_set()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(starting, SOON)
+    assert killed.is_set()
