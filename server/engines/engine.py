@@ -15,8 +15,8 @@ SERVER_PID = "INFALIGN_SERVER_PID"
 class Engine:
     """An AsyncLLM, and whether it can answer.
 
-    It is asked for a sign of life while it owes answers, since one that draws long responses, reads long prompts or
-    compiles a grammar has no output for a while. It answers between any two steps.
+    It is asked for a sign of life while it owes answers, since one that draws long responses or compiles a grammar has
+    no output for a while. It gives one between any two of its steps.
 
     Args:
         role: what it is, for the operator.
