@@ -65,8 +65,8 @@ def _below_limit(group: Path) -> Iterator[int]:
 
 
 def has_gpu() -> bool:
-    """Whether there is one that torch can use; torch is imported only where there may be."""
-    if not NVIDIA.exists():
+    """Whether there is one that torch can use; torch is not imported just to see that there is none."""
+    if "torch" not in sys.modules and not NVIDIA.exists():
         return False
     import torch
 

@@ -118,10 +118,10 @@ def batches(rows: Sequence[Row], most: int, size: Callable[[Row], int]) -> Itera
     """
     start = 0
     while start < len(rows):
-        end, largest = start, 0
+        end, widest = start, 0
         while end < len(rows) and end - start < most:
-            largest = max(largest, size(rows[end]))
-            if end > start and largest * (end - start + 1) > BUDGET:
+            widest = max(widest, size(rows[end]))
+            if end > start and widest * (end - start + 1) > BUDGET:
                 break
             end += 1
         yield rows[start:end]

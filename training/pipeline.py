@@ -116,8 +116,8 @@ def _run(config: Config, stages: Stages) -> Parts:
 
     written = stages.run("data", "training.data:write_data", config.for_data)
     if not stages.dry:
-        ahead = _plan(config, Stages(stages.root, dry=True, until=stages.until))
-        planning.check(config, written, [report.name for report in ahead if not report.reused])
+        missing = [report.name for report in _plan(config, stages.ahead()) if not report.reused]
+        planning.check(config, written, missing)
     reference = stages.run(
         "sft",
         "training.sft:make_reference",

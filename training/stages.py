@@ -23,6 +23,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import packages_distributions, version
@@ -33,7 +34,7 @@ from typing import Any
 from filelock import FileLock
 
 from training import processes
-from training.identity import identity
+from training.identity import Identities
 from training.sources import Sources
 
 LOCKS = ".locks"
@@ -73,7 +74,7 @@ class Stages:
     def __init__(self, root: Path, dry: bool = False, until: str | None = None) -> None:
         self.root, self.dry, self.until = root, dry, until
         self.reports: list[StageReport] = []
-        self.sources = Sources()
+        self.sources, self.identities = Sources(), Identities(root)
         if not dry:
             (root / LOCKS).mkdir(parents=True, exist_ok=True)
 
@@ -105,6 +106,12 @@ class Stages:
             raise Stopped(finished)
         return finished
 
+    def ahead(self) -> "Stages":
+        """The same, to be gone through dry."""
+        found = copy(self)
+        found.dry, found.reports = True, []
+        return found
+
     def key(self, build: str, arguments: Sequence[Any], libraries: Sequence[str] = ()) -> str:
         """The hash of what a stage is made from."""
         code = self.sources.code(build)
@@ -116,7 +123,7 @@ class Stages:
             code.definitions,
             code.files,
             sorted(code.external),
-            identity(list(arguments), self.root),
+            self.identities.of(arguments),
             versions,
         ]
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]

@@ -4,7 +4,7 @@ import pytest
 
 from infalign import InvalidValue
 from training.configs import SHIPPED, load_config
-from training.identity import identity
+from training.identity import Identities
 
 LAUNCH = SHIPPED.parent / "launch"
 HARM = "path: org/harm, higher_is: worse"
@@ -48,7 +48,7 @@ def test_reward_models_have_names_and_weights() -> None:
     assert reward.weights == {"trained": 1, "harm": 0.5, "helpful": 1}
     heavier = load_config("demo", (harm.replace("0.5", "2"),)).reward
     # the models stay, what they are combined to does not
-    assert identity(heavier, Path("/")) == identity(reward, Path("/"))
+    assert Identities(Path("/")).of(heavier) == Identities(Path("/")).of(reward)
     assert heavier.weights != reward.weights
 
 

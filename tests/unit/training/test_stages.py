@@ -12,7 +12,7 @@ import pytest
 from infalign.manifest import SamplingLaw
 from training import pipeline, stages
 from training.configs import load_config
-from training.identity import identity
+from training.identity import Identities
 from training.stages import Stages
 
 HERE = "tests.unit.training.test_stages"
@@ -140,10 +140,11 @@ def test_the_data_is_given_nothing_that_does_not_count() -> None:
 
 
 def test_an_argument_that_nothing_is_known_of_is_refused(tmp_path: Path) -> None:
-    assert identity([SamplingLaw(max_tokens=2), {"a": 1.5}, tmp_path / "sft-1" / "model"], tmp_path) == [
+    of = Identities(tmp_path).of
+    assert of([SamplingLaw(max_tokens=2), {"a": 1.5}, tmp_path / "sft-1" / "model"]) == [
         {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 2},
         {"a": 1.5},
         "sft-1/model",
     ]
     with pytest.raises(TypeError, match="a stage cannot depend on a function"):
-        identity(lambda: None, tmp_path)
+        of(lambda: None)
