@@ -54,7 +54,7 @@ class Output:
         sys.stderr.flush()
         self._saved = [os.dup(descriptor) for descriptor in DESCRIPTORS]
         self.console: TextIO = open(self._saved[1], "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
-        self._end = secrets.token_bytes(16)
+        self._end = secrets.token_hex(16).encode()
 
     def __enter__(self) -> Self:
         reading, writing = os.pipe()

@@ -41,7 +41,7 @@ def test_a_schema_that_the_engine_cannot_hold_is_refused(
     body = {"messages": ASKED, "n": 2, "stream": stream, "response_format": response_format(UNHOLDABLE[schema])}
     answer = client.post(f"/v1/{endpoint}", json=body)
     assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["param"] == "response_format"
+    assert answer.json()["error"]["param"] == "response_format.json_schema.schema"
     assert client.get("/ready").status_code == 200
     assert client.post("/v1/best-of-n", json=NORMAL).status_code == 200
 
