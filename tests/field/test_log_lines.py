@@ -186,7 +186,7 @@ REQUESTS: dict[str, tuple[str, str, str | None, Any, int]] = {
     "out of time": ("POST", "/v1/completions", "safety", {"prompt": "hang ", "timeout": 0.1}, 504),
     "another method": ("DELETE", "/v1/models", "safety", None, 405),
     "options": ("OPTIONS", "/v1/models", "safety", None, 405),
-    "head": ("HEAD", "/v1/models", "safety", None, 405),
+    "head": ("HEAD", "/v1/models", "safety", None, 200),
 }
 
 
