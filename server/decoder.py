@@ -183,9 +183,8 @@ class Decoder:
             EngineError: a live engine failed at a response.
             Unavailable: the engines are not up, or died.
         """
-        prompt = await self.sampler.reader.read(
-            conversation, 0
-        )  # before the responses: one too long is refused at once
+        # The prompt alone first: one that is too long is refused before its responses are read.
+        prompt = await self.sampler.reader.read(conversation, 0)
         rewards = await together([self.sampler.score(conversation, response) for response in responses])
         standing = await self._standing(prompt, calibrate)
         return standing.of(rewards), standing.calibration
