@@ -142,7 +142,7 @@ def test_actors_of_ray_draw_what_this_process_draws(job: Job, tmp_path: Path) ->
 
 @needs_ray
 def test_a_failure_on_ray_is_one_line(job: Job, tmp_path: Path) -> None:
-    with pytest.raises(EngineFailed, match=r"^rollouts, shard \d: .*; finished shards are kept$"):
+    with pytest.raises(EngineFailed, match=r"^model: got .*, accepted: a causal LM, by directory or hub id"):
         write_rollouts(tmp_path, PROMPTS, replace(job, reference=tmp_path), SIZE, Ray(replicas=1))
     with pytest.raises(InvalidValue, match=r"rollouts\.ray\.replicas: got 999, accepted: \d+ at most"):
         write_rollouts(tmp_path, PROMPTS, job, SIZE, Ray(replicas=999))
