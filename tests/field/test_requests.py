@@ -336,7 +336,7 @@ async def test_a_long_name_of_a_bundle_or_policy_is_refused(tmp_path: Path) -> N
 async def test_what_only_the_engine_can_refuse_names_its_field(
     client: httpx.AsyncClient, engines: FakeEngines, fields: dict[str, Any], why: str, param: str, stream: bool
 ) -> None:
-    engines.fault = Refused(why)
+    engines.fault = Refused(f"{param}: {why}", param)
     answer = await client.post(CHAT, json={"messages": U, "best_of": 4, "stream": stream, **fields})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
     assert answer.json()["error"]["message"] == f"{param}: {why}"

@@ -13,6 +13,8 @@ import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infalign import Bundle, read_bundle
+from infalign.cli import infalign
+from infalign.errors import InfAlignError
 from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
 from tests.integration.conftest import INFALIGN, launched, serving, wait_until
@@ -35,7 +37,7 @@ def on_base(bundle: Bundle, **changes: Any) -> dict[str, Any]:
         "seed": 0,
         "procedure": "worst-of-4",
         "transformation": "exp(-10)",
-        "data": {"helpdesk": {"held_out": 36, "answers": 1, "pairs": 1}},
+        "data": {"helpdesk": {"held_out": 12, "answers": 1, "pairs": 1}},
         "model": {"base": {"path": str(bundle.reference), "positions": 512}},
         "reward": {"classifiers": [{"path": str(bundle.reward_model), "higher_is": "better"}]},
         "rollouts": {"samples": 8, "max_tokens": 64},
@@ -50,11 +52,14 @@ def on_base(bundle: Bundle, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def train(home: Path, config: dict[str, Any], *more: str) -> "subprocess.CompletedProcess[str]":
-    home.mkdir(exist_ok=True)
+def write_config(home: Path, config: dict[str, Any]) -> str:
     path = home / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    return run(home, "train", str(path), *more)
+    return str(path)
+
+
+def train(home: Path, config: dict[str, Any], *more: str) -> "subprocess.CompletedProcess[str]":
+    return run(home, "train", write_config(home, config), *more)
 
 
 def last_line(done: "subprocess.CompletedProcess[str]") -> str:
@@ -230,10 +235,18 @@ def test_prompts_alone_and_a_harm_classifier_make_the_worst_of_n_safer_if_its_si
     assert judged["worse"] > 0 > judged["better"]
 
 
+def test_a_model_that_is_not_there_is_refused_in_one_line(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else it tries to reach the hub for a minute
+    config = on_base(bundle, model={"base": {"path": "nowhere/at-all", "positions": 64}})
+    line = last_line(train(tmp_path, config))
+    assert line.startswith("infalign: model.base.path: got 'nowhere/at-all'"), line
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"base": {"path": "nowhere/at-all", "positions": 64}}}, "model.base.path: got 'nowhere/at-all'"),
         (
             {"model": {"base": {"path": "{reference}", "positions": 64, "pad_token": "<|end|>"}}},
             "model.base.pad_token: got '<|end|>', accepted: a padding token that is not the end token",
@@ -258,13 +271,16 @@ def test_prompts_alone_and_a_harm_classifier_make_the_worst_of_n_safer_if_its_si
         ),
     ],
 )
-def test_a_model_that_cannot_be_used_is_refused_in_one_line(
-    bundle: Bundle, tmp_path: Path, change: dict[str, Any], message: str
+def test_a_model_that_cannot_be_used_is_refused(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
     bare = tmp_path / "bare"
     tokenizer = AutoTokenizer.from_pretrained(bundle.reference)
     tokenizer.chat_template = None
     tokenizer.save_pretrained(bare)
     text = json.dumps(on_base(bundle, **change)).replace("{reference}", str(bundle.reference))
-    found = last_line(train(tmp_path / "home", json.loads(text.replace("{bare}", str(bare))), "--until", "reward"))
-    assert found.startswith(f"infalign: {message}"), found
+    config = json.loads(text.replace("{bare}", str(bare)))
+    monkeypatch.setenv("INFALIGN_HOME", str(tmp_path))
+    with pytest.raises(InfAlignError) as refusal:
+        infalign.main(["train", write_config(tmp_path, config), "--until", "reward"], standalone_mode=False)
+    assert str(refusal.value).startswith(message)
