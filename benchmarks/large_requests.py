@@ -50,7 +50,7 @@ KINDS: dict[str, tuple[str, Body]] = {
     "1 MB of control tokens": ("/v1/worst-of-n", user("<|end|>" * (MIB // 7))),
     "30,000 messages": ("/v1/chat/completions", {"messages": [{"role": "user", "content": ""}] * 30_000}),
     "64 rewards behind 900 kB": ("/v1/rewards", user("ab" * 450_000, responses=["x"] * 64)),
-    "64 rewards of 9 kB each": ("/v1/rewards", user(QUESTION, responses=["my order is late " * 520] * 64)),
+    "64 rewards of 6 kB each": ("/v1/rewards", user(QUESTION, responses=["my order is late " * 350] * 64)),
     "200,000 responses": ("/v1/rewards", user(QUESTION, responses=["x"] * 200_000)),
     "a schema 250 deep": ("/v1/best-of-n", user(QUESTION, n=4, response_format=schema(nested(250)))),
     "a schema 30 deep": ("/v1/best-of-n", user(QUESTION, n=64, response_format=schema(nested(30)))),

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 from collections import OrderedDict
@@ -74,7 +75,7 @@ class GrammarCheck:
 
     def _running(self) -> "Popen[str]":
         if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-m", "server.engines.grammar_worker", str(self._model)]
+            command = [sys.executable, "-m", "server.engines.grammar_worker", str(self._model), str(os.getpid())]
             process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
             self._process = process
             if not _ask(process, "", START_SECONDS):

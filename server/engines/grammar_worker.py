@@ -4,18 +4,16 @@ A process of its own, since compiling cannot be interrupted otherwise: who asks 
 with its parent. What the compiler writes to stderr goes nowhere, for it quotes the schema.
 """
 
-import ctypes
 import json
 import os
-import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
+from server.engines.lifetime import end_with
 
 
-def main(model: str) -> None:
-    """Serve the tokenizer in the directory ``model`` until stdin ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def main(model: str, server: str) -> None:
+    """Serve the tokenizer in the directory ``model`` to the process ``server`` until stdin ends."""
+    end_with(int(server))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import xgrammar
     from transformers import AutoConfig, AutoTokenizer
@@ -38,4 +36,4 @@ def main(model: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

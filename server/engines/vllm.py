@@ -75,14 +75,10 @@ class VllmEngines:
     async def _start(self) -> None:
         """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
         _prepare_environment()
-        from vllm import envs
         from vllm.config import StructuredOutputsConfig
         from vllm.platforms import current_platform
 
-        # Of its own it writes to stdout, in its own form.
-        logging.getLogger("vllm").handlers.clear()
-        logging.getLogger("vllm").propagate = True
-        logging.getLogger("vllm").setLevel(envs.VLLM_LOGGING_LEVEL)
+        _log_through_root()
         common: dict[str, Any] = {
             "max_model_len": self.context,
             "max_num_seqs": self._settings.max_sequences,
@@ -121,6 +117,7 @@ class VllmEngines:
             *(loop.run_in_executor(self._launcher, self._launch, *launch) for launch in launches),
             return_exceptions=True,
         )
+        _log_through_root()  # the first launch configures its logger anew
         policy, *rewards = (None if isinstance(one, BaseException) else one for one in launched)
         self._policy, self._rewards = policy, [engine for engine in rewards if engine is not None]
         # From here on clients are connected: an engine that is forked, not spawned, would keep their connections open.
@@ -287,6 +284,16 @@ def _kill_launching() -> None:
     for process in multiprocessing.active_children():
         if process.name.startswith("EngineCore"):
             process.kill()
+
+
+def _log_through_root() -> None:
+    """Have vLLM log as the server does; of its own it writes to stdout, in its own form."""
+    from vllm import envs
+
+    log = logging.getLogger("vllm")
+    log.handlers.clear()
+    log.propagate = True
+    log.setLevel(envs.VLLM_LOGGING_LEVEL)
 
 
 def _prepare_environment() -> None:

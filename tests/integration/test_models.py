@@ -213,7 +213,7 @@ def test_prompts_alone_and_a_harm_classifier_make_the_worst_of_n_safer_if_its_si
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text((bundle.policy().evaluation / "prompts.jsonl").read_text())
-    ctrl = on_base(bundle)["ctrl"] | {"steps": 16, "lora": None}
+    ctrl = on_base(bundle)["ctrl"] | {"steps": 6, "lora": None}
     judged = {}
     for sign in ("worse", "better"):
         config = on_base(
@@ -228,7 +228,9 @@ def test_prompts_alone_and_a_harm_classifier_make_the_worst_of_n_safer_if_its_si
         assert done.returncode == 0, done.stderr
         made = done.stdout.strip()
         assert "which no held-out comparison has checked" in (Path(made) / "README.md").read_text()
-        measured = run(tmp_path, "evaluate", made, "--judge", "helpdesk", "--engine", "transformers", "--json")
+        measured = run(
+            tmp_path, "evaluate", made, "--judge", "helpdesk", "--draws", "16", "--engine", "transformers", "--json"
+        )
         assert measured.returncode == 0, measured.stderr
         [row] = [row for row in json.loads(measured.stdout)["decoded"] if row["procedure"] == "worst-of-4"]
         judged[sign] = row["judge_policy"]["value"] - row["judge_reference"]["value"]

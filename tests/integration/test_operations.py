@@ -102,6 +102,7 @@ def test_every_line_of_the_log_is_json_though_an_engine_dies(running: Running, h
     messages = [json.loads(line)["message"] for line in lines]
     assert any(re.fullmatch(r"the engine of the .* has died", message) for message in messages)
     assert "the engines are up again" in messages
+    assert "AsyncLLM output_handler failed." in messages, "vLLM's own lines are records, not captured output"
 
 
 def test_the_metrics_of_vllm_that_dashboard_and_alerts_use_are_exposed(running: Running) -> None:
