@@ -1,6 +1,7 @@
 """The process that serves: its signals, its output, its port, the HTTP server in it."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
@@ -61,6 +62,8 @@ def _serve(
         app = create_app(settings, engines, served, stop, console=output.console)
         host, port = listener.getsockname()[:2]
         names = ", ".join(served.policies)
+        gc.collect()
+        gc.freeze()  # what is there now stays; walking it at each full collection would be noticed
         print(f"serving {names} ({served.bundle.path}) on http://{host}:{port}", file=output.console, flush=True)
         asyncio.run(_answer(settings, output.watch(app), listener, app.state.keyring))
 

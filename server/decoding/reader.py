@@ -24,8 +24,8 @@ from infalign.templates import (
 )
 from server.errors import BadRequest, PromptTooLong
 
-SHORT = 8192
-"""Characters that are read on the event loop: a few milliseconds of work."""
+SHORT = 2048
+"""Characters that are read on the event loop, in less than a millisecond; a request may bring 64 such responses."""
 T = TypeVar("T")
 
 

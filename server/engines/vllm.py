@@ -77,6 +77,7 @@ class VllmEngines:
         _prepare_environment()
         from vllm.config import StructuredOutputsConfig
         from vllm.platforms import current_platform
+        from vllm.utils.gc_utils import freeze_gc_heap
 
         _log_through_root()
         common: dict[str, Any] = {
@@ -125,6 +126,7 @@ class VllmEngines:
         if failed := next((one for one in launched if isinstance(one, BaseException)), None):
             await asyncio.to_thread(self.stop)  # those that did start
             raise failed
+        freeze_gc_heap()  # a million objects of modules: each full collection would stop the server for half a second
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
