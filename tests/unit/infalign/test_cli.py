@@ -42,7 +42,7 @@ def test_the_library_imports_neither_torch_nor_a_server() -> None:
         (["train", "demo", "--set", "transformation=sqrt"], "transformation: got 'sqrt', accepted: identity, log"),
         (["serve", "--max-n", "0"], "--max-n: got '0'"),
         (["serve", "--port", "70000"], "--port: got '70000'"),
-        (["serve", "/nowhere"], "/nowhere: no bundle here"),
+        (["serve", "/nowhere", "--port", "0"], "/nowhere: no bundle here"),
         (["frontier", "-t", "exp(0)"], "'--transformation': t: got 0.0"),
         (
             ["frontier", "--transformation", "sqrt"],
