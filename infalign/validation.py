@@ -78,7 +78,7 @@ def _is_union_tag(part: object) -> bool:
 
 
 def _accepted(error: ErrorDetails) -> str:
-    return PREAMBLE.sub("", str(error["msg"]), count=1)
+    return PREAMBLE.sub("", str(error["msg"]), count=1).replace(" after validation", "")
 
 
 def _value(error: ErrorDetails) -> object:

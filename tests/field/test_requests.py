@@ -190,7 +190,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     ),
     "a long number": (CHAT, {"messages": U, "n": 10**4000}, "n", "less than"),
     "a number as text": (CHAT, {"messages": U, "n": "8"}, "n", "a valid integer"),
-    "many stops": (CHAT, {"messages": U, "stop": [SECRET] * 5000}, "stop", "at most 16 items"),
+    "many stops": (CHAT, {"messages": U, "stop": [SECRET] * 5000}, "stop", "at most 16 items, not 5000"),
     # N and the name of the model.
     "n above N of the name": (CHAT, {"messages": U, "model": "fake:best-of-4", "n": 8}, "n", "at most 4"),
     "n above N of the name, worst": (TEXT, {"prompt": "x", "model": "fake:worst-of-4", "n": 5}, "n", "worst-of-4"),

@@ -41,7 +41,7 @@ class Body(_Strict):
         ({"content": ["x"]}, "content.0: got 'x', accepted: a valid dictionary or instance of Part"),
         ({"content": [{"kind": "image", "text": ""}]}, "content.0.kind: got 'image', accepted: 'text'"),
         ({"content": [{"kind": "text"}]}, "content.0.text: got None, accepted: this field is required"),
-        ({"content": [{}, {}, {}]}, "content: got [{}, {}, {}], accepted: at most 2 items after validation, not 3"),
+        ({"content": [{}, {}, {}]}, "content: got [{}, {}, {}], accepted: at most 2 items, not 3"),
         (
             {"content": [{"kind": "text", "text": "", "url": 1}]},
             "content.0.url: got 1, accepted: no such key; known: kind, text",
