@@ -1,12 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format lock load soak fuzz bench figures pool reproduce
+.PHONY: help setup serve test lint format lock load soak fuzz bench bench-serving figures pool reproduce
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q install --no-deps --require-hashes
 
 help: ## Show this help
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/ready ## Make .venv from the locked requirements (CPU)
 
@@ -48,6 +48,9 @@ fuzz: setup ## Send 10,000 requests, good and bad, made from the OpenAPI schema
 
 bench: setup ## Time the method beside the obvious alternatives
 	$(BIN)/python benchmarks/method.py
+
+bench-serving: setup ## Compare the server with its engines alone and with vLLM's own server (half an hour)
+	$(BIN)/python -m loadtests.serving
 
 figures: setup ## Draw the figures of docs/method.md
 	$(BIN)/python experiments/figures.py docs/figures
