@@ -226,14 +226,16 @@ def usage(decoded: Decoded) -> Usage:
     )
 
 
-def is_greedy(job: Job) -> bool | None:
-    """True where several candidates are drawn that are all the same, else None."""
-    return True if job.sampling.greedy and job.draws > 1 else None
-
-
-def missing(job: Job, decoded: Decoded) -> Missing | None:
-    """Candidates that there are none of, if there are any."""
-    return Missing(asked=job.draws, reasons=decoded.failures) if decoded.failures else None
+def side(body: Drawing, job: Job, decoded: Decoded) -> dict[str, Any]:
+    """The fields that every answer of decoding has beside the selected candidates, and that OpenAI's do not have."""
+    return {
+        "procedure": str(job.procedure),
+        "calibration": calibration_info(decoded.calibration),
+        "candidates": decoded.in_drawn_order if body.return_candidates else None,
+        "missing": Missing(asked=job.draws, reasons=decoded.failures) if decoded.failures else None,
+        # Several candidates that are all the same.
+        "greedy": True if job.sampling.greedy and job.draws > 1 else None,
+    }
 
 
 async def beside(decoded: Decoded, work: Callable[[], T]) -> T:

@@ -21,10 +21,9 @@ from server.routes.common import (
     beside,
     calibration_info,
     conversation,
-    is_greedy,
     json_answer,
-    missing,
     selection,
+    side,
     usage,
     while_connected,
 )
@@ -84,14 +83,10 @@ def _answer(body: DecodingRequest, job: Job, decoded: Decoded) -> DecodingAnswer
         id=f"decoding-{uuid4().hex}",
         created=int(time.time()),
         model=job.sampling.policy or "",
-        procedure=str(job.procedure),
         selected=selection(job, decoded),
-        candidates=decoded.in_drawn_order if body.return_candidates else None,
-        missing=missing(job, decoded),
-        greedy=is_greedy(job),
-        calibration=calibration_info(decoded.calibration),
         theory=_theory(job, decoded),
         usage=usage(decoded),
+        **side(body, job, decoded),
     )
 
 

@@ -21,12 +21,10 @@ from server.routes.common import (
     Server,
     Serving,
     beside,
-    calibration_info,
     conversation,
-    is_greedy,
     json_answer,
-    missing,
     selection,
+    side,
     usage,
     while_connected,
 )
@@ -94,7 +92,7 @@ async def _answer(
                 object=form.whole,
                 choices=choices(form, chosen),
                 usage=usage(decoded),
-                **_side(body, job, decoded),
+                **side(body, job, decoded),
             )
         )
 
@@ -117,10 +115,9 @@ async def _stream(
             return
         *parts, last = chunks.end(selection(job, event))
         yield from map(data, parts)
-        side = OpenAIAnswer(
-            **head, object=form.whole, choices=[], usage=usage(event), **_side(body, job, event)
-        ).model_dump(include={"procedure", "calibration", "candidates", "missing", "greedy"}, exclude_none=True)
-        yield data(last | side)
+        beyond = side(body, job, event)
+        answer = OpenAIAnswer(**head, object=form.whole, choices=[], usage=usage(event), **beyond)
+        yield data(last | answer.model_dump(include=set(beyond), exclude_none=True))
         if body.stream_options and body.stream_options.include_usage:
             yield data({**head, "object": form.part, "choices": [], "usage": usage(event).model_dump()})
 
@@ -134,14 +131,3 @@ async def _job(
     return await server.job(
         request, body, asked, procedure, field, draws=draws, max_tokens=limit, logprobs=body.alternatives
     )
-
-
-def _side(body: ChatRequest | CompletionRequest, job: Job, decoded: Decoded) -> dict[str, Any]:
-    """Fields that OpenAI does not have."""
-    return {
-        "procedure": str(job.procedure),
-        "calibration": calibration_info(decoded.calibration),
-        "candidates": decoded.in_drawn_order if body.return_candidates else None,
-        "missing": missing(job, decoded),
-        "greedy": is_greedy(job),
-    }
