@@ -143,32 +143,21 @@ async def complete(
         EnginesDown: the server gave the response up.
         httpx.HTTPError: there is no connection, or it is lost.
     """
-    try:
-        return await _complete(client, model, prompt, sampling, listen, heard)
-    except Refused as error:
-        raise refusal(str(error), error.field, sampling) from error
-
-
-async def _complete(
-    client: httpx.AsyncClient,
-    model: str,
-    prompt: list[int],
-    sampling: Sampling,
-    listen: Callable[[Delta], None] | None,
-    heard: Callable[[], None],
-) -> Completion:
     text, tokens, reason = "", None, None
     logprobs: tuple[TokenLogprob, ...] = ()
     asked = {"model": model, "prompt": prompt, **_params(sampling, listen is not None)}
-    async with client.stream("POST", "/v1/completions", json=asked) as answer, aclosing(_chunks(answer)) as chunks:
-        async for chunk in chunks:
-            heard()
-            tokens = chunk.usage.completion_tokens if chunk.usage else tokens
-            for choice in chunk.choices:
-                gained = _logprobs(choice, sampling)
-                if listen and (choice.text or gained):
-                    listen(Delta(choice.text, gained))
-                text, logprobs, reason = text + choice.text, logprobs + gained, choice.finish_reason or reason
+    try:
+        async with client.stream("POST", "/v1/completions", json=asked) as answer, aclosing(_chunks(answer)) as chunks:
+            async for chunk in chunks:
+                heard()
+                tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+                for choice in chunk.choices:
+                    gained = _logprobs(choice, sampling)
+                    if listen and (choice.text or gained):
+                        listen(Delta(choice.text, gained))
+                    text, logprobs, reason = text + choice.text, logprobs + gained, choice.finish_reason or reason
+    except Refused as error:
+        raise refusal(str(error), error.field, sampling) from error
     if reason is None:
         # VLLM leaves out the end of a draw that failed before its first token.
         raise RequestFailed("an answer without finish_reason", internal=True)
