@@ -7,8 +7,6 @@ Starts a server, and for each kind of large request sends eight at a time, twice
 """
 
 import asyncio
-import socket
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -18,10 +16,10 @@ from typing import Any
 import click
 import httpx
 
-from benchmarks.overhead import QUESTION, serving
+from benchmarks.overhead import QUESTION, free_port, serve_command, serving
 
 AT_A_TIME, ROUNDS, IDLE_SECONDS = 8, 2, 3.0
-MIB = 1_000_000
+MB = 1_000_000
 SMALL = {"messages": [{"role": "user", "content": QUESTION}], "n": 2, "seed": 1, "max_tokens": 8}
 Body = dict[str, Any]
 
@@ -45,9 +43,9 @@ def nested(depth: int) -> Any:
 
 
 KINDS: dict[str, tuple[str, Body]] = {
-    "1 MB of words": ("/v1/best-of-n", user("word " * (MIB // 5))),
-    "1 MB of spaces": ("/v1/best-of-n", user(" " * MIB)),
-    "1 MB of control tokens": ("/v1/worst-of-n", user("<|end|>" * (MIB // 7))),
+    "1 MB of words": ("/v1/best-of-n", user("word " * (MB // 5))),
+    "1 MB of spaces": ("/v1/best-of-n", user(" " * MB)),
+    "1 MB of control tokens": ("/v1/worst-of-n", user("<|end|>" * (MB // 7))),
     "30,000 messages": ("/v1/chat/completions", {"messages": [{"role": "user", "content": ""}] * 30_000}),
     "64 rewards behind 900 kB": ("/v1/rewards", user("ab" * 450_000, responses=["x"] * 64)),
     "64 rewards of 6 kB each": ("/v1/rewards", user(QUESTION, responses=["my order is late " * 350] * 64)),
@@ -125,12 +123,10 @@ async def measure(address: str) -> None:
 @click.argument("bundle", required=False)
 def main(bundle: str | None) -> None:
     """Print how long others wait while large requests arrive, eight at a time."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from infalign.cli import main; main()", "serve", *([bundle] if bundle else [])]
-    with tempfile.TemporaryDirectory() as directory, serving(command, port, Path(directory) / "log.jsonl") as address:
-        asyncio.run(measure(address))
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log.jsonl"
+        with serving(serve_command(bundle), free_port(), log) as address:
+            asyncio.run(measure(address))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,18 @@ def serving(command: list[str], port: int, log: Path) -> Iterator[str]:
         server.wait(120)
 
 
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def serve_command(bundle: str | None) -> list[str]:
+    """What serves a bundle, the demo if None."""
+    return [sys.executable, "-m", "infalign", "serve", *([bundle] if bundle else [])]
+
+
 def _ready(address: str) -> bool:
     try:
         return httpx.get(f"{address}/ready", timeout=5).status_code == 200
@@ -117,14 +129,11 @@ def main(bundle: str | None, fake: bool, serve_at: int | None, requests: int, co
     if serve_at:
         fake_server(serve_at)
         return
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     alone = [sys.executable, "-m", "benchmarks.overhead", "--fake-server", str(port)]
-    real = [sys.executable, "-c", "from infalign.cli import main; main()", "serve", *([bundle] if bundle else [])]
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log.jsonl"
-        with serving(alone if fake else real, port, log) as address:
+        with serving(alone if fake else serve_command(bundle), port, log) as address:
             asyncio.run(drive(address, concurrency * 4, concurrency, n))  # warm up
             before = len(overheads(log))
             seconds = asyncio.run(drive(address, requests, concurrency, n))
