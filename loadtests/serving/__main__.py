@@ -47,11 +47,11 @@ def compare(systems: list[Running], clients: int, n: int, rounds: int) -> dict[s
 def table(title: str, systems: list[Running], turns: dict[str, list[Turn]]) -> str:
     """A Markdown table of all systems at one load."""
     lines = [
-        f"{title}",
+        title,
         "",
         "| system | requests/s | ratio of ours | p50 s | p95 s | p99 s | tokens | cores | PSS GB | start s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|---|---|---|---|---|---|")
     for system in systems:
         own = turns[system.system.name]
         rates = np.array([turn.rate for turn in own])
@@ -92,7 +92,7 @@ def main(
         systems = [engines_alone(bundle(made, ROOT), ROOT), our_server(bundle(made, ROOT), ROOT, 8100)]
         if baseline:
             systems.append(our_server(bundle(made, baseline), baseline, 8110, f"infalign of {baseline.name}"))
-        others = [] if short else [on_vllm(made, VLLM_PORT)]
+        others = [on_vllm(made, VLLM_PORT)] if peers or not short else []
         if peers:
             for name, peer in {"its_hub": its_hub, "optillm": optillm}.items():
                 others.append(peer(VLLM_PORT, str(peers / name / "bin" / "python"), PEERS_N))

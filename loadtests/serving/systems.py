@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import psutil
 
+from loadtests.serving.models import environment
+
 WORKERS = Path(__file__).parent / "workers"
 READY_SECONDS = 600
 
@@ -173,20 +175,19 @@ def engines_alone(bundle: Path, checkout: Path) -> System:
         "engines alone",
         "as our server, in one process, without HTTP",
         [sys.executable, str(WORKERS / "engines.py"), str(bundle)],
-        environment=os.environ | {"PYTHONPATH": str(checkout)},
+        environment=environment(checkout),
     )
 
 
 def our_server(bundle: Path, checkout: Path, port: int, name: str = "infalign") -> System:
     """Our server, of the code in ``checkout``."""
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
     command = [sys.executable, "-m", "infalign", "serve", str(bundle), "--port", str(port), "--max-n", "256"]
     url = f"http://127.0.0.1:{port}"
     return System(
         name,
         "1 call",
         [sys.executable, str(WORKERS / "infalign_client.py"), url],
-        [Server(command, f"{url}/ready", environment, checkout)],
+        [Server(command, f"{url}/ready", environment(checkout), checkout)],
     )
 
 
@@ -194,7 +195,7 @@ def vllm_servers(models: Path, port: int) -> list[Server]:
     """Two of vLLM's own servers, set up as well as ours."""
     common = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--max-num-seqs", "64"]
     common += ["--gpu-memory-utilization", "0.05", "--block-size", "32"]
-    environment = os.environ | {
+    settings = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -207,7 +208,7 @@ def vllm_servers(models: Path, port: int) -> list[Server]:
     for offset, (name, options) in enumerate({"policy": [], "reward": ["--runner", "pooling"]}.items()):
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(models / name)]
         command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port + offset)]
-        servers.append(Server([*command, *common, *options], f"http://127.0.0.1:{port + offset}/health", environment))
+        servers.append(Server([*command, *common, *options], f"http://127.0.0.1:{port + offset}/health", settings))
     return servers
 
 
@@ -229,12 +230,11 @@ def optillm(port: int, python: str, n: int) -> System:
     program = str(Path(python).with_name("optillm"))
     command = [program, "--base-url", f"http://127.0.0.1:{port}/v1", "--port", str(port + 2), "--host", "127.0.0.1"]
     command += ["--approach", "bon", "--best-of-n", str(n), "--model", "policy"]
-    environment = os.environ | {"OPENAI_API_KEY": "none"}
     return System(
         "optillm",
         f"1 call with n, then {n} calls in which the model rates itself",
         [sys.executable, str(WORKERS / "optillm_client.py"), url],
-        [Server(command, f"{url}/health", environment)],
+        [Server(command, f"{url}/health", os.environ | {"OPENAI_API_KEY": "none"})],
     )
 
 
