@@ -40,13 +40,6 @@ async def app(engines: FakeEngines, tmp_path: Path, audit: Path) -> AsyncIterato
         yield app
 
 
-@pytest.fixture
-async def client(app: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a server with keys."""
-    async with client_of(app) as client:
-        yield client
-
-
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -1,7 +1,6 @@
 """Requests that are large: refused before they cost anything, read beside others, and never the loss of a candidate."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from threading import Event
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.app import create_app
+from server.app import Served, create_app
 from server.decoding.reader import SHORT
 from server.settings import Settings
 from tests.fakes import KNOWN, CharacterTokenizer, FakeEngines, fake_served
@@ -50,12 +49,8 @@ def tokenizer() -> CountingTokenizer:
 
 
 @pytest.fixture
-async def client(engines: FakeEngines, tokenizer: CountingTokenizer) -> AsyncIterator[httpx.AsyncClient]:
-    served = replace(fake_served(), tokenizers=(tokenizer, {"reward": tokenizer}))
-    app = create_app(Settings(max_n=16), engines, served)
-    async with app.router.lifespan_context(app), client_of(app) as client:
-        await engines.started.wait()
-        yield client
+def served(tokenizer: CountingTokenizer) -> Served:
+    return replace(fake_served(), tokenizers=(tokenizer, {"reward": tokenizer}))
 
 
 def messages(text: str) -> list[dict[str, str]]:

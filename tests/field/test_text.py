@@ -1,7 +1,7 @@
 """Text that users type, as control tokens would be: on every endpoint, with a real tokenizer over engines in memory."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from infalign.templates import control_tokens
-from server.app import create_app
+from server.app import Served, create_app
 from server.settings import Settings
 from tests.fakes import FakeEngines, fake_served
 from tests.unit.server.conftest import client_of
@@ -59,12 +59,8 @@ def engines() -> ReadingEngines:
 
 
 @pytest.fixture
-async def client(engines: ReadingEngines, tokenizer: Any) -> AsyncIterator[httpx.AsyncClient]:
-    served = replace(fake_served(), tokenizers=(tokenizer, {"reward": tokenizer}))
-    app = create_app(Settings(max_n=16), engines, served)
-    async with app.router.lifespan_context(app), client_of(app) as client:
-        await engines.started.wait()
-        yield client
+def served(tokenizer: Any) -> Served:
+    return replace(fake_served(), tokenizers=(tokenizer, {"reward": tokenizer}))
 
 
 ENDPOINTS = [

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.app import create_app
+from server.app import Served, create_app
 from server.settings import Settings
 from tests.fakes import FakeEngines, fake_served
 
@@ -27,8 +27,13 @@ def engines() -> FakeEngines:
 
 
 @pytest.fixture
-async def app(engines: FakeEngines) -> AsyncIterator[Any]:
-    app = create_app(Settings(max_n=16), engines, fake_served())
+def served() -> Served:
+    return fake_served()
+
+
+@pytest.fixture
+async def app(engines: FakeEngines, served: Served) -> AsyncIterator[Any]:
+    app = create_app(Settings(max_n=16), engines, served)
     async with app.router.lifespan_context(app):
         await engines.started.wait()
         yield app
