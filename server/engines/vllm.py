@@ -24,16 +24,16 @@ from server.engines.grammar import GrammarCheck
 from server.engines.late import LateEngine
 from server.engines.outputs import BACKEND, listened, params, reward, whole
 from server.engines.refusal import refusal
+from server.engines.tuning import EngineOptions, environment
 from server.settings import Settings
 
-BATCHED_TOKENS = 4096
 EXECUTOR = "server.engines.executor.DependentExecutor"
 KILLED_EVERY = 0.5
 """Seconds."""
 
 
 class VllmEngines:
-    """All engines on this machine; on CPU each computes on one thread, since they fight over the cores.
+    """All engines on this machine, set up as :mod:`server.engines.tuning` says.
 
     Where ``adapters`` are given, ``policy`` is what they sit on, and each candidate is drawn with the one it names.
     A ``policy`` that is not the ``reference`` leaves that to an engine of its own.
@@ -74,45 +74,20 @@ class VllmEngines:
 
     async def _start(self) -> None:
         """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
-        _prepare_environment()
+        _prepare_environment(self._settings)
         from vllm.config import StructuredOutputsConfig
         from vllm.platforms import current_platform
         from vllm.utils.gc_utils import freeze_gc_heap
 
         _log_through_root()
-        common: dict[str, Any] = {
-            "max_model_len": self.context,
-            "max_num_seqs": self._settings.max_sequences,
-            "dtype": self._settings.dtype,
-            "use_tqdm_on_load": False,
-            "distributed_executor_backend": EXECUTOR,
-        }
-        if current_platform.is_cpu():
-            # The KV cache is sized outright, so the utilisation (of main memory, on CPU) is only a formality.
-            common |= {
-                "enforce_eager": True,
-                "gpu_memory_utilization": 0.05,
-                "kv_cache_memory_bytes": self._settings.kv_cache_mib << 20,
-                # A seeded request whose prefill is split kills the engine ("CPU Generator does not use offset").
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(self.context, BATCHED_TOKENS),
-            }
-            if self._settings.dtype == "auto":
-                common["dtype"] = "float32"
-        else:
-            common["gpu_memory_utilization"] = self._settings.gpu_memory
-        pooling = {"runner": "pooling", "disable_log_stats": True, **common}
-        if not current_platform.is_cpu():
-            pooling["gpu_memory_utilization"] /= len(self._reward_paths)
+        options = EngineOptions(self._settings, self.context, current_platform.is_cpu())
         if self._policy_path != self._reference_path:
-            late = {"generation_config": "vllm", "disable_log_stats": True, **common}
-            if not current_platform.is_cpu():
-                late["gpu_memory_utilization"] = self._settings.reference_gpu_memory
-            self._reference = LateEngine(partial(self._launch, "reference", self._reference_path, late))
+            self._reference = LateEngine(partial(self._launch, "reference", self._reference_path, options.reference()))
         # Left to choose, vLLM takes the backend of the first request for all that come after it.
-        drawing = {"generation_config": "vllm", "structured_outputs_config": StructuredOutputsConfig(backend=BACKEND)}
-        launches = [("policy", self._policy_path, {**drawing, **self._lora(), **common})]
-        launches += [(f"reward model {path.name}", path, pooling) for path in self._reward_paths]
+        structured = {"structured_outputs_config": StructuredOutputsConfig(backend=BACKEND)}
+        launches = [("policy", self._policy_path, options.policy() | structured | self._lora())]
+        rewards_options = options.reward(len(self._reward_paths))
+        launches += [(f"reward model {path.name}", path, rewards_options) for path in self._reward_paths]
         loop = asyncio.get_running_loop()
         launched = await asyncio.gather(
             *(loop.run_in_executor(self._launcher, self._launch, *launch) for launch in launches),
@@ -268,7 +243,10 @@ class VllmEngines:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), trust_remote_code=False, **options))
+        arguments = AsyncEngineArgs(
+            model=str(model), trust_remote_code=False, distributed_executor_backend=EXECUTOR, **options
+        )
+        llm = AsyncLLM.from_engine_args(arguments)
         return Engine(role, llm, self._settings.engine_silence)
 
 
@@ -298,10 +276,11 @@ def _log_through_root() -> None:
     log.setLevel(envs.VLLM_LOGGING_LEVEL)
 
 
-def _prepare_environment() -> None:
+def _prepare_environment(settings: Settings) -> None:
     """Environment that vLLM's processes inherit; what the operator has set stays."""
     os.environ[SERVER_PID] = str(os.getpid())
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name, value in environment(settings).items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # Outputs that vLLM's front handles before the event loop has another turn; 128 with log-probabilities take long.

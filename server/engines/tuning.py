@@ -1,0 +1,97 @@
+"""How vLLM's engines are set up for the machine at hand. docs/performance.md has the measurements behind it."""
+
+import logging
+import os
+from typing import Any
+
+from infalign.errors import InvalidValue
+from server.settings import Settings
+
+log = logging.getLogger("infalign.server")
+CPU_BLOCK = 32
+"""Tokens of a block of the KV cache on CPU. Candidates share whole blocks of their prompt; vLLM's 128 share little."""
+POLICY_TOKENS = 4096
+"""Tokens that the policy reads in one step on CPU, at least."""
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Environment variables of engine processes on CPU.
+
+    Threads that wait sleep: the engines have the same cores, and one that spins takes them from the others.
+    """
+    threads = settings.engine_threads or cores()
+    if threads > cores():
+        log.warning("--engine-threads %d: this machine has %d cores, so %d are used", threads, cores(), cores())
+        threads = cores()
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class EngineOptions:
+    """What each engine is told.
+
+    Args:
+        settings: the operator's.
+        context: tokens that a prompt and its response may have together.
+        cpu: whether the engines run on CPU.
+
+    Raises:
+        InvalidValue: a block size that the platform does not take.
+    """
+
+    def __init__(self, settings: Settings, context: int, cpu: bool) -> None:
+        self._settings, self._context, self._cpu = settings, context, cpu
+        if cpu and settings.block_size and settings.block_size % CPU_BLOCK:
+            raise InvalidValue("--block-size", settings.block_size, f"on CPU, a multiple of {CPU_BLOCK}")
+
+    def policy(self) -> dict[str, Any]:
+        """Options of the policy's engine."""
+        return self._generating(self._settings.gpu_memory)
+
+    def reference(self) -> dict[str, Any]:
+        """Options of the reference's, where it has one of its own."""
+        return {**self._generating(self._settings.reference_gpu_memory), "disable_log_stats": True}
+
+    def reward(self, models: int) -> dict[str, Any]:
+        """Options of a reward model's, where there are so many ``models``."""
+        options = {"runner": "pooling", "disable_log_stats": True, **self._common(self._settings.gpu_memory / models)}
+        if self._cpu:
+            # Seeds play no part here, so a long text may be read in several steps. In one long step all candidates of
+            # a request would wait, and the policy's engine meanwhile have no work.
+            options |= {"enable_chunked_prefill": True, "max_num_batched_tokens": self._settings.reward_step_tokens}
+        return options
+
+    def _generating(self, gpu_memory: float) -> dict[str, Any]:
+        options = {"generation_config": "vllm", **self._common(gpu_memory)}
+        if self._cpu:
+            options |= {
+                # A seeded request whose prefill is split kills the engine ("CPU Generator does not use offset").
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(self._context, POLICY_TOKENS),
+            }
+        return options
+
+    def _common(self, gpu_memory: float) -> dict[str, Any]:
+        settings = self._settings
+        options: dict[str, Any] = {
+            "max_model_len": self._context,
+            "max_num_seqs": settings.max_sequences,
+            "dtype": settings.dtype,
+            "use_tqdm_on_load": False,
+        }
+        if settings.block_size or self._cpu:
+            options["block_size"] = settings.block_size or CPU_BLOCK
+        if not self._cpu:
+            return options | {"gpu_memory_utilization": gpu_memory}
+        if settings.dtype == "auto":
+            options["dtype"] = "float32"
+        # The KV cache is sized outright, so the utilisation (of main memory, on CPU) is only a formality.
+        return options | {
+            "enforce_eager": True,
+            "gpu_memory_utilization": 0.05,
+            "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
+        }
