@@ -92,6 +92,7 @@ def test_rewards_endpoint_scores_given_texts(client: httpx.Client, bundle: Bundl
         "You should replace the brake pads. Have a nice day.",
         "Read the manual first. Do not ask me again.",
         "",
+        "Unplug it, and write to us again. " * 100,  # longer than a step of the reward model
     ]
     answer = client.post("/v1/rewards", json={"messages": ASKED, "responses": responses}).json()
     rewards = [scored["reward"] for scored in answer["rewards"]]
