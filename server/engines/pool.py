@@ -92,6 +92,11 @@ class Pool:
         self.role, self.servers = role, tuple(servers)
         self._trial, self._every, self._turns = trial, every, count(1)
 
+    @property
+    def known(self) -> list[Server]:
+        """Those that have said what they serve."""
+        return [server for server in self.servers if server.cards]
+
     async def watch(self) -> None:
         """Examine the servers again and again, until it is cancelled."""
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:

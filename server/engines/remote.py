@@ -82,9 +82,12 @@ class RemoteEngines:
 
     @property
     def context(self) -> int:
-        """The least that a server has reported; before that, what the bundle says."""
-        servers = [server for pool in self._roles.pools for server in pool.servers] if self._roles else []
-        return min((server.context for server in servers if server.cards), default=self._bundled)
+        """The least that a server can do, by what it reported; before that, what the bundle says."""
+        if not (roles := self._roles):
+            return self._bundled
+        drawing = [server.context for pool in (roles.policy, roles.reference) for server in pool.known]
+        scoring = [_scored_context(server) for pool in roles.rewards for server in pool.known]
+        return min([*drawing, *scoring], default=self._bundled)
 
     async def start(self) -> None:
         """Wait until each role has a server that does its work, however long it takes; may be cancelled.
@@ -172,7 +175,7 @@ class RemoteEngines:
                 return
             self._mismatches.pop(server, None)
             try:
-                places = fitting([trial], server.context)
+                places = fitting([trial], _scored_context(server))
                 rewards = await together([score(trial.tokens[place]) for place in places])
                 trial.judge(rewards, places, f"at {server.url}")
             except RewardMismatch as error:
@@ -250,6 +253,14 @@ def _noting(told: asyncio.Event, listen: Callable[[Delta], None]) -> Callable[[D
         listen(delta)
 
     return tell
+
+
+def _scored_context(server: Server) -> int:
+    """Tokens of a text that a reward model's server gets to the end of.
+
+    One that reads in several steps never comes to the last token of its context (vLLM's pull request 48039).
+    """
+    return server.context - 1
 
 
 def _only(server: Server) -> str | None:

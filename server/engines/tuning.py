@@ -8,6 +8,7 @@ from infalign.errors import InvalidValue
 from server.settings import Settings
 
 log = logging.getLogger("infalign.server")
+SCHEDULER = "server.engines.scheduler.RewardScheduler"
 CPU_BLOCK = 32
 """Tokens of a block of the KV cache on CPU. Candidates share whole blocks of their prompt; vLLM's 128 share little."""
 POLICY_TOKENS = 4096
@@ -58,7 +59,12 @@ class EngineOptions:
 
     def reward(self, models: int) -> dict[str, Any]:
         """Options of a reward model's, where there are so many ``models``."""
-        options = {"runner": "pooling", "disable_log_stats": True, **self._common(self._settings.gpu_memory / models)}
+        options = {
+            "runner": "pooling",
+            "scheduler_cls": SCHEDULER,
+            "disable_log_stats": True,
+            **self._common(self._settings.gpu_memory / models),
+        }
         if self._cpu:
             # Seeds play no part here, so a long text may be read in several steps. In one long step all candidates of
             # a request would wait, and the policy's engine meanwhile have no work.

@@ -52,23 +52,20 @@ def vllm(log: Path, model: Path, *more: str) -> Iterator[tuple[str, "subprocess.
             process.wait(60)
 
 
-def answers(url: str) -> list[Any]:
-    asked = [{"role": "user", "content": "My bicycle has weak brakes. What should I do?"}]
-    bodies = [
-        {"messages": asked, "n": 8, "seed": 11, "return_candidates": True},
-        {
-            "messages": asked,
-            "n": 2,
-            "seed": 5,
-            "return_candidates": True,
-            "temperature": 0.5,
-            "top_k": 20,
-            "logprobs": 2,
-        },
-    ]
-    found = [httpx.post(f"{url}/v1/best-of-n", json=body, timeout=120) for body in bodies]
-    assert [answer.status_code for answer in found] == [200, 200], found[-1].text
-    return [candidate for answer in found for candidate in answer.json()["candidates"]]
+ASKED = [{"role": "user", "content": "My bicycle has weak brakes. What should I do?"}]
+
+
+def candidates(url: str, **fields: Any) -> list[Any]:
+    body = {"messages": ASKED, "return_candidates": True, **fields}
+    answer = httpx.post(f"{url}/v1/best-of-n", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["candidates"])
+
+
+def rewards(url: str, texts: list[str]) -> list[float]:
+    answer = httpx.post(f"{url}/v1/rewards", json={"messages": ASKED, "responses": texts}, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return [one["reward"] for one in answer.json()["scores"]]
 
 
 UNHOLDABLE = {"type": "string", "pattern": "^.{1,280}$"}
@@ -101,13 +98,18 @@ def test_remote_engines_answer_as_those_in_process_do(bundle: Bundle, server: st
     with policy as (policy_url, _), reward as (reward_url, scorer):
         urls = ("--policy-urls", policy_url, "--reward-urls", reward_url)
         with serving(tmp_path / "log", str(bundle.path), *urls) as url:
-            remote, local = answers(url), answers(server)
+            # The likeliest response does not depend on how an engine uses random numbers; others differ from theirs.
+            (remote,), (local,) = (candidates(one, n=1, seed=3, temperature=0, logprobs=2) for one in (url, server))
             for key in ("text", "finish_reason", "completion_tokens", "seed"):
-                assert [one[key] for one in remote] == [one[key] for one in local]
-            rewards = [[one["reward"] for one in candidates] for candidates in (remote, local)]
-            assert rewards[0] == pytest.approx(rewards[1], abs=2e-4)
-            told = [[token["logprob"] for token in one["logprobs"]] for one in (remote[-1], local[-1])]
+                assert remote[key] == local[key]
+            told = [[token["logprob"] for token in one["logprobs"]] for one in (remote, local)]
             assert told[0] == pytest.approx(told[1], abs=1e-3)
+
+            drawn = candidates(url, n=8, seed=11)
+            assert len({one["text"] for one in drawn}) > 1
+            assert [one["text"] for one in candidates(url, n=8, seed=11)] == [one["text"] for one in drawn]
+            expected_rewards = rewards(server, [one["text"] for one in drawn])
+            assert [one["reward"] for one in drawn] == pytest.approx(expected_rewards, abs=2e-4)
 
             expected = [(400, f"response_format{below}", None) for below in (".json_schema.schema", "")]
             expected += [(400, "logit_bias", None), (200, None, -9999.0)]

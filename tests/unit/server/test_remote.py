@@ -89,6 +89,11 @@ async def test_a_candidate_is_drawn_and_scored(serve: Callable[..., VllmServer])
     assert reward.asked == [{"model": "rm", "input": [1, 2, 7], "use_activation": False}]
 
 
+async def test_the_last_token_of_a_reward_models_context_is_not_used(serve: Callable[..., VllmServer]) -> None:
+    async with engines_on([serve("demo", max_model_len=120)], [serve("rm", max_model_len=100)]) as engines:
+        assert engines.context == 99
+
+
 async def test_the_whole_sampling_is_said(serve: Callable[..., VllmServer]) -> None:
     policy, reward = serve("demo"), serve("rm")
     schema = {"type": "object"}
