@@ -85,7 +85,9 @@ class Settings(BaseModel):
     drain: int = Field(30, ge=0, description="Seconds that SIGTERM leaves to requests in flight.")
     kv_cache_mib: int = Field(256, ge=16, description="KV cache of each engine on CPU, in MiB.")
     engine_threads: int | None = Field(
-        None, ge=1, description="OpenMP threads of each engine on CPU [default: as many as this process has cores]."
+        None,
+        ge=1,
+        description="Threads of each engine on CPU, at most as many as this process has cores [default: as many].",
     )
     block_size: int | None = Field(
         None,
@@ -93,8 +95,11 @@ class Settings(BaseModel):
         description="Tokens of a block of the KV cache; candidates share whole blocks of their prompt [default: 32 on "
         "CPU, a multiple of it is accepted there; vLLM's own on GPU].",
     )
-    reward_step_tokens: int = Field(
-        1024, ge=64, description="Tokens that a reward model's engine reads in one step, on CPU."
+    reward_step_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens that a reward model's engine reads in one step, at least --max-sequences [default: 1024 on "
+        "CPU, vLLM's own on GPU].",
     )
     gpu_memory: float = Field(
         0.4, gt=0, le=1, description="Share of GPU memory of the policy's engine, and of the reward models' together."

@@ -1,7 +1,9 @@
 """Best-of-n beside the engines alone and beside peers, interleaved in one sitting; ``make bench-serving`` runs it.
 
-    python -m loadtests.serving --short                 our server beside the engines alone, under five minutes
-    python -m loadtests.serving --peers DIRECTORY       and peers, each in an environment DIRECTORY/NAME
+    python -m loadtests.serving --short                       our server beside the engines alone, under five minutes
+    python -m loadtests.serving --peers DIRECTORY             and peers, each in an environment DIRECTORY/NAME
+    python -m loadtests.serving --settings "--block-size 128"      our server beside itself, set up otherwise
+    python -m loadtests.serving --growth                      how the cost grows with N, clients and prompts
 
 All systems serve the same two random models. They take turns at each load, in a changing order, and are suspended
 between their turns. Ratios are of turns of the same round.
@@ -9,109 +11,156 @@ between their turns. Ratios are of turns of the same round.
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
-import numpy as np
 
-from loadtests.serving.growth import grow
-from loadtests.serving.growth import table as growth_table
+from loadtests.serving import growth, report
 from loadtests.serving.models import bundle, make, prompts
-from loadtests.serving.systems import Running, Turn, engines_alone, its_hub, on_vllm, optillm, our_server
+from loadtests.serving.systems import Running, System, Turn, engines_alone, its_hub, on_vllm, optillm, our_server
 
 ROOT = Path(__file__).parents[2]
-TOKENS, LENGTH = 64, 190
-PEERS_N, PEERS_CLIENTS = 16, 8
-OURS, VLLM_PORT = "infalign", 8120
+LENGTH = 190
+"""Tokens of a prompt."""
+OURS, OPTILLM, VLLM_PORT = "infalign", "optillm", 8120
 
 
-def requests(clients: int, n: int) -> int:
-    """How many requests of a load: each client sends two where that is not too many candidates, or one."""
-    return max(clients * (1 if clients * n > 256 else 2), 48 // n, 2)
+@dataclass(frozen=True)
+class Load:
+    """So many clients, each of which asks for the best of N and then asks again."""
+
+    clients: int
+    n: int
+
+    @property
+    def tokens(self) -> int:
+        """Of each candidate; half as many where it would take minutes."""
+        return 64 if self.clients * self.n <= 1024 else 32
+
+    @property
+    def requests(self) -> int:
+        """Two from each client where that is not too many candidates, else one."""
+        return max(self.clients * (1 if self.clients * self.n > 256 else 2), 48 // self.n, 2)
+
+    def __str__(self) -> str:
+        clients = "1 client" if self.clients == 1 else f"{self.clients} clients"
+        return f"{clients}, N = {self.n}, {self.tokens} tokens"
 
 
-def compare(systems: list[Running], clients: int, n: int, rounds: int) -> dict[str, list[Turn]]:
-    """Turns of each system at one load, round by round."""
-    turns: dict[str, list[Turn]] = defaultdict(list)
-    for number in range(rounds):
-        for place, system in random.Random(number).sample(list(enumerate(systems)), len(systems)):
-            # Texts of their own for each turn: peers share servers, which remember what they have read.
-            texts = prompts(requests(clients, n), LENGTH, seed=((clients * 1000 + n) * 100 + number) * 10 + place)
-            load = {"clients": clients, "n": n, "tokens": TOKENS, "prompts": texts}
-            turns[system.system.name].append(system.measure(load))
-    return turns
+WITH_PEERS = (Load(8, 16), Load(8, 4))
+OWN = tuple(Load(clients, n) for clients in (1, 8, 32) for n in (4, 16, 64))
+SETTINGS = (Load(1, 16), Load(8, 4), Load(8, 16))
 
 
-def table(title: str, systems: list[Running], turns: dict[str, list[Turn]]) -> str:
-    """A Markdown table of all systems at one load."""
-    lines = [
-        title,
-        "",
-        "| system | requests/s | ratio of ours | p50 s | p95 s | p99 s | tokens | cores | PSS GB | start s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for system in systems:
-        own = turns[system.system.name]
-        rates = np.array([turn.rate for turn in own])
-        ratios = np.array([ours.rate for ours in turns[OURS]]) / rates
-        p50, p95, p99 = np.percentile([latency for turn in own for latency in turn.latencies], [50, 95, 99])
-        tokens = sum(turn.tokens for turn in own) / sum(turn.requests for turn in own)
-        lines.append(
-            f"| {system.system.name} | {np.median(rates):.3f} ({rates.min():.3f}–{rates.max():.3f}) "
-            f"| {np.median(ratios):.2f} ({ratios.min():.2f}–{ratios.max():.2f}) | {p50:.1f} | {p95:.1f} | {p99:.1f} "
-            f"| {tokens:.0f} | {np.mean([turn.cores for turn in own]):.2f} | {max(turn.pss for turn in own):.1f} "
-            f"| {system.start_seconds:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+class Stand:
+    """What is running, and what it runs on.
+
+    Args:
+        models: where the models are, or are made.
+        scratch: folder for logs.
+        stack: ends what is running.
+    """
+
+    def __init__(self, models: Path, scratch: Path, stack: ExitStack, rounds: int) -> None:
+        self.models, self._scratch, self._stack, self._rounds = make(models), scratch, stack, rounds
+
+    def start(self, system: System, below: Running | None = None) -> Running:
+        """Start a system and have it answer once."""
+        log = self._scratch / f"{len(list(self._scratch.iterdir()))}.log"
+        running = Running(system, log, below)
+        self._stack.callback(running.stop)
+        running.measure({"clients": 2, "n": 4, "tokens": 16, "prompts": prompts(2, LENGTH, seed=0)})
+        click.echo(f"{system.name}: ready after {running.start_seconds:.0f} s ({system.note})", err=True)
+        return running
+
+    def compare(self, systems: Sequence[Running], load: Load) -> report.Table:
+        """Measure each system at one load, in rounds; the table is printed too."""
+        turns: dict[str, list[Turn]] = defaultdict(list)
+        for number in range(self._rounds):
+            for place, system in random.Random(number).sample(list(enumerate(systems)), len(systems)):
+                # Texts of their own for each turn: peers share servers, which remember what they have read.
+                seed = ((load.clients * 1000 + load.n) * 100 + number) * 10 + place
+                texts = prompts(load.requests, LENGTH, seed)
+                if system.system.name == OPTILLM:  # it takes minutes for what others do in seconds
+                    texts = texts[: load.clients]
+                sent = {"clients": load.clients, "n": load.n, "tokens": load.tokens, "prompts": texts}
+                turns[system.system.name].append(system.measure(sent))
+        table = report.table(str(load), systems, turns, OURS)
+        print(table, flush=True)
+        return table
 
 
 @click.command()
 @click.option("--short", is_flag=True, help="Our server beside the engines alone, at 8 clients and N = 4 and 16.")
 @click.option("--peers", type=click.Path(exists=True, path_type=Path), help="Folder of environments: its_hub, optillm.")
 @click.option("--baseline", type=click.Path(exists=True, path_type=Path), help="Checkout of another commit to compare.")
-@click.option(
-    "--growth", is_flag=True, help="How the cost of our server grows with N, clients and prompts, and no more."
-)
+@click.option("--settings", multiple=True, help="Options and variables that a second server of ours gets; repeatable.")
+@click.option("--growth", "only_growth", is_flag=True, help="How the cost of our server grows, and no more.")
 @click.option("--models", type=click.Path(path_type=Path), help="Where the models are, or are made.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw the result (.svg or .png), with a JSON file beside."
+)
 def main(
-    short: bool, peers: Path | None, baseline: Path | None, growth: bool, models: Path | None, rounds: int
+    short: bool,
+    peers: Path | None,
+    baseline: Path | None,
+    settings: tuple[str, ...],
+    only_growth: bool,
+    models: Path | None,
+    rounds: int,
+    plot: Path | None,
 ) -> None:
     """Print tables of requests per second, ratios, latencies, memory and cores."""
-    with TemporaryDirectory() as scratch:
-        made = make(models or Path(scratch))
-        if growth:
-            running = Running(our_server(bundle(made, ROOT), ROOT, 8100), Path(scratch) / "log")
-            try:
-                print(growth_table(grow(running, TOKENS)))
-            finally:
-                running.stop()
-            return
-        systems = [engines_alone(bundle(made, ROOT), ROOT), our_server(bundle(made, ROOT), ROOT, 8100)]
-        if baseline:
-            systems.append(our_server(bundle(made, baseline), baseline, 8110, f"infalign of {baseline.name}"))
-        others = [on_vllm(made, VLLM_PORT)] if peers or not short else []
+    with TemporaryDirectory() as folder, TemporaryDirectory() as scratch, ExitStack() as stack:
+        stand = Stand(models or Path(folder), Path(scratch), stack, rounds)
+        ours = our_server(bundle(stand.models, ROOT), ROOT, 8100)
+        if only_growth:
+            points = growth.grow(stand.start(ours))
+            print(growth.table(points))
+            if plot:
+                growth.draw(points, plot)
+        elif settings:
+            tables = compare_settings(stand, stand.start(ours), settings)
+        else:
+            tables = compare_systems(stand, ours, short, peers, baseline)
+        if plot and not only_growth:
+            report.draw(tables, plot)
+
+
+def compare_settings(stand: Stand, ours: Running, settings: Sequence[str]) -> list[report.Table]:
+    """Our server beside one that is set up otherwise, one after the other."""
+    tables = []
+    for one in settings:
+        other = stand.start(our_server(bundle(stand.models, ROOT), ROOT, 8110, one, one))
+        tables += [stand.compare([ours, other], load) for load in SETTINGS]
+        other.stop()
+    return tables
+
+
+def compare_systems(
+    stand: Stand, ours: System, short: bool, peers: Path | None, baseline: Path | None
+) -> list[report.Table]:
+    """Our server beside its engines alone, and beside others at some of the loads."""
+    own = [stand.start(engines_alone(bundle(stand.models, ROOT), ROOT)), stand.start(ours)]
+    others = []
+    if baseline:
+        others.append(stand.start(our_server(bundle(stand.models, baseline), baseline, 8110, f"at {baseline.name}")))
+    if peers or not short:
+        others.append(vllm := stand.start(on_vllm(stand.models, VLLM_PORT)))
         if peers:
-            for name, peer in {"its_hub": its_hub, "optillm": optillm}.items():
-                others.append(peer(VLLM_PORT, str(peers / name / "bin" / "python"), PEERS_N))
-        with ExitStack() as stack:
-            everyone: list[Running] = []
-            for number, system in enumerate(systems + others):
-                below = everyone[len(systems)] if number > len(systems) else None
-                running = Running(system, Path(scratch) / f"{number}.log", below)
-                stack.callback(running.stop)
-                everyone.append(running)
-                running.measure({"clients": 2, "n": 4, "tokens": 16, "prompts": prompts(2, LENGTH, seed=0)})  # warm up
-                click.echo(f"{system.name}: ready after {running.start_seconds:.0f} s ({system.note})", err=True)
-            if others:
-                turns = compare(everyone, PEERS_CLIENTS, PEERS_N, rounds)
-                print(table(f"{PEERS_CLIENTS} clients, N = {PEERS_N}", everyone, turns), flush=True)
-            own = everyone[: len(systems)]
-            for clients in (8,) if short else (1, 8, 32):
-                for n in (4, 16) if short else (4, 16, 64):
-                    print(table(f"{clients} clients, N = {n}", own, compare(own, clients, n, rounds)), flush=True)
+            others.append(stand.start(its_hub(VLLM_PORT, str(peers / "its_hub" / "bin" / "python")), vllm))
+            program = str(peers / OPTILLM / "bin" / "python")
+            optillm_only = [stand.start(optillm(VLLM_PORT, program, WITH_PEERS[0].n), vllm)]
+    tables = []
+    for load in WITH_PEERS:
+        more = optillm_only if peers and load is WITH_PEERS[0] else []
+        tables.append(stand.compare([*own, *others, *more], load))
+    return tables + [stand.compare(own, load) for load in OWN if not short and load not in WITH_PEERS]
 
 
 if __name__ == "__main__":

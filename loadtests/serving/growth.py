@@ -1,14 +1,20 @@
 """How the cost of one system grows with N, clients and the length of prompts, and where it stops being linear."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from infalign.plots import panels, save
 from loadtests.serving.models import prompts
 from loadtests.serving.systems import Running, Turn
 
 N = (1, 4, 16, 64, 256)
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (16, 64, 190, 400, 900)
+TOKENS = 64
+"""Of each candidate."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,13 @@ class Point:
         return 1000 * self.turn.seconds / (self.turn.requests * self.n)
 
 
-def grow(running: Running, tokens: int) -> list[Point]:
+def grow(running: Running) -> list[Point]:
     """Vary N, then clients, then the length of prompts."""
     points = []
 
     def measure(varied: str, value: int, clients: int, n: int, length: int, count: int) -> None:
         texts = prompts(count, length, seed=1_000_000 + len(points))
-        load: dict[str, Any] = {"clients": clients, "n": n, "tokens": tokens, "prompts": texts}
+        load: dict[str, Any] = {"clients": clients, "n": n, "tokens": TOKENS, "prompts": texts}
         points.append(Point(varied, value, n, running.measure(load)))
 
     for n in N:
@@ -54,3 +60,21 @@ def table(points: list[Point]) -> str:
             f"| {latencies[len(latencies) // 2]:.1f} | {point.turn.cores:.2f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def draw(points: list[Point], path: Path) -> None:
+    """Draw the time of a request against N, clients and the length of prompts, with the numbers beside it."""
+    names = list(dict.fromkeys(point.varied for point in points))
+    figure, axes = panels([f"time of {'all requests' if name == 'clients' else 'a request'}" for name in names])
+    for axis, name in zip(axes, names, strict=True):
+        own = [point for point in points if point.varied == name]
+        values = np.array([point.value for point in own])
+        taken = np.array([point.turn.seconds / point.turn.requests for point in own])
+        if name == "clients":
+            taken = taken * values
+        axis.loglog(values, taken, "o-", base=2)
+        axis.loglog(values, taken[0] * values / values[0], ":", color="black", label="in proportion", base=2)
+        axis.set_xlabel(name)
+        axis.set_ylabel("seconds")
+        axis.legend(fontsize=8, frameon=False)
+    save(figure, path, {"points": [asdict(point) for point in points]})

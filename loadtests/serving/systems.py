@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from loadtests.serving.models import environment
 
 WORKERS = Path(__file__).parent / "workers"
 READY_SECONDS = 600
+VARIABLE = re.compile(r"[A-Z_]+=")
 
 
 @dataclass(frozen=True)
@@ -179,15 +182,20 @@ def engines_alone(bundle: Path, checkout: Path) -> System:
     )
 
 
-def our_server(bundle: Path, checkout: Path, port: int, name: str = "infalign") -> System:
-    """Our server, of the code in ``checkout``."""
+def our_server(bundle: Path, checkout: Path, port: int, name: str = "infalign", settings: str = "") -> System:
+    """Our server, of the code in ``checkout``.
+
+    ``settings`` has its options and variables of its environment, as in ``OMP_NUM_THREADS=1 --block-size 128``.
+    """
     command = [sys.executable, "-m", "infalign", "serve", str(bundle), "--port", str(port), "--max-n", "256"]
-    url = f"http://127.0.0.1:{port}"
+    url, words = f"http://127.0.0.1:{port}", shlex.split(settings)
+    variables = dict(word.split("=", 1) for word in words if VARIABLE.match(word))
+    command += [word for word in words if not VARIABLE.match(word)]
     return System(
         name,
         "1 call",
         [sys.executable, str(WORKERS / "infalign_client.py"), url],
-        [Server(command, f"{url}/ready", environment(checkout), checkout)],
+        [Server(command, f"{url}/ready", environment(checkout) | variables, checkout)],
     )
 
 
@@ -219,9 +227,9 @@ def on_vllm(models: Path, port: int) -> System:
     )
 
 
-def its_hub(port: int, python: str, n: int) -> System:
+def its_hub(port: int, python: str) -> System:
     """its_hub on the servers of :func:`on_vllm`."""
-    return System("its_hub", f"{n} calls, 1 to /classify", _worker("its_hub_client.py", port, python))
+    return System("its_hub", "N calls, 1 to /classify", _worker("its_hub_client.py", port, python))
 
 
 def optillm(port: int, python: str, n: int) -> System:

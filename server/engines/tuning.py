@@ -11,25 +11,35 @@ log = logging.getLogger("infalign.server")
 SCHEDULER = "server.engines.scheduler.RewardScheduler"
 CPU_BLOCK = 32
 """Tokens of a block of the KV cache on CPU. Candidates share whole blocks of their prompt; vLLM's 128 share little."""
-POLICY_TOKENS = 4096
+CPU_POLICY_TOKENS = 4096
 """Tokens that the policy reads in one step on CPU, at least."""
+CPU_REWARD_TOKENS = 1024
+"""Tokens that a reward model reads in one step on CPU."""
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """Environment variables of engine processes on CPU.
+def set_threads(settings: Settings, cores: int) -> None:
+    """Set how many threads the engines have that this process starts on CPU, and how they wait.
 
-    Threads that wait sleep: the engines have the same cores, and one that spins takes them from the others.
+    Threads that wait sleep: the engines have the same cores, and one that spins takes them from the others. Variables
+    that the operator has set stay, but for threads that ``settings`` has too.
+
+    Args:
+        settings: the operator's.
+        cores: that this process may use.
     """
-    threads = settings.engine_threads or cores()
-    if threads > cores():
-        log.warning("--engine-threads %d: this machine has %d cores, so %d are used", threads, cores(), cores())
-        threads = cores()
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    if settings.engine_threads:
+        threads = min(settings.engine_threads, cores)
+        if threads < settings.engine_threads:
+            log.warning(
+                "--engine-threads %d: this process has %d cores, so %d are used",
+                settings.engine_threads,
+                cores,
+                threads,
+            )
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 class EngineOptions:
@@ -41,13 +51,16 @@ class EngineOptions:
         cpu: whether the engines run on CPU.
 
     Raises:
-        InvalidValue: a block size that the platform does not take.
+        InvalidValue: a block size that the platform does not take, or steps shorter than the sequences in them.
     """
 
     def __init__(self, settings: Settings, context: int, cpu: bool) -> None:
         self._settings, self._context, self._cpu = settings, context, cpu
         if cpu and settings.block_size and settings.block_size % CPU_BLOCK:
             raise InvalidValue("--block-size", settings.block_size, f"on CPU, a multiple of {CPU_BLOCK}")
+        step, sequences = settings.reward_step_tokens, settings.max_sequences
+        if step is not None and step < sequences:
+            raise InvalidValue("--reward-step-tokens", step, f"at least --max-sequences, which is {sequences}")
 
     def policy(self) -> dict[str, Any]:
         """Options of the policy's engine."""
@@ -65,10 +78,13 @@ class EngineOptions:
             "disable_log_stats": True,
             **self._common(self._settings.gpu_memory / models),
         }
-        if self._cpu:
+        step = self._settings.reward_step_tokens
+        if step is None and self._cpu:
+            step = max(CPU_REWARD_TOKENS, self._settings.max_sequences)
+        if step is not None:
             # Seeds play no part here, so a long text may be read in several steps. In one long step all candidates of
             # a request would wait, and the policy's engine meanwhile have no work.
-            options |= {"enable_chunked_prefill": True, "max_num_batched_tokens": self._settings.reward_step_tokens}
+            options |= {"enable_chunked_prefill": True, "max_num_batched_tokens": step}
         return options
 
     def _generating(self, gpu_memory: float) -> dict[str, Any]:
@@ -77,7 +93,7 @@ class EngineOptions:
             options |= {
                 # A seeded request whose prefill is split kills the engine ("CPU Generator does not use offset").
                 "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(self._context, POLICY_TOKENS),
+                "max_num_batched_tokens": max(self._context, self._settings.max_sequences, CPU_POLICY_TOKENS),
             }
         return options
 

@@ -24,7 +24,7 @@ from server.engines.grammar import GrammarCheck
 from server.engines.late import LateEngine
 from server.engines.outputs import BACKEND, listened, params, reward, whole
 from server.engines.refusal import refusal
-from server.engines.tuning import EngineOptions, environment
+from server.engines.tuning import EngineOptions, set_threads
 from server.settings import Settings
 
 EXECUTOR = "server.engines.executor.DependentExecutor"
@@ -74,13 +74,16 @@ class VllmEngines:
 
     async def _start(self) -> None:
         """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
-        _prepare_environment(self._settings)
+        _prepare_environment()
         from vllm.config import StructuredOutputsConfig
         from vllm.platforms import current_platform
         from vllm.utils.gc_utils import freeze_gc_heap
+        from vllm.utils.torch_utils import available_cpu_count
 
         _log_through_root()
         options = EngineOptions(self._settings, self.context, current_platform.is_cpu())
+        if current_platform.is_cpu():
+            set_threads(self._settings, available_cpu_count())
         if self._policy_path != self._reference_path:
             self._reference = LateEngine(partial(self._launch, "reference", self._reference_path, options.reference()))
         # Left to choose, vLLM takes the backend of the first request for all that come after it.
@@ -276,11 +279,9 @@ def _log_through_root() -> None:
     log.setLevel(envs.VLLM_LOGGING_LEVEL)
 
 
-def _prepare_environment(settings: Settings) -> None:
+def _prepare_environment() -> None:
     """Environment that vLLM's processes inherit; what the operator has set stays."""
     os.environ[SERVER_PID] = str(os.getpid())
-    for name, value in environment(settings).items():
-        os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # Outputs that vLLM's front handles before the event loop has another turn; 128 with log-probabilities take long.

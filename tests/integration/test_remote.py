@@ -65,7 +65,7 @@ def candidates(url: str, **fields: Any) -> list[Any]:
 def rewards(url: str, texts: list[str]) -> list[float]:
     answer = httpx.post(f"{url}/v1/rewards", json={"messages": ASKED, "responses": texts}, timeout=120)
     assert answer.status_code == 200, answer.text
-    return [one["reward"] for one in answer.json()["scores"]]
+    return [one["reward"] for one in answer.json()["rewards"]]
 
 
 UNHOLDABLE = {"type": "string", "pattern": "^.{1,280}$"}

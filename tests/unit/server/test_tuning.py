@@ -1,13 +1,14 @@
 """What engines are told, on CPU and on GPU."""
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from infalign.errors import InvalidValue
 from server.engines import tuning
-from server.engines.tuning import EngineOptions
+from server.engines.tuning import EngineOptions, set_threads
 from server.settings import Settings
 
 
@@ -37,6 +38,7 @@ def test_on_gpu_vllm_decides_and_reward_models_share_their_memory() -> None:
     assert not {"block_size", "enforce_eager", "max_num_batched_tokens", "enable_chunked_prefill"} & reward.keys()
     assert options(cpu=False, reference_gpu_memory=0.1).reference()["gpu_memory_utilization"] == 0.1
     assert options(cpu=False, block_size=16).policy()["block_size"] == 16
+    assert options(cpu=False, reward_step_tokens=512).reward(1)["max_num_batched_tokens"] == 512
 
 
 def test_a_block_size_that_the_platform_does_not_take_is_refused() -> None:
@@ -45,12 +47,37 @@ def test_a_block_size_that_the_platform_does_not_take_is_refused() -> None:
     assert options(block_size=64).policy()["block_size"] == 64
 
 
-def test_engines_have_as_many_threads_as_there_are_cores(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(tuning, "cores", lambda: 6)
-    assert tuning.environment(Settings())["OMP_NUM_THREADS"] == "6"
-    assert tuning.environment(Settings(engine_threads=2))["OMP_NUM_THREADS"] == "2"
+def test_a_step_shorter_than_its_sequences_is_refused() -> None:
+    with pytest.raises(
+        InvalidValue, match="--reward-step-tokens: got 63, accepted: at least --max-sequences, which is 64"
+    ):
+        options(reward_step_tokens=63, max_sequences=64)
+    assert options(max_sequences=2000).reward(1)["max_num_batched_tokens"] == 2000
+    assert options(max_sequences=5000).policy()["max_num_batched_tokens"] == 5000
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    variables: dict[str, str] = {}
+    monkeypatch.setattr(tuning, "os", SimpleNamespace(environ=variables))
+    return variables
+
+
+def test_engines_have_as_many_threads_as_there_are_cores(environment: dict[str, str]) -> None:
+    set_threads(Settings(), cores=6)
+    assert environment == {"OMP_NUM_THREADS": "6", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+
+
+def test_the_environment_wins_but_for_what_is_said_twice(environment: dict[str, str]) -> None:
+    environment |= {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "active"}
+    set_threads(Settings(), cores=6)
+    assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("3", "active")
+    set_threads(Settings(engine_threads=2), cores=6)
+    assert environment["OMP_NUM_THREADS"] == "2"
+
+
+def test_more_threads_than_cores_are_corrected(environment: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert tuning.environment(Settings(engine_threads=9))["OMP_NUM_THREADS"] == "6"
-    assert caplog.messages == ["--engine-threads 9: this machine has 6 cores, so 6 are used"]
+        set_threads(Settings(engine_threads=9), cores=6)
+    assert environment["OMP_NUM_THREADS"] == "6"
+    assert caplog.messages == ["--engine-threads 9: this process has 6 cores, so 6 are used"]

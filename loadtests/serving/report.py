@@ -1,0 +1,98 @@
+"""Tables and pictures of what was measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infalign.plots import COLOURS, panels, save
+from loadtests.serving.systems import Running, Turn
+
+HEADER = (
+    "| system | requests/s | ratio of ours | p50 s | p95 s | p99 s | tokens | cores | PSS GB | start s |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one system did at one load. Three figures are the median, the least and the most of its turns."""
+
+    system: str
+    rate: tuple[float, float, float]
+    """Requests per second."""
+    ratio: tuple[float, float, float]
+    """Ours by its own, of turns of the same round."""
+    latency: tuple[float, float, float]
+    """p50, p95 and p99, in seconds, of all requests."""
+    tokens: float
+    """For each request."""
+    cores: float
+    pss: float
+    """GB, the most of its turns."""
+    start: float
+    """Seconds until it was ready."""
+
+    def __str__(self) -> str:
+        rate, ratio = ("{:.3f} ({:.3f}–{:.3f})".format(*self.rate), "{:.2f} ({:.2f}–{:.2f})".format(*self.ratio))
+        latency = " | ".join(f"{one:.1f}" for one in self.latency)
+        rest = f"{self.tokens:.0f} | {self.cores:.2f} | {self.pss:.1f} | {self.start:.0f}"
+        return f"| {self.system} | {rate} | {ratio} | {latency} | {rest} |"
+
+
+@dataclass(frozen=True)
+class Table:
+    """All systems at one load."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, "", HEADER, *map(str, self.rows)]) + "\n"
+
+
+def table(title: str, systems: Sequence[Running], turns: Mapping[str, list[Turn]], ours: str) -> Table:
+    """The table of ``turns``, which are lists by name of the system, round by round."""
+    rows = []
+    for system in systems:
+        own = turns[system.system.name]
+        rates = np.array([turn.rate for turn in own])
+        ratios = np.array([turn.rate for turn in turns[ours]]) / rates
+        p50, p95, p99 = np.percentile([latency for turn in own for latency in turn.latencies], [50, 95, 99])
+        rows.append(
+            Row(
+                system.system.name,
+                _spread(rates),
+                _spread(ratios),
+                (float(p50), float(p95), float(p99)),
+                sum(turn.tokens for turn in own) / sum(turn.requests for turn in own),
+                float(np.mean([turn.cores for turn in own])),
+                max(turn.pss for turn in own),
+                system.start_seconds,
+            )
+        )
+    return Table(title, tuple(rows))
+
+
+def draw(tables: Sequence[Table], path: Path) -> None:
+    """Draw how many times as fast ours is, with the numbers in a JSON file beside the picture."""
+    figure, [axis] = panels(["how many times as many answers a second our server gives"], height=1 + 0.5 * len(tables))
+    names = list(dict.fromkeys(row.system for one in tables for row in one.rows))
+    for number, name in enumerate(names):
+        found = [(place, row) for place, one in enumerate(tables) for row in one.rows if row.system == name]
+        places = [place + 0.12 * (number - len(names) / 2) for place, _ in found]
+        ratios = np.array([row.ratio for _, row in found]).T
+        error = [ratios[0] - ratios[1], ratios[2] - ratios[0]]
+        axis.errorbar(ratios[0], places, xerr=error, fmt="o", label=name, color=COLOURS[number % len(COLOURS)])
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_yticks(range(len(tables)), [one.title for one in tables])
+    axis.invert_yaxis()
+    axis.legend(fontsize=8, frameon=False)
+    save(figure, path, {"tables": [asdict(one) for one in tables]})
+
+
+def _spread(values: Any) -> tuple[float, float, float]:
+    return float(np.median(values)), float(values.min()), float(values.max())
