@@ -99,7 +99,7 @@ class Settings(BaseModel):
         None,
         ge=1,
         description="Tokens that a reward model's engine reads in one step, at least --max-sequences [default: 1024 on "
-        "CPU, vLLM's own on GPU].",
+        "CPU, 8192 on GPU].",
     )
     gpu_memory: float = Field(
         0.4, gt=0, le=1, description="Share of GPU memory of the policy's engine, and of the reward models' together."

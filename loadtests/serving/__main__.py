@@ -44,7 +44,7 @@ class Load:
     @property
     def requests(self) -> int:
         """Two from each client where that is not too many candidates, else one."""
-        return max(self.clients * (1 if self.clients * self.n > 256 else 2), 48 // self.n, 2)
+        return max(self.clients * (1 if self.clients * self.n > 256 else 2), 48 // self.n, 4)
 
     def __str__(self) -> str:
         clients = "1 client" if self.clients == 1 else f"{self.clients} clients"

@@ -11,8 +11,8 @@ from infalign.plots import COLOURS, panels, save
 from loadtests.serving.systems import Running, Turn
 
 HEADER = (
-    "| system | requests/s | ratio of ours | p50 s | p95 s | p99 s | tokens | cores | PSS GB | start s |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
+    "| system | a request | requests/s | ratio of ours | p50 s | p95 s | p99 s | tokens | cores | PSS GB | start s |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -21,6 +21,8 @@ class Row:
     """What one system did at one load. Three figures are the median, the least and the most of its turns."""
 
     system: str
+    note: str
+    """What a request was to it."""
     rate: tuple[float, float, float]
     """Requests per second."""
     ratio: tuple[float, float, float]
@@ -39,7 +41,7 @@ class Row:
         rate, ratio = ("{:.3f} ({:.3f}–{:.3f})".format(*self.rate), "{:.2f} ({:.2f}–{:.2f})".format(*self.ratio))
         latency = " | ".join(f"{one:.1f}" for one in self.latency)
         rest = f"{self.tokens:.0f} | {self.cores:.2f} | {self.pss:.1f} | {self.start:.0f}"
-        return f"| {self.system} | {rate} | {ratio} | {latency} | {rest} |"
+        return f"| {self.system} | {self.note} | {rate} | {ratio} | {latency} | {rest} |"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def table(title: str, systems: Sequence[Running], turns: Mapping[str, list[Turn]
         rows.append(
             Row(
                 system.system.name,
+                system.system.note,
                 _spread(rates),
                 _spread(ratios),
                 (float(p50), float(p95), float(p99)),

@@ -176,7 +176,7 @@ def engines_alone(bundle: Path, checkout: Path) -> System:
     """Our engines without a server."""
     return System(
         "engines alone",
-        "as our server, in one process, without HTTP",
+        "N draws, N scores, no HTTP",
         [sys.executable, str(WORKERS / "engines.py"), str(bundle)],
         environment=environment(checkout),
     )
@@ -193,7 +193,7 @@ def our_server(bundle: Path, checkout: Path, port: int, name: str = "infalign", 
     command += [word for word in words if not VARIABLE.match(word)]
     return System(
         name,
-        "1 call",
+        "one call",
         [sys.executable, str(WORKERS / "infalign_client.py"), url],
         [Server(command, f"{url}/ready", environment(checkout) | variables, checkout)],
     )
@@ -210,7 +210,7 @@ def vllm_servers(models: Path, port: int) -> list[Server]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(os.cpu_count()),
         "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "0",
+        "GOMP_SPINCOUNT": "2000",
     }
     servers = []
     for offset, (name, options) in enumerate({"policy": [], "reward": ["--runner", "pooling"]}.items()):
@@ -223,13 +223,13 @@ def vllm_servers(models: Path, port: int) -> list[Server]:
 def on_vllm(models: Path, port: int) -> System:
     """A client of two vLLM servers."""
     return System(
-        "vllm serve", "1 call with n, 1 to /classify", _worker("vllm_client.py", port), vllm_servers(models, port)
+        "vllm serve", "a call with n, one to /classify", _worker("vllm_client.py", port), vllm_servers(models, port)
     )
 
 
 def its_hub(port: int, python: str) -> System:
     """its_hub on the servers of :func:`on_vllm`."""
-    return System("its_hub", "N calls, 1 to /classify", _worker("its_hub_client.py", port, python))
+    return System("its_hub", "N calls, one to /classify", _worker("its_hub_client.py", port, python))
 
 
 def optillm(port: int, python: str, n: int) -> System:
@@ -240,7 +240,7 @@ def optillm(port: int, python: str, n: int) -> System:
     command += ["--approach", "bon", "--best-of-n", str(n), "--model", "policy"]
     return System(
         "optillm",
-        f"1 call with n, then {n} calls in which the model rates itself",
+        f"a call with n, {n} in which the model rates itself",
         [sys.executable, str(WORKERS / "optillm_client.py"), url],
         [Server(command, f"{url}/health", os.environ | {"OPENAI_API_KEY": "none"})],
     )

@@ -14,32 +14,29 @@ CPU_BLOCK = 32
 CPU_POLICY_TOKENS = 4096
 """Tokens that the policy reads in one step on CPU, at least."""
 CPU_REWARD_TOKENS = 1024
-"""Tokens that a reward model reads in one step on CPU."""
+"""Tokens that a reward model reads in one step on CPU. In a long step all candidates of a request would wait, and
+the policy's engine meanwhile have no work."""
+GPU_REWARD_TOKENS = 8192
+"""And on a GPU, which thousands of tokens keep busy. On paper; vLLM's own default is 2,048."""
 
 
 def set_threads(settings: Settings, cores: int) -> None:
     """Set how many threads the engines have that this process starts on CPU, and how they wait.
 
-    Threads that wait sleep: the engines have the same cores, and one that spins takes them from the others. Variables
-    that the operator has set stay, but for threads that ``settings`` has too.
+    Threads that wait for others sleep, after some microseconds: the engines have the same cores, and a thread that spins
+    takes them from the others. Variables that the operator has set stay, but for threads that ``settings`` has too.
 
     Args:
         settings: the operator's.
         cores: that this process may use.
     """
-    if settings.engine_threads:
-        threads = min(settings.engine_threads, cores)
-        if threads < settings.engine_threads:
-            log.warning(
-                "--engine-threads %d: this process has %d cores, so %d are used",
-                settings.engine_threads,
-                cores,
-                threads,
-            )
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    if threads := settings.engine_threads:
+        if threads > cores:
+            log.warning("--engine-threads %d: this process has %d cores, so %d are used", threads, cores, cores)
+        os.environ["OMP_NUM_THREADS"] = str(min(threads, cores))
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 class EngineOptions:
@@ -72,20 +69,16 @@ class EngineOptions:
 
     def reward(self, models: int) -> dict[str, Any]:
         """Options of a reward model's, where there are so many ``models``."""
-        options = {
+        step = max(CPU_REWARD_TOKENS if self._cpu else GPU_REWARD_TOKENS, self._settings.max_sequences)
+        return {
             "runner": "pooling",
             "scheduler_cls": SCHEDULER,
             "disable_log_stats": True,
+            # Seeds play no part here, so a long text may be read in several steps.
+            "enable_chunked_prefill": True,
+            "max_num_batched_tokens": self._settings.reward_step_tokens or step,
             **self._common(self._settings.gpu_memory / models),
         }
-        step = self._settings.reward_step_tokens
-        if step is None and self._cpu:
-            step = max(CPU_REWARD_TOKENS, self._settings.max_sequences)
-        if step is not None:
-            # Seeds play no part here, so a long text may be read in several steps. In one long step all candidates of
-            # a request would wait, and the policy's engine meanwhile have no work.
-            options |= {"enable_chunked_prefill": True, "max_num_batched_tokens": step}
-        return options
 
     def _generating(self, gpu_memory: float) -> dict[str, Any]:
         options = {"generation_config": "vllm", **self._common(gpu_memory)}

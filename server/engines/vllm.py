@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +29,7 @@ from server.engines.tuning import EngineOptions, set_threads
 from server.settings import Settings
 
 EXECUTOR = "server.engines.executor.DependentExecutor"
+log = logging.getLogger("infalign.server")
 KILLED_EVERY = 0.5
 """Seconds."""
 
@@ -249,6 +251,12 @@ class VllmEngines:
         arguments = AsyncEngineArgs(
             model=str(model), trust_remote_code=False, distributed_executor_backend=EXECUTOR, **options
         )
+        if arguments.enable_chunked_prefill and not arguments.create_model_config().is_chunked_prefill_supported:
+            # Its tokens look at those that follow, so a text is read at once.
+            step = max(self.context, arguments.max_num_batched_tokens)
+            if self._settings.reward_step_tokens:
+                log.warning("%s: reads a text at once; --reward-step-tokens is %d for it", role, step)
+            arguments = replace(arguments, enable_chunked_prefill=False, max_num_batched_tokens=step)
         llm = AsyncLLM.from_engine_args(arguments)
         return Engine(role, llm, self._settings.engine_silence)
 

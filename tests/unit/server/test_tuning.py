@@ -35,7 +35,9 @@ def test_a_reward_model_reads_texts_that_are_longer_than_a_step() -> None:
 def test_on_gpu_vllm_decides_and_reward_models_share_their_memory() -> None:
     reward = options(cpu=False, gpu_memory=0.4).reward(2)
     assert reward["gpu_memory_utilization"] == 0.2
-    assert not {"block_size", "enforce_eager", "max_num_batched_tokens", "enable_chunked_prefill"} & reward.keys()
+    assert not {"block_size", "enforce_eager"} & reward.keys()
+    assert reward["max_num_batched_tokens"] == 8192
+    assert not {"max_num_batched_tokens", "enable_chunked_prefill"} & options(cpu=False).policy().keys()
     assert options(cpu=False, reference_gpu_memory=0.1).reference()["gpu_memory_utilization"] == 0.1
     assert options(cpu=False, block_size=16).policy()["block_size"] == 16
     assert options(cpu=False, reward_step_tokens=512).reward(1)["max_num_batched_tokens"] == 512
@@ -65,7 +67,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_engines_have_as_many_threads_as_there_are_cores(environment: dict[str, str]) -> None:
     set_threads(Settings(), cores=6)
-    assert environment == {"OMP_NUM_THREADS": "6", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+    assert environment == {"OMP_NUM_THREADS": "6", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
 
 
 def test_the_environment_wins_but_for_what_is_said_twice(environment: dict[str, str]) -> None:
