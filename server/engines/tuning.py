@@ -23,8 +23,8 @@ GPU_REWARD_TOKENS = 8192
 def set_threads(settings: Settings, cores: int) -> None:
     """Set how many threads the engines have that this process starts on CPU, and how they wait.
 
-    Threads that wait for others sleep, after some microseconds: the engines have the same cores, and a thread that spins
-    takes them from the others. Variables that the operator has set stay, but for threads that ``settings`` has too.
+    A thread that waits for others sleeps after some microseconds: the engines have the same cores, and it would take
+    them from the others. Variables that the operator has set stay, but for threads that ``settings`` has too.
 
     Args:
         settings: the operator's.
