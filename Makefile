@@ -49,8 +49,15 @@ fuzz: setup ## Send 10,000 requests, good and bad, made from the OpenAPI schema
 bench: setup ## Time the method beside the obvious alternatives
 	$(BIN)/python benchmarks/method.py
 
-bench-serving: setup ## Compare the server with its engines alone and with vLLM's own server (half an hour)
-	$(BIN)/python -m loadtests.serving
+bench-serving: setup .peers/its_hub/ready .peers/optillm/ready ## Compare the server with its engines alone and with peers (half an hour)
+	$(BIN)/python -m loadtests.serving --peers .peers
+
+.peers/its_hub/ready: PEER := its_hub[lm]==1.2.0
+.peers/optillm/ready: PEER := optillm==0.4.0
+.peers/%/ready:
+	$(PYTHON) -m venv --clear .peers/$*
+	.peers/$*/bin/pip --disable-pip-version-check -q install --extra-index-url $(CPU_INDEX) "$(PEER)"
+	touch $@
 
 figures: setup ## Draw the figures of docs/method.md
 	$(BIN)/python experiments/figures.py docs/figures

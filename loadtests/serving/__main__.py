@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from loadtests.serving import growth, report
-from loadtests.serving.models import bundle, make, prompts
+from loadtests.serving.models import Models
 from loadtests.serving.systems import Running, System, Turn, engines_alone, its_hub, on_vllm, optillm, our_server
 
 ROOT = Path(__file__).parents[2]
@@ -60,20 +60,21 @@ class Stand:
     """What is running, and what it runs on.
 
     Args:
-        models: where the models are, or are made.
+        models: what is served.
         scratch: folder for logs.
         stack: ends what is running.
+        rounds: turns of each system at a load.
     """
 
-    def __init__(self, models: Path, scratch: Path, stack: ExitStack, rounds: int) -> None:
-        self.models, self._scratch, self._stack, self._rounds = make(models), scratch, stack, rounds
+    def __init__(self, models: Models, scratch: Path, stack: ExitStack, rounds: int) -> None:
+        self.models, self._scratch, self._stack, self._rounds = models, scratch, stack, rounds
 
     def start(self, system: System, below: Running | None = None) -> Running:
         """Start a system and have it answer once."""
         log = self._scratch / f"{len(list(self._scratch.iterdir()))}.log"
         running = Running(system, log, below)
         self._stack.callback(running.stop)
-        running.measure({"clients": 2, "n": 4, "tokens": 16, "prompts": prompts(2, LENGTH, seed=0)})
+        running.measure({"clients": 2, "n": 4, "tokens": 16, "prompts": self.models.prompts(2, LENGTH, seed=0)})
         click.echo(f"{system.name}: ready after {running.start_seconds:.0f} s ({system.note})", err=True)
         return running
 
@@ -84,7 +85,7 @@ class Stand:
             for place, system in random.Random(number).sample(list(enumerate(systems)), len(systems)):
                 # Texts of their own for each turn: peers share servers, which remember what they have read.
                 seed = ((load.clients * 1000 + load.n) * 100 + number) * 10 + place
-                texts = prompts(load.requests, LENGTH, seed)
+                texts = self.models.prompts(load.requests, LENGTH, seed)
                 if system.system.name == OPTILLM:  # it takes minutes for what others do in seconds
                     texts = texts[: load.clients]
                 sent = {"clients": load.clients, "n": load.n, "tokens": load.tokens, "prompts": texts}
@@ -101,6 +102,7 @@ class Stand:
 @click.option("--settings", multiple=True, help="Options and variables that a second server of ours gets; repeatable.")
 @click.option("--growth", "only_growth", is_flag=True, help="How the cost of our server grows, and no more.")
 @click.option("--models", type=click.Path(path_type=Path), help="Where the models are, or are made.")
+@click.option("--vocabulary", type=click.IntRange(min=1000), default=4096, show_default=True, help="Of the models.")
 @click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw the result (.svg or .png), with a JSON file beside."
@@ -112,15 +114,18 @@ def main(
     settings: tuple[str, ...],
     only_growth: bool,
     models: Path | None,
+    vocabulary: int,
     rounds: int,
     plot: Path | None,
 ) -> None:
     """Print tables of requests per second, ratios, latencies, memory and cores."""
     with TemporaryDirectory() as folder, TemporaryDirectory() as scratch, ExitStack() as stack:
-        stand = Stand(models or Path(folder), Path(scratch), stack, rounds)
-        ours = our_server(bundle(stand.models, ROOT), ROOT, 8100)
+        served = Models(models or Path(folder), vocabulary)
+        served.make()
+        stand = Stand(served, Path(scratch), stack, rounds)
+        ours = our_server(served.bundle(ROOT), ROOT, 8100)
         if only_growth:
-            points = growth.grow(stand.start(ours))
+            points = growth.grow(stand.start(ours), served)
             print(growth.table(points))
             if plot:
                 growth.draw(points, plot)
@@ -136,7 +141,7 @@ def compare_settings(stand: Stand, ours: Running, settings: Sequence[str]) -> li
     """Our server beside one that is set up otherwise, one after the other."""
     tables = []
     for one in settings:
-        other = stand.start(our_server(bundle(stand.models, ROOT), ROOT, 8110, one, one))
+        other = stand.start(our_server(stand.models.bundle(ROOT), ROOT, 8110, one, one))
         tables += [stand.compare([ours, other], load) for load in SETTINGS]
         other.stop()
     return tables
@@ -146,12 +151,12 @@ def compare_systems(
     stand: Stand, ours: System, short: bool, peers: Path | None, baseline: Path | None
 ) -> list[report.Table]:
     """Our server beside its engines alone, and beside others at some of the loads."""
-    own = [stand.start(engines_alone(bundle(stand.models, ROOT), ROOT)), stand.start(ours)]
+    own = [stand.start(engines_alone(stand.models.bundle(ROOT), ROOT)), stand.start(ours)]
     others = []
     if baseline:
-        others.append(stand.start(our_server(bundle(stand.models, baseline), baseline, 8110, f"at {baseline.name}")))
+        others.append(stand.start(our_server(stand.models.bundle(baseline), baseline, 8110, f"at {baseline.name}")))
     if peers or not short:
-        others.append(vllm := stand.start(on_vllm(stand.models, VLLM_PORT)))
+        others.append(vllm := stand.start(on_vllm(stand.models.directory, VLLM_PORT, tuned=True)))
         if peers:
             others.append(stand.start(its_hub(VLLM_PORT, str(peers / "its_hub" / "bin" / "python")), vllm))
             program = str(peers / OPTILLM / "bin" / "python")
@@ -160,7 +165,14 @@ def compare_systems(
     for load in WITH_PEERS:
         more = optillm_only if peers and load is WITH_PEERS[0] else []
         tables.append(stand.compare([*own, *others, *more], load))
-    return tables + [stand.compare(own, load) for load in OWN if not short and load not in WITH_PEERS]
+    if short:
+        return tables
+    for other in others:
+        other.stop()
+    plain = stand.start(on_vllm(stand.models.directory, VLLM_PORT, tuned=False))
+    tables += [stand.compare([own[1], plain], load) for load in WITH_PEERS]
+    plain.stop()
+    return tables + [stand.compare(own, load) for load in OWN if load not in WITH_PEERS]
 
 
 if __name__ == "__main__":

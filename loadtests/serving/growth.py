@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from infalign.plots import panels, save
-from loadtests.serving.models import prompts
+from loadtests.serving.models import Models
 from loadtests.serving.systems import Running, Turn
 
 N = (1, 4, 16, 64, 256)
@@ -32,12 +32,12 @@ class Point:
         return 1000 * self.turn.seconds / (self.turn.requests * self.n)
 
 
-def grow(running: Running) -> list[Point]:
+def grow(running: Running, models: Models) -> list[Point]:
     """Vary N, then clients, then the length of prompts."""
     points = []
 
     def measure(varied: str, value: int, clients: int, n: int, length: int, count: int) -> None:
-        texts = prompts(count, length, seed=1_000_000 + len(points))
+        texts = models.prompts(count, length, seed=1_000_000 + len(points))
         load: dict[str, Any] = {"clients": clients, "n": n, "tokens": TOKENS, "prompts": texts}
         points.append(Point(varied, value, n, running.measure(load)))
 

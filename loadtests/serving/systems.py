@@ -199,19 +199,18 @@ def our_server(bundle: Path, checkout: Path, port: int, name: str = "infalign", 
     )
 
 
-def vllm_servers(models: Path, port: int) -> list[Server]:
-    """Two of vLLM's own servers, set up as well as ours."""
-    common = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--max-num-seqs", "64"]
-    common += ["--gpu-memory-utilization", "0.05", "--block-size", "32"]
-    settings = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": str(os.cpu_count()),
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "2000",
-    }
+def vllm_servers(models: Path, port: int, tuned: bool) -> list[Server]:
+    """Two of vLLM's own servers, set up as well as ours, or as they come."""
+    common = ["--dtype", "float32", "--max-model-len", "2048", "--gpu-memory-utilization", "0.05"]
+    settings = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    if tuned:
+        common += ["--enforce-eager", "--max-num-seqs", "64", "--block-size", "32"]
+        settings |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "OMP_NUM_THREADS": str(os.cpu_count()),
+            "OMP_WAIT_POLICY": "passive",
+            "GOMP_SPINCOUNT": "2000",
+        }
     servers = []
     for offset, (name, options) in enumerate({"policy": [], "reward": ["--runner", "pooling"]}.items()):
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(models / name)]
@@ -220,11 +219,11 @@ def vllm_servers(models: Path, port: int) -> list[Server]:
     return servers
 
 
-def on_vllm(models: Path, port: int) -> System:
+def on_vllm(models: Path, port: int, tuned: bool) -> System:
     """A client of two vLLM servers."""
-    return System(
-        "vllm serve", "a call with n, one to /classify", _worker("vllm_client.py", port), vllm_servers(models, port)
-    )
+    name = "vllm serve, set up as ours" if tuned else "vllm serve as it comes"
+    servers = vllm_servers(models, port, tuned)
+    return System(name, "a call with n, one to /classify", _worker("vllm_client.py", port), servers)
 
 
 def its_hub(port: int, python: str) -> System:

@@ -100,13 +100,14 @@ class EngineOptions:
         }
         if settings.block_size or self._cpu:
             options["block_size"] = settings.block_size or CPU_BLOCK
+        if self._cpu and not settings.compile:
+            options["enforce_eager"] = True
         if not self._cpu:
             return options | {"gpu_memory_utilization": gpu_memory}
         if settings.dtype == "auto":
             options["dtype"] = "float32"
         # The KV cache is sized outright, so the utilisation (of main memory, on CPU) is only a formality.
         return options | {
-            "enforce_eager": True,
             "gpu_memory_utilization": 0.05,
             "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
         }

@@ -43,6 +43,11 @@ def test_on_gpu_vllm_decides_and_reward_models_share_their_memory() -> None:
     assert options(cpu=False, reward_step_tokens=512).reward(1)["max_num_batched_tokens"] == 512
 
 
+def test_models_are_compiled_on_gpu_and_where_it_is_asked_for() -> None:
+    assert options().policy()["enforce_eager"]
+    assert not any("enforce_eager" in one.policy() for one in (options(compile=True), options(cpu=False)))
+
+
 def test_a_block_size_that_the_platform_does_not_take_is_refused() -> None:
     with pytest.raises(InvalidValue, match="--block-size: got 48, accepted: on CPU, a multiple of 32"):
         options(block_size=48)
