@@ -10,6 +10,7 @@ between their turns. Ratios are of turns of the same round.
 """
 
 import random
+import subprocess
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -154,7 +155,8 @@ def compare_systems(
     own = [stand.start(engines_alone(stand.models.bundle(ROOT), ROOT)), stand.start(ours)]
     others = []
     if baseline:
-        others.append(stand.start(our_server(stand.models.bundle(baseline), baseline, 8110, f"at {baseline.name}")))
+        name = f"infalign at {commit(baseline)}"
+        others.append(stand.start(our_server(stand.models.bundle(baseline), baseline, 8110, name)))
     if peers or not short:
         others.append(vllm := stand.start(on_vllm(stand.models.directory, VLLM_PORT, tuned=True)))
         if peers:
@@ -173,6 +175,12 @@ def compare_systems(
     tables += [stand.compare([own[1], plain], load) for load in WITH_PEERS]
     plain.stop()
     return tables + [stand.compare(own, load) for load in OWN if load not in WITH_PEERS]
+
+
+def commit(checkout: Path) -> str:
+    """What is checked out there."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

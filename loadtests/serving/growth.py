@@ -13,6 +13,7 @@ from loadtests.serving.systems import Running, Turn
 N = (1, 4, 16, 64, 256)
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (16, 64, 190, 400, 900)
+SECONDS = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 TOKENS = 64
 """Of each candidate."""
 
@@ -72,8 +73,13 @@ def draw(points: list[Point], path: Path) -> None:
         taken = np.array([point.turn.seconds / point.turn.requests for point in own])
         if name == "clients":
             taken = taken * values
-        axis.loglog(values, taken, "o-", base=2)
-        axis.loglog(values, taken[0] * values / values[0], ":", color="black", label="in proportion", base=2)
+        axis.loglog(values, taken, "o-")
+        axis.loglog(values, taken[0] * values / values[0], ":", color="black", label="in proportion")
+        axis.set_xticks(values, map(str, values))
+        seconds = [tick for tick in SECONDS if taken.min() / 2 < tick < 2 * taken.max()]
+        axis.set_yticks(seconds, map(str, seconds))
+        axis.set_ylim(taken.min() / 1.5, taken.max() * 3)
+        axis.minorticks_off()
         axis.set_xlabel(name)
         axis.set_ylabel("seconds")
         axis.legend(fontsize=8, frameon=False)
