@@ -171,9 +171,13 @@ def compare_systems(
         return tables
     for other in others:
         other.stop()
-    plain = stand.start(on_vllm(stand.models.directory, VLLM_PORT, tuned=False))
-    tables += [stand.compare([own[1], plain], load) for load in WITH_PEERS]
-    plain.stop()
+    plain = [stand.start(on_vllm(stand.models.directory, VLLM_PORT, tuned=False))]
+    if peers:
+        on_plain = its_hub(VLLM_PORT, str(peers / "its_hub" / "bin" / "python"), "its_hub on vLLM as it comes")
+        plain.append(stand.start(on_plain, plain[0]))
+    tables += [stand.compare([own[1], *plain], load) for load in WITH_PEERS]
+    for one in plain:
+        one.stop()
     return tables + [stand.compare(own, load) for load in OWN if load not in WITH_PEERS]
 
 

@@ -226,9 +226,9 @@ def on_vllm(models: Path, port: int, tuned: bool) -> System:
     return System(name, "a call with n, one to /classify", _worker("vllm_client.py", port), servers)
 
 
-def its_hub(port: int, python: str) -> System:
+def its_hub(port: int, python: str, name: str = "its_hub") -> System:
     """its_hub on the servers of :func:`on_vllm`."""
-    return System("its_hub", "N calls, one to /classify", _worker("its_hub_client.py", port, python))
+    return System(name, "N calls, one to /classify", _worker("its_hub_client.py", port, python))
 
 
 def optillm(port: int, python: str, n: int) -> System:
