@@ -1,6 +1,7 @@
 """How vLLM's engines are set up for the machine at hand. docs/performance.md has the measurements behind it."""
 
 import logging
+import math
 import os
 from typing import Any
 
@@ -37,6 +38,26 @@ def set_threads(settings: Settings, cores: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+
+def least_cache(model: Any, context: int, block: int) -> int | None:
+    """What one text that fills the context takes of the KV cache.
+
+    Args:
+        model: vLLM's ``ModelConfig``.
+        context: tokens.
+        block: tokens of a block of the cache.
+
+    Returns:
+        MiB; None where layers keep more or less than keys and values of all tokens (encoders, sliding windows, latent
+        attention), which vLLM then checks itself.
+    """
+    if model.attn_type != "decoder" or model.use_mla or model.get_sliding_window():
+        return None
+    numbers = 2 * model.hf_text_config.num_hidden_layers * model.get_total_num_kv_heads() * model.get_head_size()
+    bytes_per_token: int = numbers * model.dtype.itemsize
+    blocks = math.ceil(context / block) + 1  # vLLM keeps one for itself
+    return math.ceil(blocks * block * bytes_per_token / 2**20)
 
 
 class EngineOptions:

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from infalign.errors import InvalidValue
 from server.engines import tuning
-from server.engines.tuning import EngineOptions, set_threads
+from server.engines.tuning import EngineOptions, least_cache, set_threads
 from server.settings import Settings
 
 
@@ -61,6 +62,23 @@ def test_a_step_shorter_than_its_sequences_is_refused() -> None:
         options(reward_step_tokens=63, max_sequences=64)
     assert options(max_sequences=2000).reward(1)["max_num_batched_tokens"] == 2000
     assert options(max_sequences=5000).policy()["max_num_batched_tokens"] == 5000
+
+
+def model(**changes: Any) -> Any:
+    """What is asked of vLLM's config of a model with 8 layers and 16 heads of 32 numbers, in float32."""
+    config = SimpleNamespace(num_hidden_layers=8)
+    given = {"attn_type": "decoder", "use_mla": False, "dtype": torch.float32, "hf_text_config": config, "window": None}
+    given |= changes
+    methods = {"get_total_num_kv_heads": 16, "get_head_size": 32, "get_sliding_window": given.pop("window")}
+    return SimpleNamespace(**given, **{name: lambda value=value: value for name, value in methods.items()})
+
+
+def test_the_least_cache_holds_one_text_and_the_block_that_vllm_keeps() -> None:
+    assert least_cache(model(), context=2048, block=32) == 65  # 32 KiB a token in float32
+    assert least_cache(model(dtype=torch.bfloat16), context=2048, block=32) == 33
+    assert least_cache(model(), context=2049, block=128) == 72
+    odd = ({"use_mla": True}, {"attn_type": "encoder_only"}, {"window": 512})
+    assert [least_cache(model(**changes), 2048, 32) for changes in odd] == [None] * 3
 
 
 @pytest.fixture
