@@ -56,7 +56,7 @@ bench-serving: setup .peers/its_hub/ready .peers/optillm/ready ## Compare the se
 .peers/optillm/ready: PEER := optillm==0.4.0
 .peers/%/ready:
 	$(PYTHON) -m venv --clear .peers/$*
-	.peers/$*/bin/pip --disable-pip-version-check -q install --extra-index-url $(CPU_INDEX) "$(PEER)"
+	.peers/$*/bin/pip --disable-pip-version-check -q install "$(PEER)"
 	touch $@
 
 figures: setup ## Draw the figures of docs/method.md
