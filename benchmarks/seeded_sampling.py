@@ -1,6 +1,6 @@
 """Sampling with a seed for each row, beside vLLM's own sampler on CPU, in one run on one core.
 
-python benchmarks/seeded_sampling.py
+python -m benchmarks.seeded_sampling
 """
 
 import os
@@ -8,29 +8,17 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-import time
-from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
 import torch
 
+from benchmarks.method import seconds
 from server.engines.seeded_sampler import sample
 
 ROWS = 64
 VOCABULARIES = (4_096, 49_152, 128_256)
 ROW = "{:<12}{:>16}{:>22}{:>18}{:>8}{:>18}"
-
-
-def milliseconds(work: Callable[[], object], repeats: int = 7) -> float:
-    """The quickest of ``repeats`` runs, after one that compiles what is compiled."""
-    work()
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - started)
-    return 1000 * min(taken)
 
 
 def ours(logits: torch.Tensor, generators: dict[int, torch.Generator]) -> torch.Tensor:
@@ -50,7 +38,7 @@ def main() -> None:
         logits = torch.randn(ROWS, vocabulary, generator=torch.Generator().manual_seed(0))
         generators = {row: torch.Generator().manual_seed(row) for row in range(ROWS)}
         seeded, unseeded, own = (
-            milliseconds(work)
+            1000 * seconds(work, repeats=7)[0]
             for work in (
                 partial(vllm, logits, generators),
                 partial(vllm, logits, {}),

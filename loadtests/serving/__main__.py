@@ -20,14 +20,15 @@ from tempfile import TemporaryDirectory
 
 import click
 
+from infalign.plots import check_path
 from loadtests.serving import growth, report
-from loadtests.serving.models import Models
+from loadtests.serving.models import LENGTH, Models
 from loadtests.serving.systems import Running, System, Turn, engines_alone, its_hub, on_vllm, optillm, our_server
 
 ROOT = Path(__file__).parents[2]
-LENGTH = 190
-"""Tokens of a prompt."""
 OURS, OPTILLM, VLLM_PORT = "infalign", "optillm", 8120
+OPTILLM_N = 16
+"""Optillm has its N from the command that starts it."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ def main(
     plot: Path | None,
 ) -> None:
     """Print tables of requests per second, ratios, latencies, memory and cores."""
+    if plot:
+        check_path(plot)
     with TemporaryDirectory() as folder, TemporaryDirectory() as scratch, ExitStack() as stack:
         served = Models(models or Path(folder), vocabulary)
         served.make()
@@ -130,11 +133,12 @@ def main(
             print(growth.table(points))
             if plot:
                 growth.draw(points, plot)
-        elif settings:
+            return
+        if settings:
             tables = compare_settings(stand, stand.start(ours), settings)
         else:
             tables = compare_systems(stand, ours, short, peers, baseline)
-        if plot and not only_growth:
+        if plot:
             report.draw(tables, plot)
 
 
@@ -159,26 +163,30 @@ def compare_systems(
         others.append(stand.start(our_server(stand.models.bundle(baseline), baseline, 8110, name)))
     if peers or not short:
         others.append(vllm := stand.start(on_vllm(stand.models.directory, VLLM_PORT, tuned=True)))
-        if peers:
-            others.append(stand.start(its_hub(VLLM_PORT, str(peers / "its_hub" / "bin" / "python")), vllm))
-            program = str(peers / OPTILLM / "bin" / "python")
-            optillm_only = [stand.start(optillm(VLLM_PORT, program, WITH_PEERS[0].n), vllm)]
+    if peers:
+        others.append(stand.start(its_hub(VLLM_PORT, python(peers, "its_hub")), vllm))
+        others.append(stand.start(optillm(VLLM_PORT, python(peers, OPTILLM), OPTILLM_N), vllm))
     tables = []
     for load in WITH_PEERS:
-        more = optillm_only if peers and load is WITH_PEERS[0] else []
-        tables.append(stand.compare([*own, *others, *more], load))
+        able = [one for one in (*own, *others) if one.system.name != OPTILLM or load.n == OPTILLM_N]
+        tables.append(stand.compare(able, load))
     if short:
         return tables
     for other in others:
         other.stop()
     plain = [stand.start(on_vllm(stand.models.directory, VLLM_PORT, tuned=False))]
     if peers:
-        on_plain = its_hub(VLLM_PORT, str(peers / "its_hub" / "bin" / "python"), "its_hub on vLLM as it comes")
+        on_plain = its_hub(VLLM_PORT, python(peers, "its_hub"), "its_hub on vLLM as it comes")
         plain.append(stand.start(on_plain, plain[0]))
     tables += [stand.compare([own[1], *plain], load) for load in WITH_PEERS]
     for one in plain:
         one.stop()
     return tables + [stand.compare(own, load) for load in OWN if load not in WITH_PEERS]
+
+
+def python(peers: Path, name: str) -> str:
+    """The interpreter of a peer's environment."""
+    return str(peers / name / "bin" / "python")
 
 
 def commit(checkout: Path) -> str:

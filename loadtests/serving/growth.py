@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from infalign.plots import panels, save
-from loadtests.serving.models import Models
+from loadtests.serving.models import LENGTH, Models
 from loadtests.serving.systems import Running, Turn
 
 N = (1, 4, 16, 64, 256)
@@ -43,9 +43,9 @@ def grow(running: Running, models: Models) -> list[Point]:
         points.append(Point(varied, value, n, running.measure(load)))
 
     for n in N:
-        measure("N", n, 1, n, 190, max(2, 16 // n))
+        measure("N", n, 1, n, LENGTH, max(2, 16 // n))
     for clients in CLIENTS:
-        measure("clients", clients, clients, 4, 190, max(4, clients))
+        measure("clients", clients, clients, 4, LENGTH, max(4, clients))
     for length in LENGTHS:
         measure("tokens of the prompt", length, 8, 4, length, 8)
     return points

@@ -12,6 +12,8 @@ from string import ascii_lowercase
 import yaml
 
 HIDDEN, LAYERS, POSITIONS = 512, 8, 2048
+LENGTH = 190
+"""Tokens of a prompt, where its length is not what varies."""
 CONFIG = {
     "name": "benchmark",
     "seed": 0,

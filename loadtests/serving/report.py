@@ -51,6 +51,8 @@ class Table:
     """All systems at one load."""
 
     title: str
+    ours: str
+    """The system that others are compared with."""
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
@@ -78,14 +80,14 @@ def table(title: str, systems: Sequence[Running], turns: Mapping[str, list[Turn]
                 system.start_seconds,
             )
         )
-    return Table(title, tuple(rows))
+    return Table(title, ours, tuple(rows))
 
 
 def draw(tables: Sequence[Table], path: Path) -> None:
     """Draw how many times as fast ours is, with the numbers in a JSON file beside the picture."""
     figure = Figure(figsize=(8, 1.2 + 0.5 * len(tables)), layout="constrained")
     axis = figure.add_subplot()
-    names = list(dict.fromkeys(row.system for one in tables for row in one.rows if set(row.ratio) != {1}))
+    names = list(dict.fromkeys(row.system for one in tables for row in one.rows if row.system != one.ours))
     for number, name in enumerate(names):
         found = [(place, row) for place, one in enumerate(tables) for row in one.rows if row.system == name]
         places = [place + 0.12 * (number - (len(names) - 1) / 2) for place, _ in found]

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 from infalign.errors import InvalidValue
@@ -58,6 +59,32 @@ def least_cache(model: Any, context: int, block: int) -> int | None:
     bytes_per_token: int = numbers * model.dtype.itemsize
     blocks = math.ceil(context / block) + 1  # vLLM keeps one for itself
     return math.ceil(blocks * block * bytes_per_token / 2**20)
+
+
+def fit_to_model(arguments: Any, role: str, settings: Settings) -> Any:
+    """VLLM's arguments of an engine, with what its model cannot do taken out of them.
+
+    Args:
+        arguments: vLLM's ``EngineArgs``, with options of :class:`EngineOptions`.
+        role: of the engine, for the operator.
+        settings: the operator's.
+
+    Raises:
+        InvalidValue: the KV cache does not hold one text.
+    """
+    model, context = arguments.create_model_config(), arguments.max_model_len
+    if arguments.kv_cache_memory_bytes:
+        least = least_cache(model, context, arguments.block_size)
+        if least is not None and settings.kv_cache_mib < least:
+            accepted = f"at least {least}, which the {role} takes for a text of {context} tokens"
+            raise InvalidValue("--kv-cache-mib", settings.kv_cache_mib, accepted)
+    if arguments.enable_chunked_prefill and not model.is_chunked_prefill_supported:
+        # Its tokens look at those that follow, so a text is read at once.
+        step = max(context, arguments.max_num_batched_tokens)
+        if settings.reward_step_tokens:
+            log.warning("%s: reads a text at once; --reward-step-tokens is %d for it", role, step)
+        return replace(arguments, enable_chunked_prefill=False, max_num_batched_tokens=step)
+    return arguments
 
 
 class EngineOptions:

@@ -10,14 +10,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 from uuid import uuid4
 
 from infalign.bundle import adapter_rank, positions
-from infalign.errors import InvalidValue, one_line
+from infalign.errors import one_line
 from server.concurrency import together
 from server.engines.base import Completion, Delta, EnginesDown, Refused, RequestFailed, Sampling, Structure
 from server.engines.engine import SERVER_PID, Engine
@@ -25,11 +24,10 @@ from server.engines.grammar import GrammarCheck
 from server.engines.late import LateEngine
 from server.engines.outputs import BACKEND, listened, params, reward, whole
 from server.engines.refusal import refusal
-from server.engines.tuning import EngineOptions, least_cache, set_threads
+from server.engines.tuning import EngineOptions, fit_to_model, set_threads
 from server.settings import Settings
 
 EXECUTOR = "server.engines.executor.DependentExecutor"
-log = logging.getLogger("infalign.server")
 KILLED_EVERY = 0.5
 """Seconds."""
 
@@ -251,19 +249,7 @@ class VllmEngines:
         arguments = AsyncEngineArgs(
             model=str(model), trust_remote_code=False, distributed_executor_backend=EXECUTOR, **options
         )
-        config, cache = arguments.create_model_config(), self._settings.kv_cache_mib
-        if arguments.kv_cache_memory_bytes:
-            least = least_cache(config, self.context, arguments.block_size)
-            if least is not None and cache < least:
-                accepted = f"at least {least}, which the {role} takes for a text of {self.context} tokens"
-                raise InvalidValue("--kv-cache-mib", cache, accepted)
-        if arguments.enable_chunked_prefill and not config.is_chunked_prefill_supported:
-            # Its tokens look at those that follow, so a text is read at once.
-            step = max(self.context, arguments.max_num_batched_tokens)
-            if self._settings.reward_step_tokens:
-                log.warning("%s: reads a text at once; --reward-step-tokens is %d for it", role, step)
-            arguments = replace(arguments, enable_chunked_prefill=False, max_num_batched_tokens=step)
-        llm = AsyncLLM.from_engine_args(arguments)
+        llm = AsyncLLM.from_engine_args(fit_to_model(arguments, role, self._settings))
         return Engine(role, llm, self._settings.engine_silence)
 
 

@@ -12,18 +12,18 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from infalign import Bundle
 
 POSITIONS = 300
-SCORE = f"""
+TEXTS = [[5 + place % 50 for place in range(length)] for length in (7, POSITIONS)]
+SCORE = """
 import asyncio, json, sys
 from pathlib import Path
 from server.engines.vllm import VllmEngines
 from server.settings import Settings
 
 async def main():
-    policy, reward, *settings = sys.argv[1:]
-    engines = VllmEngines(Path(policy), Path(policy), [Path(reward)], Settings(**json.loads(settings[0])))
+    policy, reward, settings, texts = sys.argv[1:]
+    engines = VllmEngines(Path(policy), Path(policy), [Path(reward)], Settings(**json.loads(settings)))
     await engines.start()
-    texts = [[5 + place % 50 for place in range(length)] for length in (7, {POSITIONS})]
-    print("rewards", json.dumps([await engines.score([text]) for text in texts]))
+    print("rewards", json.dumps([await engines.score([text]) for text in json.loads(texts)]))
     engines.stop()
 
 asyncio.run(main())
@@ -51,13 +51,13 @@ def encoder(bundle: Bundle, tmp_path: Path) -> Path:
 
 def test_an_encoder_reads_a_text_that_is_longer_than_a_step(bundle: Bundle, encoder: Path) -> None:
     settings = json.dumps({"reward_step_tokens": 64})
-    command = [sys.executable, "-c", SCORE, str(bundle.policy().directory), str(encoder), settings]
+    arguments = (str(bundle.policy().directory), str(encoder), settings, json.dumps(TEXTS))
+    command = [sys.executable, "-c", SCORE, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     [line] = [line for line in done.stdout.splitlines() if line.startswith("rewards")]
     model = BertForSequenceClassification.from_pretrained(encoder).eval()
-    texts = [[5 + place % 50 for place in range(length)] for length in (7, POSITIONS)]
     with torch.no_grad():
-        expected = [model(torch.tensor([text])).logits[0].tolist() for text in texts]
+        expected = [model(torch.tensor([text])).logits[0].tolist() for text in TEXTS]
     assert json.loads(line.removeprefix("rewards")) == [pytest.approx(one, abs=1e-4) for one in expected]
     assert "--reward-step-tokens is 300 for it" in done.stderr

@@ -64,21 +64,27 @@ def test_a_step_shorter_than_its_sequences_is_refused() -> None:
     assert options(max_sequences=5000).policy()["max_num_batched_tokens"] == 5000
 
 
-def model(**changes: Any) -> Any:
-    """What is asked of vLLM's config of a model with 8 layers and 16 heads of 32 numbers, in float32."""
-    config = SimpleNamespace(num_hidden_layers=8)
-    given = {"attn_type": "decoder", "use_mla": False, "dtype": torch.float32, "hf_text_config": config, "window": None}
-    given |= changes
-    methods = {"get_total_num_kv_heads": 16, "get_head_size": 32, "get_sliding_window": given.pop("window")}
-    return SimpleNamespace(**given, **{name: lambda value=value: value for name, value in methods.items()})
+def model(
+    attn_type: str = "decoder", use_mla: bool = False, window: int | None = None, dtype: torch.dtype = torch.float32
+) -> Any:
+    """What is asked of vLLM's config of a model with 8 layers and 16 heads of 32 numbers."""
+    return SimpleNamespace(
+        attn_type=attn_type,
+        use_mla=use_mla,
+        dtype=dtype,
+        hf_text_config=SimpleNamespace(num_hidden_layers=8),
+        get_total_num_kv_heads=lambda: 16,
+        get_head_size=lambda: 32,
+        get_sliding_window=lambda: window,
+    )
 
 
 def test_the_least_cache_holds_one_text_and_the_block_that_vllm_keeps() -> None:
     assert least_cache(model(), context=2048, block=32) == 65  # 32 KiB a token in float32
     assert least_cache(model(dtype=torch.bfloat16), context=2048, block=32) == 33
     assert least_cache(model(), context=2049, block=128) == 72
-    odd = ({"use_mla": True}, {"attn_type": "encoder_only"}, {"window": 512})
-    assert [least_cache(model(**changes), 2048, 32) for changes in odd] == [None] * 3
+    odd = (model(use_mla=True), model(attn_type="encoder_only"), model(window=512))
+    assert [least_cache(one, 2048, 32) for one in odd] == [None] * 3
 
 
 @pytest.fixture
