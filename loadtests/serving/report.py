@@ -85,21 +85,30 @@ def table(title: str, systems: Sequence[Running], turns: Mapping[str, list[Turn]
 
 def draw(tables: Sequence[Table], path: Path) -> None:
     """Draw how many times as fast ours is, with the numbers in a JSON file beside the picture."""
-    figure = Figure(figsize=(8, 1.2 + 0.5 * len(tables)), layout="constrained")
+    loads = list(dict.fromkeys(one.title for one in tables))
+    others = {
+        load: [row for one in tables if one.title == load for row in one.rows if row.system != one.ours]
+        for load in loads
+    }
+    names = list(dict.fromkeys(row.system for rows in others.values() for row in rows))
+    figure = Figure(figsize=(9, 1.2 + 0.18 * sum(map(len, others.values())) + 0.15 * len(loads)), layout="constrained")
     axis = figure.add_subplot()
-    names = list(dict.fromkeys(row.system for one in tables for row in one.rows if row.system != one.ours))
-    for number, name in enumerate(names):
-        found = [(place, row) for place, one in enumerate(tables) for row in one.rows if row.system == name]
-        places = [place + 0.12 * (number - (len(names) - 1) / 2) for place, _ in found]
-        ratios = np.array([row.ratio for _, row in found]).T
-        error = np.stack([ratios[0] - ratios[1], ratios[2] - ratios[0]])
-        axis.errorbar(ratios[0], places, xerr=error, fmt="o", label=name, color=COLOURS[number % len(COLOURS)])
+    place, ticks = 0.0, []
+    for rows in others.values():
+        ticks.append(place + (len(rows) - 1) / 2)
+        for row in rows:
+            middle, least, most = row.ratio
+            colour = COLOURS[names.index(row.system) % len(COLOURS)]
+            label = None if row.system in axis.get_legend_handles_labels()[1] else row.system
+            axis.errorbar(middle, place, xerr=[[middle - least], [most - middle]], fmt="o", color=colour, label=label)
+            place += 1
+        place += 0.8
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
     axis.set_xticks(TICKS, map(str, TICKS))
     axis.minorticks_off()
     axis.set_xlabel("answers per second: ours divided by theirs")
-    axis.set_yticks(range(len(tables)), [one.title for one in tables])
+    axis.set_yticks(ticks, loads)
     axis.invert_yaxis()
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
