@@ -73,7 +73,7 @@ class VllmEngines:
             await asyncio.gather(starting, return_exceptions=True)
 
     async def _start(self) -> None:
-        """Start all side by side: each takes 10 to 30 seconds, most of it imports of its own process."""
+        """Start all engines."""
         _prepare_environment()
         from vllm.config import StructuredOutputsConfig
         from vllm.platforms import current_platform
@@ -91,11 +91,7 @@ class VllmEngines:
         launches = [("policy", self._policy_path, options.policy() | structured | self._lora())]
         rewards_options = options.reward(len(self._reward_paths))
         launches += [(f"reward model {path.name}", path, rewards_options) for path in self._reward_paths]
-        loop = asyncio.get_running_loop()
-        launched = await asyncio.gather(
-            *(loop.run_in_executor(self._launcher, self._launch, *launch) for launch in launches),
-            return_exceptions=True,
-        )
+        launched = await self._launch_all(launches, side_by_side=current_platform.is_cpu())
         _log_through_root()  # the first launch configures its logger anew
         policy, *rewards = (None if isinstance(one, BaseException) else one for one in launched)
         self._policy, self._rewards = policy, [engine for engine in rewards if engine is not None]
@@ -105,6 +101,29 @@ class VllmEngines:
             await asyncio.to_thread(self.stop)  # those that did start
             raise failed
         freeze_gc_heap()  # a million objects of modules: each full collection would stop the server for half a second
+
+    async def _launch_all(
+        self, launches: Sequence[tuple[str, Path, dict[str, Any]]], side_by_side: bool
+    ) -> list[Engine | BaseException]:
+        """Launch engines; each takes 10 to 50 seconds, most of it imports of its own process.
+
+        On a GPU one starts after the other. vLLM measures there how much memory its own model takes, and counts what
+        another engine takes meanwhile: the cache gets too little then, or none.
+
+        Returns:
+            The engines, or why they did not start. Where they start one by one, none is started after a failure.
+        """
+        loop = asyncio.get_running_loop()
+        launching = (loop.run_in_executor(self._launcher, self._launch, *launch) for launch in launches)
+        if side_by_side:
+            return await asyncio.gather(*launching, return_exceptions=True)
+        launched: list[Engine | BaseException] = []
+        for one in launching:
+            try:
+                launched.append(await one)
+            except Exception as error:
+                return [*launched, error]
+        return launched
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
@@ -290,3 +309,4 @@ def _prepare_environment() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_LOGS", "-torch._library.triton")  # which warns that it is not there, on CPU
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of CUDA graphs would be lines of the log

@@ -146,6 +146,49 @@ async def test_a_launch_that_hangs_is_killed_when_the_server_stops(
         await waiting
 
 
+LAUNCHES: list[tuple[str, Path, dict[str, Any]]] = [(role, Path(role), {}) for role in ("policy", "one", "another")]
+
+
+@pytest.mark.parametrize(("side_by_side", "most"), [(True, 3), (False, 1)])
+async def test_on_a_gpu_engines_start_one_after_the_other(
+    engines: VllmEngines, monkeypatch: pytest.MonkeyPatch, side_by_side: bool, most: int
+) -> None:
+    running, counts = 0, []
+    lock, all_running = threading.Lock(), threading.Barrier(most)
+
+    def launch(role: str, *_: Any) -> Any:
+        nonlocal running
+        with lock:
+            running += 1
+            counts.append(running)
+        all_running.wait(SOON)
+        with lock:
+            running -= 1
+        return role
+
+    monkeypatch.setattr(engines, "_launch", launch)
+    assert await engines._launch_all(LAUNCHES, side_by_side) == ["policy", "one", "another"]
+    assert max(counts) == most
+
+
+async def test_on_a_gpu_no_engine_is_started_after_one_has_failed(
+    engines: VllmEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roles = []
+
+    def launch(role: str, *_: Any) -> Any:
+        roles.append(role)
+        if role == "one":
+            raise MemoryError
+        return role
+
+    monkeypatch.setattr(engines, "_launch", launch)
+    policy, failure = await engines._launch_all(LAUNCHES, side_by_side=False)
+    assert policy == "policy"  # type: ignore[comparison-overlap]
+    assert isinstance(failure, MemoryError)
+    assert roles == ["policy", "one"]
+
+
 async def test_a_start_that_hangs_is_killed_when_it_is_given_up(
     engines: VllmEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
