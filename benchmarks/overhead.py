@@ -1,10 +1,10 @@
-"""What the server itself costs: the time of decoding requests in which no engine is at work for them.
+"""What the server itself costs: the time of requests in which no engine works for them.
 
     python -m benchmarks.overhead [BUNDLE]      through vLLM (default: the demo)
-    python -m benchmarks.overhead --fake        over engines in memory that only wait: the server alone
+    python -m benchmarks.overhead --fake        with engines in memory that only wait: the server alone
 
-Starts a server that logs JSON, sends it requests eight at a time, and reads the exact ``overhead_ms`` of each from its
-log.
+The benchmark starts a server that logs JSON, sends it eight requests at a time, and reads the exact ``overhead_ms`` of
+each from the log.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ QUESTION = "My order has not arrived. What can I do about it?"
 
 
 @contextmanager
-def serving(command: list[str], port: int, log: Path) -> Iterator[str]:
-    """The address of a server that ``command`` starts, ready."""
+def run_server(command: list[str], port: int, log: Path) -> Iterator[str]:
+    """Start a server with ``command``, yield its address once it is ready, and stop it afterwards."""
     settings = {"INFALIGN_PORT": str(port), "INFALIGN_LOG_FORMAT": "json"}
-    with log.open("wb") as written:
-        server = subprocess.Popen(command, env=os.environ | settings, stderr=written, stdout=subprocess.DEVNULL)
+    with log.open("wb") as stream:
+        server = subprocess.Popen(command, env=os.environ | settings, stderr=stream, stdout=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"
         until = time.monotonic() + READY
@@ -51,14 +51,14 @@ def serving(command: list[str], port: int, log: Path) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """Find a TCP port that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def serve_command(bundle: str | None) -> list[str]:
-    """What serves a bundle, the demo if None."""
+    """Return the command that serves a bundle, or the demo if None is given."""
     return [sys.executable, "-m", "infalign", "serve", *([bundle] if bundle else [])]
 
 
@@ -69,35 +69,35 @@ def _ready(address: str) -> bool:
         return False
 
 
-async def drive(address: str, requests: int, concurrency: int, n: int) -> float:
-    """Send best-of-n requests, ``concurrency`` at a time; seconds that it took."""
-    left = iter(range(requests))
+async def send_requests(address: str, requests: int, concurrency: int, n: int) -> float:
+    """Send best-of-n requests, ``concurrency`` at a time, and return the seconds that it took."""
+    numbers = iter(range(requests))
     async with httpx.AsyncClient(base_url=address, timeout=600) as client:
 
-        async def one_after_another() -> None:
-            for number in left:
+        async def send_one_after_another() -> None:
+            for number in numbers:
                 content = f"{QUESTION} ({number})"
                 body = {"messages": [{"role": "user", "content": content}], "n": n, "seed": number}
                 (await client.post("/v1/best-of-n", json=body)).raise_for_status()
 
-        started = time.perf_counter()
-        await asyncio.gather(*(one_after_another() for _ in range(concurrency)))
-        return time.perf_counter() - started
+        start = time.perf_counter()
+        await asyncio.gather(*(send_one_after_another() for _ in range(concurrency)))
+        return time.perf_counter() - start
 
 
-def overheads(log: Path) -> list[float]:
-    """Milliseconds of each answered decoding request in the log."""
-    found = []
+def read_overheads(log: Path) -> list[float]:
+    """Read the milliseconds of overhead of each answered decoding request from a log."""
+    values = []
     for line in log.read_text(encoding="utf-8").splitlines():
         if line.startswith("{"):
-            said = json.loads(line)
-            if said.get("status") == 200 and "overhead_ms" in said:
-                found.append(float(said["overhead_ms"]))
-    return found
+            entry = json.loads(line)
+            if entry.get("status") == 200 and "overhead_ms" in entry:
+                values.append(float(entry["overhead_ms"]))
+    return values
 
 
-def fake_server(port: int) -> None:
-    """Serve engines in memory that take 20 ms for a candidate and 5 for its score."""
+def run_fake_server(port: int) -> None:
+    """Serve engines in memory that take 20 ms for a candidate and 5 ms for its score."""
     from server.engines import Completion, Delta, Sampling
     from server.process import run
     from server.settings import Settings
@@ -125,22 +125,25 @@ def fake_server(port: int) -> None:
 @click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("-n", type=click.IntRange(min=1), default=8, show_default=True)
 def main(bundle: str | None, fake: bool, serve_at: int | None, requests: int, concurrency: int, n: int) -> None:
-    """Print p50 and p99 of the server's own overhead."""
+    """Print the median and the 99th percentile of the server's own overhead."""
     if serve_at:
-        fake_server(serve_at)
+        run_fake_server(serve_at)
         return
     port = free_port()
     alone = [sys.executable, "-m", "benchmarks.overhead", "--fake-server", str(port)]
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log.jsonl"
-        with serving(alone if fake else serve_command(bundle), port, log) as address:
-            asyncio.run(drive(address, concurrency * 4, concurrency, n))  # warm up
-            before = len(overheads(log))
-            seconds = asyncio.run(drive(address, requests, concurrency, n))
-        measured = np.array(overheads(log)[before:])
-    p50, p99 = np.percentile(measured, [50, 99])
-    print(f"{len(measured)} requests best-of-{n}, {concurrency} at a time, {len(measured) / seconds:.1f} per second")
-    print(f"own overhead: p50 {p50:.2f} ms, p99 {p99:.2f} ms, most {measured.max():.2f} ms")
+        with run_server(alone if fake else serve_command(bundle), port, log) as address:
+            asyncio.run(send_requests(address, concurrency * 4, concurrency, n))  # warm up
+            before = len(read_overheads(log))
+            seconds = asyncio.run(send_requests(address, requests, concurrency, n))
+        milliseconds = np.array(read_overheads(log)[before:])
+    p50, p99 = np.percentile(milliseconds, [50, 99])
+    print(
+        f"{len(milliseconds)} requests best-of-{n}, {concurrency} at a time, "
+        f"{len(milliseconds) / seconds:.1f} per second"
+    )
+    print(f"own overhead: p50 {p50:.2f} ms, p99 {p99:.2f} ms, most {milliseconds.max():.2f} ms")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How fast rollouts are drawn by vLLM beside transformers, and whether both draw the same, in one run on one core.
+"""How fast vLLM draws rollouts compared with transformers, and whether both draw the same, on one core.
 
     python benchmarks/rollouts.py [BUNDLE]
 
-K = 64 responses of the bundle's reference (default: the demo's) to its test prompts, as they are and behind a thousand
-words more, which a prompt's responses share. Each engine has a process of its own.
+Each engine draws K = 64 responses of the bundle's reference (default: the demo's) to its test prompts. The prompts are
+used as they are, and after a thousand further words that the responses to a prompt share. Each engine has a process of
+its own.
 """
 
 import os
@@ -29,34 +30,36 @@ ROW = "{:<58}{:>12}{:>14}{:>8}"
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Measurement:
     """What one engine drew, and how long it took."""
 
     ready: float
-    """When it could draw, by the clock."""
+    """Time at which it could draw, in seconds since the epoch."""
     short: float
+    """Seconds to draw for the short prompts."""
     long: float
-    """Seconds, drawing alone."""
+    """Seconds to draw for the long prompts."""
     lengths: NDArray[np.float64]
+    """Tokens of the short prompts' responses, of shape (PROMPTS, K)."""
     rewards: NDArray[np.float64]
-    """Of the short prompts' responses, (PROMPTS, K)."""
+    """Rewards of the same responses, of shape (PROMPTS, K)."""
 
 
-def measure(engine: str, path: Path) -> Drawn:
-    """Draw by one engine."""
-    from training.evaluation.command import read_prompts
+def measure(engine: str, path: Path) -> Measurement:
+    """Draw with one engine."""
+    from training.evaluation.command import read_evaluation_prompts
     from training.evaluation.report import PROMPTS as FILE
-    from training.runtime import prepare
+    from training.runtime import prepare_process
     from training.sampler import Sampler
     from training.scorer import CombinedScorer
     from training.vllm_sampler import VllmSampler
 
-    prepare()
+    prepare_process()
     bundle = read_bundle(path)
     law = bundle.manifest.sampling
     sampler = VllmSampler.load(bundle.reference, law) if engine == "vllm" else Sampler.load(bundle.reference, law)
     ready = time.time()
-    prompts = read_prompts(bundle.policy().evaluation / FILE, Sampler.load(bundle.reference, law), PROMPTS)
+    prompts = read_evaluation_prompts(bundle.policy().evaluation / FILE, Sampler.load(bundle.reference, law), PROMPTS)
     text = " ".join(str(messages[-1]["content"]) for messages in prompts)
     words = (text * (1 + PREFIX // len(text.split()))).split()
     long = [
@@ -64,42 +67,44 @@ def measure(engine: str, path: Path) -> Drawn:
         for number, messages in enumerate(prompts[:LONG_PROMPTS])
     ]
 
-    started = time.perf_counter()
-    repeated = [messages for messages in prompts for _ in range(K)]
-    drawn = sampler.draw(repeated, seed=0, stage=engine)
-    short = time.perf_counter() - started
-    started = time.perf_counter()
+    start = time.perf_counter()
+    repeats = [messages for messages in prompts for _ in range(K)]
+    responses = sampler.draw(repeats, seed=0, stage=engine)
+    short = time.perf_counter() - start
+    start = time.perf_counter()
     sampler.draw([messages for messages in long for _ in range(K)], seed=0, stage=engine)
-    behind_prefix = time.perf_counter() - started
+    behind_prefix = time.perf_counter() - start
     scorer = CombinedScorer.load(bundle.reward_model, bundle.combination, bundle.reference)
-    rewards = scorer.score(repeated, sampler.text(drawn)).astype(np.float64)
-    lengths = np.array([len(tokens) for tokens in drawn], dtype=np.float64)
-    return Drawn(ready, short, behind_prefix, lengths.reshape(-1, K), rewards.reshape(-1, K))
+    rewards = scorer.score(repeats, sampler.text(responses)).astype(np.float64)
+    lengths = np.array([len(tokens) for tokens in responses], dtype=np.float64)
+    return Measurement(ready, short, behind_prefix, lengths.reshape(-1, K), rewards.reshape(-1, K))
 
 
-def apart(engine: str, path: Path) -> tuple[float, Drawn]:
-    """Seconds to start, imports included, and what was drawn."""
-    started = time.time()
+def measure_in_subprocess(engine: str, path: Path) -> tuple[float, Measurement]:
+    """Draw with one engine in a process of its own. Return the seconds to start, with imports, and the measurement."""
+    start = time.time()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        drawn = pool.submit(measure, engine, path).result()
-    return drawn.ready - started, drawn
+        measurement = pool.submit(measure, engine, path).result()
+    return measurement.ready - start, measurement
 
 
 def show(task: str, ours: float, theirs: float) -> None:
+    """Print a line of the table with two times."""
     print(ROW.format(task, f"{ours:.1f} s", f"{theirs:.1f} s", f"{theirs / ours:.1f}x"))
 
 
 def show_mean(figure: str, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:
-    """Means, and by how many standard errors they differ: responses to one prompt are independent."""
+    """Print two means and by how many standard errors they differ. Responses to one prompt are independent."""
     errors = [rows.var(axis=1, ddof=1).mean() / rows.size for rows in (ours, theirs)]
     gap = (ours.mean() - theirs.mean()) / np.sqrt(sum(errors))
     print(ROW.format(f"{figure} (gap in standard errors)", f"{ours.mean():.3f}", f"{theirs.mean():.3f}", f"{gap:+.1f}"))
 
 
 def main() -> None:
+    """Print the table."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else bundle_path("demo")
-    begin, ours = apart("vllm", path)
-    other_begin, theirs = apart("transformers", path)
+    begin, ours = measure_in_subprocess("vllm", path)
+    other_begin, theirs = measure_in_subprocess("transformers", path)
     print(ROW.format("task", "vLLM", "transformers", "ratio"))
     show("start", begin, other_begin)
     short, long = f"{PROMPTS} prompts x {K}", f"{LONG_PROMPTS} prompts x {K} behind {PREFIX:,} words"
@@ -110,8 +115,8 @@ def main() -> None:
     show_mean("mean reward", ours.rewards, theirs.rewards)
     show_mean("mean length in tokens", ours.lengths, theirs.lengths)
     for figure, pair in (("rewards", (ours.rewards, theirs.rewards)), ("lengths", (ours.lengths, theirs.lengths))):
-        found = ks_2samp(*(rows.ravel() for rows in pair))
-        distance, p = f"D = {found.statistic:.4f}", f"p = {found.pvalue:.3f}"
+        test = ks_2samp(*(rows.ravel() for rows in pair))
+        distance, p = f"D = {test.statistic:.4f}", f"p = {test.pvalue:.3f}"
         print(ROW.format(f"Kolmogorov-Smirnov test of {figure}", distance, p, ""))
 
 

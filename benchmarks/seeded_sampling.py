@@ -1,4 +1,4 @@
-"""Sampling with a seed for each row, beside vLLM's own sampler on CPU, in one run on one core.
+"""How fast sampling with a seed per row is compared with vLLM's own sampler, on one core.
 
 python -m benchmarks.seeded_sampling
 """
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.method import seconds
+from benchmarks.method import time_work
 from server.engines.seeded_sampler import sample
 
 ROWS = 64
@@ -22,7 +22,7 @@ ROW = "{:<12}{:>16}{:>22}{:>18}{:>8}{:>18}"
 
 
 def ours(logits: torch.Tensor, generators: dict[int, torch.Generator]) -> torch.Tensor:
-    """A token for each row, as the server's engines on CPU draw it."""
+    """Draw a token for each row, as the server's engines on CPU do."""
     return sample(logits.softmax(-1, torch.float32), generators)
 
 
@@ -38,7 +38,7 @@ def main() -> None:
         logits = torch.randn(ROWS, vocabulary, generator=torch.Generator().manual_seed(0))
         generators = {row: torch.Generator().manual_seed(row) for row in range(ROWS)}
         seeded, unseeded, own = (
-            1000 * seconds(work, repeats=7)[0]
+            1000 * time_work(work, repeats=7)[0]
             for work in (
                 partial(vllm, logits, generators),
                 partial(vllm, logits, {}),

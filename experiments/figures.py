@@ -1,4 +1,4 @@
-"""The figures of docs/method.md, each with its numbers beside it.
+"""Draws the figures of docs/results/theory.md, and saves the numbers of each beside it.
 
 python experiments/figures.py docs/figures
 """
@@ -25,7 +25,7 @@ COSTS = np.geomspace(0.3, 0.0005, 40)
 
 
 def draw_frontier(folder: Path) -> None:
-    """Win rate against KL, by the command itself."""
+    """Win rate over KL, drawn by the command ``infalign frontier``."""
     transformations = ("gaussian", "identity", "log", "exp(5)", "exp(10)", "exp(-10)", "optimal")
     flags = [flag for t in transformations for flag in ("-t", t)]
     flags += ["-p", "standard", "-p", "best-of-4", "-p", "worst-of-4", "--plot", str(folder / "frontier.svg")]
@@ -33,14 +33,14 @@ def draw_frontier(folder: Path) -> None:
 
 
 def draw_transformations(folder: Path) -> None:
-    """Φ on the scale [0, 1] (log from where it is finite), and the policies they make at 0.5 nats."""
+    """Transformations scaled to [0, 1] (log from where it is finite), and the policies that they make at 0.5 nats."""
     figure, axes = panels(["Φ for best-of-4", "its policies", "Φ for worst-of-4", "its policies"], height=3.2)
     u = np.linspace(0, 1, 201)
     mesh, numbers = graded_mesh(), {}
     for column, (procedure, names) in enumerate(SHAPES.items()):
-        decoded = BestOfN(4) if procedure == "best-of-4" else WorstOfN(4)
+        rule = BestOfN(4) if procedure == "best-of-4" else WorstOfN(4)
         for name in names:
-            phi = parse_transformation(name, decoded, kl=0.5)
+            phi = parse_transformation(name, rule, kl=0.5)
             low, high = (float(phi(end)) for end in (0.01, 1.0))
             shape = (phi(np.maximum(u, 0.01)) - low) / (high - low)
             density = np.interp(1 - u, mesh.nodes, Policy.of(phi, beta_for_kl(phi, 0.5)).density)
@@ -56,7 +56,7 @@ def draw_transformations(folder: Path) -> None:
 
 
 def draw_anchors(folder: Path) -> None:
-    """What K anchors cost at 1 nat."""
+    """What it costs to know only K rewards per prompt, at 1 nat."""
     figure, axes = panels(["both decoded by best-of-4, KL 1"])
     numbers: dict[str, Any] = {"anchors": list(ANCHORS)}
     for name in SHAPES["best-of-4"]:
@@ -76,14 +76,14 @@ def draw_anchors(folder: Path) -> None:
 
 
 def draw_stopping(folder: Path) -> None:
-    """Quantile against draws: fixed n, and the cost rule with exact and with estimated quantiles."""
+    """Quantile over draws: fixed n, and the cost rule with exact and with estimated quantiles."""
     figure, axes = panels(["stopping by cost per draw, at most 64 draws"])
-    fixed = [Fixed(BestOfN(n)).expected() for n in range(1, 65)]
+    fixed = [Fixed(BestOfN(n)).expectation() for n in range(1, 65)]
     axes[0].plot(*zip(*fixed, strict=True), color="black", label="fixed n")
     numbers: dict[str, Any] = {"fixed n": [[e.draws, round(e.quantile, 5)] for e in fixed]}
     for number, k in enumerate((None, 64, 16, 8)):
         label = "exact quantiles" if k is None else f"K = {k} anchors"
-        line = [Cost(BestOfN(64), cost).expected(k) for cost in COSTS]
+        line = [Cost(BestOfN(64), cost).expectation(k) for cost in COSTS]
         axes[0].plot(*zip(*line, strict=True), color=COLOURS[number], label=label)
         numbers[label] = [[round(e.draws, 5), round(e.quantile, 5)] for e in line]
     axes[0].set_xscale("log", base=2)

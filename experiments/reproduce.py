@@ -1,10 +1,10 @@
-"""The experiment: does aligning for the decoding procedure win under it? At equal budget and KL, over seeds.
+"""The main experiment: does aligning for the decoding procedure win under that procedure?
 
     python experiments/reproduce.py --output docs/results
 
-On the demo's world and reference, each method trains one policy per seed with the same solver, steps and samples, and
-settles at the same KL on validation prompts. All are measured on test prompts that nothing was chosen by. Stages
-are cached like those of any run, so that an interrupted experiment goes on where it stopped.
+All methods start from the demo's data and reference. Each trains one policy per seed, with the same solver, steps and
+samples, and settles at the same KL on validation prompts. All are measured on test prompts that nothing was chosen by.
+Stages are cached as in any run, so an interrupted experiment goes on where it stopped.
 """
 
 import json
@@ -17,22 +17,22 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from infalign import Estimate, point
+from infalign.arrays import Floats
 from infalign.frontier import Point
 from infalign.home import home
+from infalign.parsing import parse_procedure
 from infalign.plots import frontier_figure, save
-from infalign.procedures import BestOfN, Procedure, Standard, WorstOfN, parse_procedure
+from infalign.procedures import BestOfN, Procedure, Standard, WorstOfN
 
-Floats = NDArray[np.float64]
 PROCEDURES: tuple[Procedure, ...] = (Standard(), BestOfN(2), BestOfN(4), BestOfN(8), WorstOfN(2), WorstOfN(4))
 RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained: a transformation, for a procedure."""
+    """What is trained: a transformation for a decoding procedure."""
 
     name: str
     transformation: str
@@ -61,13 +61,13 @@ CLAIMS = (
 )
 
 
-def trained(method: Method, seed: int, overrides: tuple[str, ...] = ()) -> Any:
-    """The directories of one policy's run (:class:`training.pipeline.Parts`), trained if it is not."""
+def train_policy(method: Method, seed: int, overrides: tuple[str, ...] = ()) -> Any:
+    """Train the policy of a method unless it exists, and return the :class:`training.stages.Artifacts` of its run."""
     from training.configs import load_config
-    from training.pipeline import run
-    from training.runtime import prepare
+    from training.pipeline import run_stages
+    from training.runtime import prepare_process
 
-    prepare()
+    prepare_process()
     config = load_config(
         "demo",
         (
@@ -77,33 +77,46 @@ def trained(method: Method, seed: int, overrides: tuple[str, ...] = ()) -> Any:
             f"ctrl.seed={seed}",
         ),
     )
-    return run(config, home() / "runs")
+    return run_stages(config, home() / "runs")
 
 
-def measure(method: Method, seed: int, overrides: tuple[str, ...], threads: int) -> dict[str, Any]:
-    """Train and evaluate one policy; win rates per test prompt, (P,) lists by procedure, and KL."""
+def measure_policy(method: Method, seed: int, overrides: tuple[str, ...], threads: int) -> dict[str, Any]:
+    """Train and measure one policy, with ``threads`` threads of torch.
+
+    Returns:
+        KL and win rates per test prompt, each a list of P numbers, the win rates by procedure.
+    """
     import torch
 
     torch.set_num_threads(threads)
     from infalign import estimators
     from training.evaluation.draws import load_draws
 
-    parts = trained(method, seed, overrides)
-    draws = load_draws(parts.measured)
+    artifacts = train_policy(method, seed, overrides)
+    draws = load_draws(artifacts.evaluation)
     ours, theirs = draws.policy, draws.reference
     return {
         "kl": draws.kl.tolist(),
-        "solved": json.loads((parts.policy / "solved.json").read_text(encoding="utf-8")),
+        "solved": json.loads((artifacts.policy.parent / "solved.json").read_text(encoding="utf-8")),
         "wins": {str(p): estimators.win_rate(ours.rewards, theirs.rewards, p).tolist() for p in PROCEDURES},
         "judged": {
-            str(p): estimators.judged_win_rate(ours.rewards, ours.judged, theirs.rewards, theirs.judged, p).tolist()
+            str(p): estimators.judged_win_rate(
+                ours.rewards, ours.judge_scores, theirs.rewards, theirs.judge_scores, p
+            ).tolist()
             for p in PROCEDURES
         },
     }
 
 
 def over_seeds(values: Floats) -> Estimate:
-    """Mean of (S, P) with its 95% percentile bootstrap interval over seeds and prompts, both resampled."""
+    """Average over seeds and prompts.
+
+    Args:
+        values: Numbers of shape (S, P).
+
+    Returns:
+        The mean with its 95% percentile bootstrap interval, for which both seeds and prompts are resampled.
+    """
     random = np.random.default_rng(0)
     seeds, prompts = values.shape
     means = [
@@ -115,34 +128,38 @@ def over_seeds(values: Floats) -> Estimate:
 
 
 class Results:
-    """Every figure of every policy that was trained."""
+    """The figures of all policies.
 
-    def __init__(self, found: dict[tuple[str, int], dict[str, Any]]) -> None:
-        self.found = found
-        self.methods = [m for m in METHODS if any(name == m.name for name, _ in found)]
+    Args:
+        measurements: What :func:`measure_policy` returned, by method and seed.
+    """
+
+    def __init__(self, measurements: dict[tuple[str, int], dict[str, Any]]) -> None:
+        self.measurements = measurements
+        self.methods = [m for m in METHODS if any(name == m.name for name, _ in measurements)]
 
     def values(self, method: str, what: str, procedure: str | None = None) -> Floats:
-        """(S, P), one row for each seed."""
-        rows = [found for (name, _), found in sorted(self.found.items()) if name == method]
+        """Return one figure of a method as (S, P), with a row per seed."""
+        rows = [measurement for (name, _), measurement in sorted(self.measurements.items()) if name == method]
         return np.array([row[what][procedure] if procedure else row[what] for row in rows])
 
     def kl(self, method: str) -> Estimate:
-        """Measured on test prompts."""
+        """Return the KL of a method on test prompts."""
         return over_seeds(self.values(method, "kl"))
 
     def wins(self, method: str, procedure: Procedure, what: str = "wins") -> Estimate:
-        """Win rate by the selector's reward, or ``judged``."""
+        """Return the win rate of a method, by the reward that selects responses or, with ``judged``, by the judge."""
         return over_seeds(self.values(method, what, str(procedure)))
 
     def gain(self, better: str, worse: str, procedure: str, what: str = "wins") -> Estimate:
-        """Difference of two methods, seed by seed and prompt by prompt."""
+        """Return the difference of two methods, seed by seed and prompt by prompt."""
         ours, theirs = self.values(better, what, procedure), self.values(worse, what, procedure)
         seeds = min(len(ours), len(theirs))
         return over_seeds(ours[:seeds] - theirs[:seeds])
 
 
-def room(results: Results, better: str, worse: str, procedure: Procedure, anchors: int) -> float:
-    """What theory leaves between two methods with K anchors, each at the KL it was measured at."""
+def compute_room(results: Results, better: str, worse: str, procedure: Procedure, anchors: int) -> float:
+    """Compute by how much one method beats another in theory, with K anchors and at the measured KL of each."""
     by_name = {method.name: method for method in METHODS}
     ours, theirs = (
         point(
@@ -150,15 +167,15 @@ def room(results: Results, better: str, worse: str, procedure: Procedure, anchor
             procedure,
             kl=results.kl(name).value,
             anchors=anchors,
-            aligned_for=parse_procedure(by_name[name].procedure),
+            training_procedure=parse_procedure(by_name[name].procedure),
         ).win_rate
         for name in (better, worse)
     )
     return ours - theirs
 
 
-def report(results: Results, anchors: int, settings: str) -> str:
-    """Markdown."""
+def write_table(results: Results, anchors: int, settings: str) -> str:
+    """Write the text of the results, in Markdown."""
     names = [str(procedure) for procedure in PROCEDURES]
     lines = [
         "# Aligned for how they are decoded",
@@ -185,24 +202,24 @@ def report(results: Results, anchors: int, settings: str) -> str:
         "| better | than | under | gain | theory's room | gain by the judge |",
         "|---|---|---|---|---|---|",
     ]
-    trained = {method.name for method in results.methods}
+    names_seen = {method.name for method in results.methods}
     for better, worse, procedure in CLAIMS:
-        if {better, worse} <= trained:
-            left = room(results, better, worse, parse_procedure(procedure), anchors)
-            gain, judged = (results.gain(better, worse, procedure, what) for what in ("wins", "judged"))
-            lines.append(f"| {better} | {worse} | {procedure} | {gain} | {left:.3f} | {judged} |")
+        if {better, worse} <= names_seen:
+            room = compute_room(results, better, worse, parse_procedure(procedure), anchors)
+            gain, judge_gain = (results.gain(better, worse, procedure, what) for what in ("wins", "judged"))
+            lines.append(f"| {better} | {worse} | {procedure} | {gain} | {room:.3f} | {judge_gain} |")
     return "\n".join(lines) + "\n"
 
 
-def draw(results: Results, anchors: int, output: Path) -> None:
-    """Measured points under the frontier of K anchors."""
-    shown = [Standard(), BestOfN(4), WorstOfN(4)]
+def draw_picture(results: Results, anchors: int, output: Path) -> None:
+    """Draw the measured win rates below the frontier of K anchors, and save the picture."""
+    procedures = [Standard(), BestOfN(4), WorstOfN(4)]
     kls = np.linspace(0.02, 1.0, 25)
     texts = list(dict.fromkeys(m.transformation for m in results.methods))
-    curves = [point(text, p, kl=float(kl), anchors=anchors) for p in shown for text in texts for kl in kls]
+    curves = [point(text, p, kl=float(kl), anchors=anchors) for p in procedures for text in texts for kl in kls]
     dots = [
         Point(m.transformation, str(p), results.kl(m.name).value, results.wins(m.name, p).value, 0.0)
-        for p in shown
+        for p in procedures
         for m in results.methods
         if m.transformation != "optimal" or m.procedure == str(p)  # its curve is the optimum for the panel
     ]
@@ -222,41 +239,45 @@ def main(output: Path, seeds: int, workers: int, overrides: tuple[str, ...], met
     from training.configs import load_config
 
     config = load_config("demo", overrides)
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    measurements: dict[tuple[str, int], dict[str, Any]] = {}
     jobs = [(method, seed) for seed in range(seeds) for method in METHODS[:methods]]
     threads = max(1, (os.cpu_count() or 1) // workers)
     first, *rest = jobs
-    with _pool(1, os.cpu_count() or 1) as pool:  # alone: it makes the stages that all share
-        found[first[0].name, first[1]] = pool.submit(measure, *first, overrides, os.cpu_count() or 1).result()
-    with _pool(workers, threads) as pool:
-        running = {pool.submit(measure, method, seed, overrides, threads): (method, seed) for method, seed in rest}
-        for done in as_completed(running):
-            method, seed = running[done]
-            found[method.name, seed] = done.result()
-            _write(found, config, output, seeds)
-            click.echo(f"{len(found)} of {len(jobs)}: {method.name}, seed {seed}", err=True)
-    _write(found, config, output, seeds)
-    draw(Results(found), config.rollouts.samples, output / "win_rates.svg")  # a minute, so once
+    with _make_pool(1, os.cpu_count() or 1) as pool:  # alone: it makes the stages that all share
+        measurements[first[0].name, first[1]] = pool.submit(
+            measure_policy, *first, overrides, os.cpu_count() or 1
+        ).result()
+    with _make_pool(workers, threads) as pool:
+        futures = {
+            pool.submit(measure_policy, method, seed, overrides, threads): (method, seed) for method, seed in rest
+        }
+        for future in as_completed(futures):
+            method, seed = futures[future]
+            measurements[method.name, seed] = future.result()
+            _write(measurements, config, output, seeds)
+            click.echo(f"{len(measurements)} of {len(jobs)}: {method.name}, seed {seed}", err=True)
+    _write(measurements, config, output, seeds)
+    draw_picture(Results(measurements), config.rollouts.samples, output / "win_rates.svg")  # a minute, so once
     click.echo((output / "reproduce.md").read_text(encoding="utf-8"))
 
 
-def _pool(workers: int, threads: int) -> ProcessPoolExecutor:
+def _make_pool(workers: int, threads: int) -> ProcessPoolExecutor:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
-def _write(found: dict[tuple[str, int], dict[str, Any]], config: Any, output: Path, seeds: int) -> None:
-    results = Results(found)
+def _write(measurements: dict[tuple[str, int], dict[str, Any]], config: Any, output: Path, seeds: int) -> None:
+    results = Results(measurements)
     output.mkdir(parents=True, exist_ok=True)
     c = config.ctrl
-    prompts = len(next(iter(found.values()))["kl"])
+    prompts = len(next(iter(measurements.values()))["kl"])
     settings = (
         f"{seeds} seeds of CTRL on one reference; {c.steps} steps of {c.prompts} prompts x {c.generations} responses "
         f"by `{c.solver}`, settled at KL {c.target_kl:g} on validation prompts; K = {config.rollouts.samples}; "
         f"measured on {prompts} test prompts. 95% intervals over prompts and seeds. Made by `make reproduce`; "
         "[picture](win_rates.svg), [numbers](reproduce.json)."
     )
-    (output / "reproduce.md").write_text(report(results, config.rollouts.samples, settings), encoding="utf-8")
+    (output / "reproduce.md").write_text(write_table(results, config.rollouts.samples, settings), encoding="utf-8")
     numbers = [
         {
             "method": name,
@@ -266,7 +287,7 @@ def _write(found: dict[tuple[str, int], dict[str, Any]], config: Any, output: Pa
             "wins": {p: float(np.mean(v)) for p, v in row["wins"].items()},
             "judged": {p: float(np.mean(v)) for p, v in row["judged"].items()},
         }
-        for (name, seed), row in sorted(found.items())
+        for (name, seed), row in sorted(measurements.items())
     ]
     (output / "reproduce.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 

@@ -1,29 +1,34 @@
-"""The pipeline against theory: the reference's own responses, reweighted exactly, instead of a trained network.
+"""The pipeline against theory, with exact reweighting in place of a trained network.
 
     python experiments/reweighted.py BUNDLE --output docs/results/reweighted.md
 
-For prompts of the help desk, M fresh responses of the bundle's reference make a table. A policy that is this
-table with weights e^{Φ(C)/β}, C by the bundle's calibration, must win as often as the theory of K anchors says, for
-every transformation and procedure. What a trained policy misses beyond that is the network's.
+For prompts of the help desk, M new responses of the bundle's reference form a table. A policy is this table with
+weights e^{Φ(C)/β}, where the bundle's calibration gives C. It must win as often as the theory of K anchors says, for
+every transformation and procedure. Whatever a trained policy misses beyond that is due to the network.
 """
 
 from pathlib import Path
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from infalign import BestOfN, Estimate, Procedure, Standard, WorstOfN, over_prompts, parse_transformation, point
+from infalign.arrays import Floats
 from infalign.bundle import Bundle, read_bundle
 from infalign.templates import prompt_key, render_prompt
 
-Floats = NDArray[np.float64]
 TRANSFORMATIONS = ("identity", "log", "exp(10)", "exp(-10)", "optimal")
 PROCEDURES: tuple[Procedure, ...] = (Standard(), BestOfN(2), BestOfN(4), BestOfN(8), WorstOfN(2), WorstOfN(4))
 
 
 def table_win_rate(rewards: Floats, weights: Floats, procedure: Procedure) -> float:
-    """Win rate of the weighted table over the unweighted one, both decoded by ``procedure``, ties half."""
+    """Compute the win rate of the weighted table over the unweighted one. Ties count half.
+
+    Args:
+        rewards: Rewards of the M responses.
+        weights: Weights of the M responses.
+        procedure: Procedure that both are decoded by.
+    """
     _, group = np.unique(rewards, return_inverse=True)
     policy, reference = (
         np.concatenate([[0.0], procedure.cumulative(np.clip(np.cumsum(np.bincount(group, mass)), 0, 1))])
@@ -33,7 +38,7 @@ def table_win_rate(rewards: Floats, weights: Floats, procedure: Procedure) -> fl
 
 
 def table_kl(weights: Floats) -> float:
-    """KL of the weighted table from the unweighted one, in nats."""
+    """Compute the KL of the weighted table from the unweighted one, in nats."""
     share = weights / weights.sum()
     return float(np.sum(share * np.log(np.maximum(share * share.size, 1e-300))))
 
@@ -41,35 +46,58 @@ def table_kl(weights: Floats) -> float:
 def reweight(
     rewards: Floats, quantiles: Floats, samples: int, kl: float
 ) -> list[tuple[str, Estimate, Procedure, Estimate, float]]:
-    """For every transformation and procedure: measured KL and win rate over prompts, and theory's win rate."""
+    """Compare reweighted tables with theory.
+
+    Args:
+        rewards: Rewards of shape (P, M).
+        quantiles: Their quantiles, of the same shape.
+        samples: K, rewards per prompt in the calibration.
+        kl: KL of the policies, in nats.
+
+    Returns:
+        For every transformation and procedure, the measured KL and win rate over prompts and the win rate by theory.
+    """
     rows = []
     for name in TRANSFORMATIONS:
         for procedure in PROCEDURES:
             phi = parse_transformation(name, procedure, kl=kl)
             theory = point(name, procedure, kl=kl, anchors=samples)
             weights = np.exp((phi(quantiles) - phi.top) / theory.beta)
-            measured = over_prompts([table_kl(row) for row in weights])
+            kl_estimate = over_prompts([table_kl(row) for row in weights])
             wins = over_prompts([table_win_rate(*pair, procedure) for pair in zip(rewards, weights, strict=True)])
-            rows.append((name, measured, procedure, wins, theory.win_rate))
+            rows.append((name, kl_estimate, procedure, wins, theory.win_rate))
     return rows
 
 
-def draw(bundle: Bundle, prompts: int, draws: int, seed: int) -> tuple[Floats, Floats]:
-    """Rewards and quantiles of fresh reference responses, (P, M) each."""
+def draw_rewards(bundle: Bundle, prompts: int, draws: int, seed: int) -> tuple[Floats, Floats]:
+    """Draw new responses of a bundle's reference.
+
+    Args:
+        bundle: The bundle.
+        prompts: P, the number of prompts.
+        draws: M, responses per prompt.
+        seed: Seed of the draws.
+
+    Returns:
+        Rewards and quantiles, each of shape (P, M).
+    """
     from training.data import corpus
-    from training.runtime import prepare
+    from training.runtime import prepare_process
     from training.sampler import Sampler
     from training.scorer import CombinedScorer
 
-    prepare()
-    known = corpus.prompts()
-    asked = [[{"role": "user", "content": known[i].text}] for i in np.linspace(0, len(known) - 1, prompts).astype(int)]
+    prepare_process()
+    questions = corpus.prompts()
+    conversations = [
+        [{"role": "user", "content": questions[i].text}]
+        for i in np.linspace(0, len(questions) - 1, prompts).astype(int)
+    ]
     sampler = Sampler.load(bundle.reference, bundle.manifest.sampling)
-    repeated = [messages for messages in asked for _ in range(draws)]
-    texts = sampler.text(sampler.draw(repeated, seed, "draws"))
+    repeats = [messages for messages in conversations for _ in range(draws)]
+    texts = sampler.text(sampler.draw(repeats, seed, "draws"))
     scorer = CombinedScorer.load(bundle.reward_model, bundle.combination, bundle.reference)
-    rewards = scorer.score(repeated, texts).astype(np.float64).reshape(-1, draws)
-    keys = [prompt_key(render_prompt(sampler.tokenizer, messages)) for messages in asked]
+    rewards = scorer.score(repeats, texts).astype(np.float64).reshape(-1, draws)
+    keys = [prompt_key(render_prompt(sampler.tokenizer, messages)) for messages in conversations]
     return rewards, bundle.table.quantile(keys, rewards)
 
 
@@ -82,20 +110,20 @@ def draw(bundle: Bundle, prompts: int, draws: int, seed: int) -> tuple[Floats, F
 @click.option("--seed", type=int, default=1, show_default=True)
 def main(bundle: Path, output: Path, kl: float, prompts: int, draws: int, seed: int) -> None:
     """Compare the reweighted reference of BUNDLE (of the demo's world) with theory."""
-    found = read_bundle(bundle)
-    rewards, quantiles = draw(found, prompts, draws, seed)
-    rows = reweight(rewards, quantiles, found.table.samples, kl)
+    source = read_bundle(bundle)
+    rewards, quantiles = draw_rewards(source, prompts, draws, seed)
+    rows = reweight(rewards, quantiles, source.table.samples, kl)
     inside = sum(wins.low <= theory <= wins.high for *_, wins, theory in rows)
     lines = [
-        f"| {name} | {procedure} | {measured} | {wins} | {theory:.3f} |"
-        for name, measured, procedure, wins, theory in rows
+        f"| {name} | {procedure} | {estimate} | {wins} | {theory:.3f} |"
+        for name, estimate, procedure, wins, theory in rows
     ]
     output.write_text(
         REPORT.format(
             kl=kl,
             prompts=prompts,
             draws=draws,
-            k=found.table.samples,
+            k=source.table.samples,
             inside=inside,
             rows="\n".join(lines),
             all=len(rows),

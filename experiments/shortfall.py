@@ -1,10 +1,11 @@
-"""Where the win rate goes that theory has and a trained policy has not, for the policies of ``reproduce.py``.
+"""Explains why policies of ``reproduce.py`` win less often than theory allows.
 
     python experiments/shortfall.py --output docs/results/shortfall.md
 
-Four win rates of each, under the procedure it is compared by: what theory leaves at its KL with K anchors; what theory
-leaves at the KL that shows in the distribution of its quantiles, which is what moving probability between responses of
-equal quality leaves of it; what it wins on prompts it was trained on; what it wins on test prompts.
+It compares four win rates of a policy under one procedure. The first is what theory allows at the policy's KL with K
+anchors. The second is what theory allows at the KL that shows in the distribution of the quantiles: the rest of the KL
+only moves probability between responses of equal quality. The third and the fourth are what the policy wins on training
+prompts and on test prompts.
 """
 
 from functools import cache
@@ -13,14 +14,14 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
-from reproduce import METHODS, Method, over_seeds, trained
+from reproduce import METHODS, Method, over_seeds, train_policy
 
 from infalign import Estimate, point
+from infalign.arrays import Floats
 from infalign.estimators import win_rate
-from infalign.procedures import BestOfN, FixedN, WorstOfN, parse_procedure
+from infalign.parsing import parse_procedure
+from infalign.procedures import BestOfN, FixedN, WorstOfN
 
-Floats = NDArray[np.float64]
 SHOWN: tuple[tuple[str, FixedN], ...] = (
     ("calibrated identity", BestOfN(4)),
     ("CTRL optimal for best-of-4", BestOfN(4)),
@@ -31,10 +32,14 @@ PROMPTS, DRAWS, ANCHORS, BINS = 96, 64, 64, 16
 
 
 def visible_kl(policy: Floats, reference: Floats) -> float:
-    """KL of the policy's quantiles from uniform, in nats, of rewards (P, M) against (P, M) of the reference.
+    """Compute the KL of a policy's quantiles from the uniform distribution, in nats.
 
-    Quantiles of all prompts share 16 bins, less the bias of so many counts (Miller and Madow): a lower bound on the
-    mean over prompts, as shares of different prompts average out.
+    The quantiles of all prompts share 16 bins, and the bias of so many counts is subtracted (Miller and Madow). The
+    result is a lower bound of the mean over prompts, since the shares of different prompts average out.
+
+    Args:
+        policy: Rewards of the policy, of shape (P, M).
+        reference: Rewards of the reference, of shape (P, M).
     """
     below = (policy[:, :, None] > reference[:, None, :]).sum(axis=2)
     ties = (policy[:, :, None] == reference[:, None, :]).sum(axis=2)
@@ -46,44 +51,45 @@ def visible_kl(policy: Floats, reference: Floats) -> float:
 
 
 @cache
-def train_draws(parts: Any) -> Any:
-    """New draws of a policy and its reference on prompts that it was trained on."""
-    from infalign.bundle import load_calibration
-    from training import data, evaluation
+def draw_on_training_prompts(artifacts: Any) -> Any:
+    """Draw from a policy and its reference on prompts that the policy was trained on."""
+    from infalign.storage import load_calibration
+    from training.data import read_prompts
+    from training.evaluation import collect
     from training.sampler import load_pair
     from training.scorer import CombinedScorer
 
-    combination, record = load_calibration(parts.calibration)
-    reference = parts.reference / "model"
-    prompts = data.read_prompts(parts.data, "train")
-    chosen = np.random.default_rng(0).choice(len(prompts), PROMPTS, replace=False)
-    return evaluation.collect(
-        *load_pair(parts.policy / "model", reference, record.sampling),
-        CombinedScorer.load(parts.reward / "model", combination, reference),
+    combination, record = load_calibration(artifacts.calibration)
+    reference = artifacts.reference
+    prompts = read_prompts(artifacts.data, "train")
+    picks = np.random.default_rng(0).choice(len(prompts), PROMPTS, replace=False)
+    return collect(
+        *load_pair(artifacts.policy, reference, record.sampling),
+        CombinedScorer.load(artifacts.reward, combination, reference),
         None,
-        [prompts[i] for i in chosen],
+        [prompts[i] for i in picks],
         DRAWS,
         seed=1,
     )
 
 
-def account(method: Method, procedure: FixedN, seeds: int) -> tuple[float, float, float, Estimate, Estimate]:
-    """KL that shows, theory's two win rates, and those on training and on test prompts."""
+def compute_account(method: Method, procedure: FixedN, seeds: int) -> tuple[float, float, float, Estimate, Estimate]:
+    """Return the KL that shows, the two win rates by theory, and the win rates on training and on test prompts."""
     from training.evaluation.draws import load_draws
 
     rows = []
     for seed in range(seeds):
-        parts = trained(method, seed)
-        test, train = load_draws(parts.measured), train_draws(parts)
+        artifacts = train_policy(method, seed)
+        test, train = load_draws(artifacts.evaluation), draw_on_training_prompts(artifacts)
         wins = [win_rate(d.policy.rewards, d.reference.rewards, procedure) for d in (train, test)]
         rows.append((test.kl.mean(), visible_kl(test.policy.rewards, test.reference.rewards), *wins))
-    spent, shown = (float(np.mean([row[i] for row in rows])) for i in (0, 1))
+    measured_kl, quantile_kl = (float(np.mean([row[i] for row in rows])) for i in (0, 1))
     aligned_for = parse_procedure(method.procedure)
     theory, visible = (
-        point(method.transformation, procedure, kl=kl, anchors=ANCHORS, aligned_for=aligned_for).win_rate
-        for kl in (spent, shown)
+        point(method.transformation, procedure, kl=kl, anchors=ANCHORS, training_procedure=aligned_for).win_rate
+        for kl in (measured_kl, quantile_kl)
     )
-    return shown, theory, visible, *(over_seeds(np.array([row[i] for row in rows])) for i in (2, 3))
+    return quantile_kl, theory, visible, *(over_seeds(np.array([row[i] for row in rows])) for i in (2, 3))
 
 
 @click.command()
@@ -103,8 +109,8 @@ def main(output: Path, seeds: int) -> None:
         "|---|---|---|---|---|---|---|",
     ]
     for name, procedure in SHOWN:
-        shown, theory, visible, train, test = account(by_name[name], procedure, seeds)
-        lines.append(f"| {name} | {procedure} | {theory:.3f} | {shown:.2f} | {visible:.3f} | {train} | {test} |")
+        quantile_kl, theory, visible, train, test = compute_account(by_name[name], procedure, seeds)
+        lines.append(f"| {name} | {procedure} | {theory:.3f} | {quantile_kl:.2f} | {visible:.3f} | {train} | {test} |")
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     click.echo(output.read_text(encoding="utf-8"))
 

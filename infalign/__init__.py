@@ -1,7 +1,7 @@
-"""Inference-aware alignment: calibrate the reward, transform it for the decoding procedure, know what to expect.
+"""Inference-aware alignment: calibrate the reward, transform it for the decoding procedure, predict the win rate.
 
-The method of InfAlign (arXiv 2412.19792) as arrays in and numbers out; no torch, no vLLM, no HTTP. Names are
-imported when first used, so that the command line does not wait for NumPy and SciPy.
+This is the method of InfAlign (arXiv 2412.19792) on NumPy arrays, without torch, vLLM or HTTP. Names are imported on
+first use, so that the command line does not wait for NumPy and SciPy.
 """
 
 from importlib import import_module
@@ -10,34 +10,42 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infalign.bundle import Bundle, read_bundle
     from infalign.bundling import NewPolicy, join_bundles, write_bundle
-    from infalign.calibration import Calibration, CalibrationTable, CompressedCalibration, Estimator
+    from infalign.calibration import Calibration, CompressedCalibration, Estimator
     from infalign.combination import Combination
     from infalign.errors import BundleError, InfAlignError, InvalidValue, NotConverged
     from infalign.estimators import Estimate, over_prompts
-    from infalign.frontier import Point, beta_for_kl, point
+    from infalign.frontier import Point, point
     from infalign.goodness import Goodness
     from infalign.manifest import Alignment
     from infalign.optimum import Optimal, optimal
-    from infalign.policies import AnchoredPolicies, Policy
-    from infalign.procedures import BestOfN, BestOfPoisson, FixedN, Procedure, Standard, WorstOfN, parse_procedure
+    from infalign.parsing import parse_procedure, parse_transformation
+    from infalign.poisson import BestOfPoisson
+    from infalign.policies import AnchoredPolicies, Policy, beta_for_kl
+    from infalign.procedures import BestOfN, FixedN, Procedure, Standard, WorstOfN
     from infalign.stopping import Cost, Fixed, StoppingRule, Target
-    from infalign.transforms import Exponential, Gaussian, Identity, Log, Transformation, parse_transformation
+    from infalign.table import CalibrationTable
+    from infalign.transformation import Transformation
+    from infalign.transforms import Exponential, Gaussian, Identity, Log
 
 _HOMES = {
     "bundle": ("Bundle", "read_bundle"),
     "bundling": ("NewPolicy", "join_bundles", "write_bundle"),
-    "calibration": ("Calibration", "CalibrationTable", "CompressedCalibration", "Estimator"),
+    "calibration": ("Calibration", "CompressedCalibration", "Estimator"),
     "combination": ("Combination",),
     "errors": ("BundleError", "InfAlignError", "InvalidValue", "NotConverged"),
     "estimators": ("Estimate", "over_prompts"),
-    "frontier": ("Point", "beta_for_kl", "point"),
+    "frontier": ("Point", "point"),
     "goodness": ("Goodness",),
     "manifest": ("Alignment",),
     "optimum": ("Optimal", "optimal"),
-    "policies": ("AnchoredPolicies", "Policy"),
-    "procedures": ("BestOfN", "BestOfPoisson", "FixedN", "Procedure", "Standard", "WorstOfN", "parse_procedure"),
+    "parsing": ("parse_procedure", "parse_transformation"),
+    "poisson": ("BestOfPoisson",),
+    "policies": ("AnchoredPolicies", "Policy", "beta_for_kl"),
+    "procedures": ("BestOfN", "FixedN", "Procedure", "Standard", "WorstOfN"),
     "stopping": ("Cost", "Fixed", "StoppingRule", "Target"),
-    "transforms": ("Exponential", "Gaussian", "Identity", "Log", "Transformation", "parse_transformation"),
+    "table": ("CalibrationTable",),
+    "transformation": ("Transformation",),
+    "transforms": ("Exponential", "Gaussian", "Identity", "Log"),
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Writing bundles: atomically, from the parts that training made or from other bundles."""
+"""Writing bundles, atomically: from the parts that training made, or from other bundles."""
 
 import os
 import shutil
@@ -9,14 +9,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infalign.bundle import FORMAT, MANIFEST, SHARED, WHOLE, Bundle, check_joinable, digest, hash_files, read_bundle
+from infalign.bundle import FORMAT, SHARED_PARTS, WHOLE_POLICY, Bundle, check_joinable, read_bundle
 from infalign.errors import BundleMismatch
+from infalign.files import MANIFEST, digest, hash_files
 from infalign.manifest import Alignment, Manifest, PolicyRecord
 
 
 @dataclass(frozen=True)
 class NewPolicy:
-    """A policy that is to go into a bundle."""
+    """A policy that :func:`write_bundle` puts into a bundle.
+
+    Args:
+        directory: Directory of the model or adapter.
+        evaluation: Directory of its measured figures.
+        adapter: True for an adapter on the reference, False for a whole model.
+        alignment: What the policy was aligned for, and the figures it reached.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from infalign import Alignment, NewPolicy
+        >>> alignment = Alignment(procedure="best-of-4", transformation="exp(10)", beta=0.3, measured={"kl": 0.5})
+        >>> NewPolicy(Path("policy"), Path("evaluation"), adapter=False, alignment=alignment).alignment.procedure
+        'best-of-4'
+    """
 
     directory: Path
     evaluation: Path
@@ -27,27 +42,42 @@ class NewPolicy:
 def write_bundle(
     target: Path, parts: dict[str, Path], policies: dict[str, NewPolicy], card: str, **fields: Any
 ) -> Bundle:
-    """Assemble a bundle at ``target``, atomically; an older bundle there is replaced.
+    """Assemble a bundle atomically, and replace an older bundle in the same place.
 
-    One process at a time may write a target: what a killed one left beside it is removed.
+    Only one process at a time may write a target: the files that a killed one left beside it are removed.
 
     Args:
-        target: the bundle's directory.
-        parts: source directory of each of reference, reward and calibration.
-        policies: by the names that the server is to answer to.
-        card: the model card, Markdown.
-        fields: the fields of :class:`Manifest` that are not derived from the files.
+        target: Directory of the bundle.
+        parts: Source directory of each of reference, reward and calibration.
+        policies: Each policy by the model name that the server answers to.
+        card: The model card, in Markdown.
+        fields: The fields of :class:`infalign.manifest.Manifest` that do not come from the files.
+
+    Returns:
+        The bundle, read back and verified.
 
     Raises:
-        BundleError: the parts do not fit each other; nothing is written then.
+        BundleError: The parts do not fit each other. Nothing is written then.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from infalign import write_bundle
+        >>> parts = {"reference": Path("no-such-model")}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     try:
+        ...         write_bundle(Path(folder, "bundle"), parts, {}, "# A card")
+        ...     except FileNotFoundError as error:
+        ...         print(error.filename, list(Path(folder).iterdir()))
+        no-such-model []
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    paths = {name: f"adapters/{name}" if policy.adapter else WHOLE for name, policy in policies.items()}
+    paths = {name: f"adapters/{name}" if policy.adapter else WHOLE_POLICY for name, policy in policies.items()}
     try:
-        for part in SHARED:
+        for part in SHARED_PARTS:
             shutil.copytree(parts[part], staging / part)
         for name, policy in policies.items():
             shutil.copytree(policy.directory, staging / paths[name])
@@ -69,21 +99,37 @@ def write_bundle(
             **fields,
         )
         (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        verified = read_bundle(staging)
+        bundle = read_bundle(staging)
         _fsync(staging)
         _replace(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return replace(verified, path=target)
+    return replace(bundle, path=target)
 
 
 def join_bundles(bundles: Sequence[Bundle], target: Path) -> Bundle:
-    """One bundle of all the adapters of ``bundles``, which share reference, reward models and calibration.
+    """Write one bundle with the adapters of several bundles.
 
-    The first bundle's default policy is the default.
+    The default policy of the first bundle becomes the default.
+
+    Args:
+        bundles: Bundles with the same reference, reward models and calibration.
+        target: Directory of the new bundle.
+
+    Returns:
+        The new bundle.
 
     Raises:
-        BundleMismatch: a policy that is no adapter, a name that two of them have, or parts that are not the same.
+        BundleMismatch: A policy is no adapter, two bundles have a policy of the same name, or their parts differ.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from infalign import BundleError, join_bundles, read_bundle
+        >>> try:
+        ...     join_bundles([read_bundle(Path("no-such-bundle"))], Path("joined"))
+        ... except BundleError as error:
+        ...     print(error)
+        no-such-bundle: no bundle here (no bundle.json); make one with `infalign train demo`
     """
     first = bundles[0].manifest
     policies: dict[str, NewPolicy] = {}
@@ -95,7 +141,7 @@ def join_bundles(bundles: Sequence[Bundle], target: Path) -> Bundle:
             policies[name] = NewPolicy(policy.directory, policy.evaluation, True, policy.record)
     return write_bundle(
         target,
-        {part: bundles[0].path / part for part in SHARED},
+        {part: bundles[0].path / part for part in SHARED_PARTS},
         policies,
         _card(policies),
         name=first.name,
@@ -121,8 +167,9 @@ def _card(policies: dict[str, NewPolicy]) -> str:
     ]
     for name, policy in policies.items():
         a = policy.alignment
-        kl, won = (f"{a.measured[key]:.3f}" if key in a.measured else "" for key in ("kl", f"win_rate_{a.procedure}"))
-        lines.append(f"| [{name}](evaluation/{name}) | {a.procedure} | {a.transformation} | {kl} | {won} |")
+        figures = (a.measured.get(key) for key in ("kl", f"win_rate_{a.procedure}"))
+        kl, win_rate = ("" if figure is None else f"{figure:.3f}" for figure in figures)
+        lines.append(f"| [{name}](evaluation/{name}) | {a.procedure} | {a.transformation} | {kl} | {win_rate} |")
     return "\n".join(lines) + "\n"
 
 
@@ -136,18 +183,18 @@ def _fsync(root: Path) -> None:
 
 
 def _replace(staging: Path, target: Path) -> None:
-    """Move ``staging`` to ``target``; what was there goes only once the new one is in place."""
+    """Move ``staging`` to ``target``. An older bundle goes only once the new one is in place."""
     staging.chmod(0o755)
-    retired = None
+    trash = None
     if target.exists():
-        retired = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        target.rename(retired / "old")
+        trash = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        target.rename(trash / "old")
     try:
         staging.rename(target)
     except OSError:
-        if retired:
-            (retired / "old").rename(target)
+        if trash:
+            (trash / "old").rename(target)
         raise
     finally:
-        if retired:
-            shutil.rmtree(retired, ignore_errors=True)
+        if trash:
+            shutil.rmtree(trash, ignore_errors=True)

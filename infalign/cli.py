@@ -1,4 +1,4 @@
-"""The ``infalign`` command: its subcommands live with the packages they belong to and are imported when used."""
+"""The ``infalign`` command. Each subcommand is in its own package, which is imported on use."""
 
 import sys
 from importlib import import_module
@@ -14,23 +14,34 @@ COMMANDS = {
     "evaluate": ("training.cli", "Measure a bundle on fresh draws: win rates, KL, what a judge says."),
     "join": ("infalign.commands", "Put the adapters of several bundles into one."),
     "serve": ("server.cli", "Serve a bundle over HTTP, Best-of-N and Worst-of-N."),
-    "key": ("server.commands", "Make or remove an API key of the server."),
+    "key": ("server.access.command", "Make or remove an API key of the server."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands' names and one-line help without importing them."""
+    """A command group with the names and one-line help of its commands, which imports a command only on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the names of the commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command.
+
+        Args:
+            ctx: Context of the group.
+            cmd_name: Name of the command.
+
+        Returns:
+            The command, or None if there is none of that name.
+        """
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands into the help."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
@@ -42,7 +53,13 @@ def infalign() -> None:
 
 
 def main() -> NoReturn:
-    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    """Run the command line.
+
+    A mistake of the user is one line on stderr and exit code 2. Ctrl-C is exit code 130.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
     try:
         status = infalign(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -1,4 +1,4 @@
-"""``infalign frontier``: which transformation, at which KL, for which procedure, gains what; ``infalign join``."""
+"""The commands ``infalign frontier`` and ``infalign join``."""
 
 import json
 import math
@@ -12,8 +12,8 @@ import numpy as np
 
 from infalign.errors import InvalidValue
 from infalign.frontier import Point, point
-from infalign.procedures import Procedure, parse_procedure
-from infalign.transforms import check_transformation
+from infalign.parsing import check_transformation, parse_procedure
+from infalign.procedures import Procedure
 
 T = TypeVar("T")
 TRANSFORMATIONS = ("gaussian", "identity", "log", "exp(5)", "exp(10)", "exp(-5)", "exp(-10)", "optimal")
@@ -21,14 +21,14 @@ PLOTTED_KLS = 40
 
 
 def _procedure(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[Procedure, ...]:
-    return tuple(_read(parse_procedure, text) for text in texts)
+    return tuple(_parse(parse_procedure, text) for text in texts)
 
 
 def _transformation(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(_read(check_transformation, text) for text in texts)
+    return tuple(_parse(check_transformation, text) for text in texts)
 
 
-def _read(parse: Callable[[str], T], text: str) -> T:
+def _parse(parse: Callable[[str], T], text: str) -> T:
     try:
         return parse(text)
     except InvalidValue as error:
@@ -112,14 +112,14 @@ def frontier(
             for transformation in transformations
             for curve in _curve(transformation, procedure, anchors, widest)
         ]
-        marked = points if kls or betas else []
-        beside = save(frontier_figure(curves, marked), plot, {"curves": [_row(p) for p in curves]})
-        click.echo(f"{plot}, {beside}", err=True)
+        dots = points if kls or betas else []
+        numbers = save(frontier_figure(curves, dots), plot, {"curves": [_row(p) for p in curves]})
+        click.echo(f"{plot}, {numbers}", err=True)
     click.echo(_json(points) if as_json else _text(points))
 
 
 def _curve(transformation: str, procedure: Procedure, anchors: int | None, widest: float) -> list[Point]:
-    """From KL 0, where every policy is the reference, as far as ``widest`` nats or as the anchors reach."""
+    """Compute a curve from KL 0, where every policy is the reference, to ``widest`` nats or as far as anchors reach."""
     line = [Point(transformation, str(procedure), 0.0, 0.5, math.inf, anchors)]
     for kl in np.linspace(0, 1, PLOTTED_KLS + 1)[1:] ** 2 * widest:
         try:
@@ -139,13 +139,13 @@ def _json(points: list[Point]) -> str:
 
 
 def _text(points: list[Point]) -> str:
-    simulated = any(p.win_rate_error for p in points)
+    has_errors = any(p.win_rate_error for p in points)
     if len(points) == 1:
-        names = ["win_rate", "beta", "kl", *(["win_rate_error"] if simulated else [])]
+        names = ["win_rate", "beta", "kl", *(["win_rate_error"] if has_errors else [])]
         return "\n".join(f"{name:<15}{getattr(points[0], name):.6g}" for name in names)
     head = f"{'procedure':<20}{'transformation':<16}{'kl':>8}{'win_rate':>10}{'beta':>12}"
     rows = [f"{p.procedure:<20}{p.transformation:<16}{p.kl:>8.4g}{p.win_rate:>10.6f}{p.beta:>12.4g}" for p in points]
-    if simulated:
+    if has_errors:
         head += f"{'win_rate_error':>16}"
         rows = [f"{row}{p.win_rate_error:>16.6f}" for row, p in zip(rows, points, strict=True)]
     return "\n".join([head, *rows])
@@ -165,6 +165,6 @@ def join(bundles: tuple[Path, ...], output: Path) -> None:
 
     if len(bundles) < 2:
         raise click.UsageError("BUNDLE: accepted: two or more")
-    joined = join_bundles([read_bundle(path) for path in bundles], output)
-    click.echo("\n".join(f"{name}  {policy.record.procedure}" for name, policy in joined.policies.items()), err=True)
-    click.echo(str(joined.path))
+    bundle = join_bundles([read_bundle(path) for path in bundles], output)
+    click.echo("\n".join(f"{name}  {policy.record.procedure}" for name, policy in bundle.policies.items()), err=True)
+    click.echo(str(bundle.path))

@@ -1,8 +1,9 @@
-"""What M scored samples per prompt say about every n <= M, without drawing again.
+"""Estimates for every n <= M from M scored samples of each prompt, without drawing again.
 
-A prompt's samples are a one-dimensional array (M may differ between prompts). Estimates are U-statistics: averages
-over all sub-samples without replacement, hence unbiased, in O(M log M) by sorting. Where a procedure needs more
-samples than there are, the result is NaN. :func:`over_prompts` puts a bootstrap interval over prompts on any of them.
+The samples of a prompt are a one-dimensional array, whose length M may differ between prompts. The estimates are
+U-statistics, which are averages over all sub-samples without replacement. They are unbiased, and sorting computes them
+in O(M log M). The estimate is NaN if a procedure draws more candidates than there are samples. :func:`over_prompts`
+gives any of them a bootstrap interval over prompts.
 """
 
 import math
@@ -13,18 +14,29 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from infalign.calibration import finite
+from infalign.arrays import Floats, check_finite
 from infalign.errors import InvalidValue
-from infalign.procedures import Procedure, WorstOfN
+from infalign.procedures import Procedure
 
-Floats = NDArray[np.float64]
 Samples = Sequence[ArrayLike] | NDArray[np.float64]
-"""One array of samples per prompt."""
+"""One array of samples for each prompt."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure over prompts, with its bootstrap interval."""
+    """A figure over prompts with its bootstrap interval.
+
+    Args:
+        value: The figure.
+        low: Lower end of the interval; NaN for one prompt.
+        high: Upper end of the interval; NaN for one prompt.
+        level: Confidence level of the interval.
+
+    Examples:
+        >>> from infalign import Estimate
+        >>> print(Estimate(0.5, 0.25, 0.75))
+        0.500 [0.250, 0.750]
+    """
 
     value: float
     low: float
@@ -35,108 +47,127 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def expected_selected(samples: Samples, procedure: Procedure) -> Floats:
-    """Expected value of the sample that ``procedure`` selects, per prompt, shape (P,).
+def expected_value(samples: Samples, procedure: Procedure) -> Floats:
+    """Estimate the expected value of the sample that a procedure selects.
 
-    Rewards in, expected reward out; quantiles in, expected quantile out.
+    Args:
+        samples: The samples of each of P prompts: rewards or quantiles, for example.
+        procedure: The procedure, which selects by these values.
+
+    Returns:
+        (P,) expected values, in the unit of the samples.
+
+    Raises:
+        InvalidValue: A sample is not finite, or the samples of a prompt are empty or not one-dimensional.
     """
-    rows = _rows("samples", samples)
+    rows = check_samples("samples", samples)
     return np.array([np.sort(row) @ _weights(procedure, row.size) for row in rows])
 
 
-def expected_judged(rewards: Samples, scores: Samples, procedure: Procedure) -> Floats:
-    """Expected ``scores`` value of the sample that ``procedure`` selects by ``rewards``, per prompt, shape (P,).
+def expected_score(rewards: Samples, scores: Samples, procedure: Procedure) -> Floats:
+    """Estimate the expected score, by an independent judge, of the sample that a procedure selects by reward.
 
-    What an independent judge says of the selection; samples of equal reward share their scores evenly.
+    Samples of equal reward share their scores evenly.
+
+    Args:
+        rewards: The rewards of the samples of each of P prompts.
+        scores: The judge's scores of the same samples.
+        procedure: The procedure.
+
+    Returns:
+        (P,) expected scores.
+
+    Raises:
+        InvalidValue: A number is not finite, or rewards and scores differ in number.
     """
-    pairs = _pairs("scores", _rows("rewards", rewards), _rows("scores", scores))
-    return np.array([_tied_weights(row, procedure) @ score for row, score in pairs])
+    pairs = _pairs("scores", check_samples("rewards", rewards), check_samples("scores", scores))
+    return np.array([_shared_weights(row, procedure) @ score for row, score in pairs])
 
 
 def win_rate(policy: Samples, reference: Samples, procedure: Procedure) -> Floats:
-    """Inference-time win rate, per prompt, shape (P,): the policy's selected reward against the reference's, ties half.
+    """Estimate the inference-time win rate of a policy over the reference, both decoded by a procedure.
 
-    Exact average over all pairs of sub-samples, one of the policy's rewards and one of the reference's.
+    The estimate is the exact average over all pairs of sub-samples, one of the policy and one of the reference. A tie
+    counts one half.
+
+    Args:
+        policy: The policy's rewards for each of P prompts.
+        reference: The reference's rewards for the same prompts.
+        procedure: The procedure.
+
+    Returns:
+        (P,) win rates.
+
+    Raises:
+        InvalidValue: A reward is not finite, or the numbers of prompts differ.
     """
-    policy_rows, reference_rows = _rows("policy", policy), _rows("reference", reference)
-    _one_each(len(policy_rows), len(reference_rows))
+    policy_rows, reference_rows = check_samples("policy", policy), check_samples("reference", reference)
+    _check_prompts(len(policy_rows), len(reference_rows))
     return np.array([_duel(ours, theirs, procedure) for ours, theirs in zip(policy_rows, reference_rows, strict=True)])
 
 
 def judged_win_rate(
     policy: Samples, policy_scores: Samples, reference: Samples, reference_scores: Samples, procedure: Procedure
 ) -> Floats:
-    """How often an independent judge prefers the policy's selected sample, per prompt, shape (P,), its ties half.
+    """Estimate how often an independent judge prefers the answer of a policy to that of the reference.
 
-    Both sides select by reward, as when serving, and are compared by ``scores``.
-    """
-    ours = _pairs("policy_scores", _rows("policy", policy), _rows("policy_scores", policy_scores))
-    theirs = _pairs("reference_scores", _rows("reference", reference), _rows("reference_scores", reference_scores))
-    _one_each(len(ours), len(theirs))
-    return np.array([_judged_duel(*us, *them, procedure) for us, them in zip(ours, theirs, strict=True)])
+    Both sides select by reward, as they do when served, and are compared by the judge's scores. Equal scores count one
+    half.
 
+    Args:
+        policy: The policy's rewards for each of P prompts.
+        policy_scores: The judge's scores of the same samples.
+        reference: The reference's rewards for the same prompts.
+        reference_scores: The judge's scores of the same samples.
+        procedure: The procedure.
 
-def attack_success(safety: Samples, threshold: float, n: int) -> Floats:
-    """Probability that the worst of ``n`` samples is below ``threshold``, per prompt, shape (P,).
-
-    1 − C(M − c, n) / C(M, n) with c samples below, the unbiased estimate known as pass@k (Chen et al.,
-    arXiv 2107.03374). ``safety`` grows with safety; give the negative of a reward that scores harm.
-    """
-    failed = [np.asarray(row) >= threshold for row in _rows("safety", safety)]
-    return 1 - expected_selected(failed, WorstOfN(n))
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """−log ASR(n) = a n^−b (Hughes et al., Best-of-N jailbreaking, arXiv 2412.03556)."""
-
-    a: float
-    b: float
-
-    def __call__(self, n: ArrayLike) -> Floats:
-        """Attack success rate at ``n``, beyond the samples too."""
-        return np.asarray(np.exp(-self.a * np.asarray(n, dtype=np.float64) ** -self.b))
-
-
-def fit_power_law(n: ArrayLike, success: ArrayLike) -> PowerLaw:
-    """Least squares on log(−log ASR) against log n, over the points with ASR strictly between 0 and 1.
+    Returns:
+        (P,) win rates.
 
     Raises:
-        InvalidValue: fewer than two such points.
+        InvalidValue: A number is not finite, or the numbers of prompts or samples differ.
     """
-    n, success = np.asarray(n, dtype=np.float64), np.asarray(success, dtype=np.float64)
-    inside = (success > 0) & (success < 1)
-    if inside.sum() < 2:
-        raise InvalidValue("success", success.tolist(), "at least two rates strictly between 0 and 1")
-    slope, intercept = np.polyfit(np.log(n[inside]), np.log(-np.log(success[inside])), 1)
-    return PowerLaw(math.exp(intercept), -float(slope))
-
-
-def extrapolate_attack_success(
-    safety: Samples, threshold: float, n: Sequence[int], beyond: int, *, level: float = 0.95, seed: int = 0
-) -> Estimate:
-    """Mean attack success rate at ``beyond`` samples by the power law fitted at every ``n`` that the samples allow."""
-    rates = np.stack([attack_success(safety, threshold, count) for count in n], axis=1)
-
-    def extrapolated(prompts: Floats) -> float:
-        return float(fit_power_law(n, prompts.mean(axis=0))(beyond))
-
-    return over_prompts(rates, extrapolated, level=level, seed=seed)
+    ours = _pairs("policy_scores", check_samples("policy", policy), check_samples("policy_scores", policy_scores))
+    theirs = _pairs(
+        "reference_scores", check_samples("reference", reference), check_samples("reference_scores", reference_scores)
+    )
+    _check_prompts(len(ours), len(theirs))
+    return np.array([_score_duel(*us, *them, procedure) for us, them in zip(ours, theirs, strict=True)])
 
 
 def kl(policy_log_probs: Samples, reference_log_probs: Samples) -> Floats:
-    """Estimate of KL(π‖π_ref) in nats per response, per prompt, shape (P,), from the policy's own responses.
+    """Estimate KL(π‖π_ref) from responses of the policy π, by the mean log-ratio of whole responses.
 
-    Mean log-ratio of whole responses: unbiased, and may be negative by chance.
+    The estimate is unbiased and may be negative by chance.
+
+    Args:
+        policy_log_probs: Log-probability of each response under the policy, for each of P prompts.
+        reference_log_probs: Log-probability of the same responses under the reference.
+
+    Returns:
+        (P,) KL divergences in nats per response.
+
+    Raises:
+        InvalidValue: A number is not finite, or the numbers of responses differ.
     """
     return np.array([np.mean(ratio) for ratio in _log_ratios(policy_log_probs, reference_log_probs)])
 
 
 def kl_nonnegative(policy_log_probs: Samples, reference_log_probs: Samples) -> Floats:
-    """The same with a control variate: mean of e^{−d} − 1 + d for log-ratio d, never negative.
+    """Estimate KL(π‖π_ref) with a control variate, by the mean of e^{−d} − 1 + d for the log-ratio d.
 
-    Known as k3 (Schulman, Approximating KL Divergence, 2020). Unbiased too where the policy covers the reference,
-    but heavy-tailed where the two are far apart.
+    The estimate is never negative and is known as k3 (Schulman, Approximating KL Divergence, 2020). It is unbiased if
+    the policy covers the reference, and heavy-tailed if the two are far apart.
+
+    Args:
+        policy_log_probs: Log-probability of each response under the policy, for each of P prompts.
+        reference_log_probs: Log-probability of the same responses under the reference.
+
+    Returns:
+        (P,) KL divergences in nats per response.
+
+    Raises:
+        InvalidValue: A number is not finite, or the numbers of responses differ.
     """
     ratios = _log_ratios(policy_log_probs, reference_log_probs)
     return np.array([np.mean(np.expm1(-ratio) + ratio) for ratio in ratios])
@@ -150,10 +181,28 @@ def over_prompts(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """``statistic`` of per-prompt ``values`` with its percentile bootstrap interval over prompts.
+    """Compute a statistic over prompts with its percentile bootstrap interval.
 
-    ``values`` has shape (P,) or (P, ...): whole rows are resampled, so that figures of one prompt stay together.
-    NaN in, NaN out: a prompt with too few samples is never left out silently.
+    The bootstrap resamples whole rows, so that the figures of one prompt stay together. The result is NaN if a value
+    is NaN: a prompt with too few samples is never left out silently.
+
+    Args:
+        values: (P, ...) figures of P prompts.
+        statistic: Function from resampled values to one number.
+        level: Confidence level of the interval.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the random numbers.
+
+    Returns:
+        The statistic with its interval, whose ends are NaN for one prompt.
+
+    Raises:
+        InvalidValue: The level is not between 0 and 1, or there is no prompt.
+
+    Examples:
+        >>> from infalign import over_prompts
+        >>> print(over_prompts([0.0, 1.0] * 50))
+        0.500 [0.400, 0.600]
     """
     values = np.asarray(values, dtype=np.float64)
     if not 0 < level < 1:
@@ -184,8 +233,8 @@ def _weights(procedure: Procedure, m: int) -> Floats:
     return procedure.order_weights(m)
 
 
-def _tied_weights(row: Floats, procedure: Procedure) -> Floats:
-    """Weight of each sample in its given place, tied ones sharing evenly."""
+def _shared_weights(row: Floats, procedure: Procedure) -> Floats:
+    """Compute the weight of each sample in its place. Samples of equal reward share evenly."""
     _, group, sizes = np.unique(row, return_inverse=True, return_counts=True)
     share = np.bincount(np.repeat(np.arange(sizes.size), sizes), _weights(procedure, row.size)) / sizes
     return np.asarray(share[group])
@@ -194,33 +243,44 @@ def _tied_weights(row: Floats, procedure: Procedure) -> Floats:
 def _duel(ours: Floats, theirs: Floats, procedure: Procedure) -> float:
     ours, theirs = np.sort(ours), np.sort(theirs)
     below = np.concatenate([[0.0], np.cumsum(_weights(procedure, theirs.size))])
-    beaten = (below[theirs.searchsorted(ours, "left")] + below[theirs.searchsorted(ours, "right")]) / 2
-    return float(_weights(procedure, ours.size) @ beaten)
+    wins = (below[theirs.searchsorted(ours, "left")] + below[theirs.searchsorted(ours, "right")]) / 2
+    return float(_weights(procedure, ours.size) @ wins)
 
 
-def _judged_duel(ours: Floats, our_scores: Floats, theirs: Floats, their_scores: Floats, procedure: Procedure) -> float:
-    mass = _tied_weights(theirs, procedure)
+def _score_duel(ours: Floats, our_scores: Floats, theirs: Floats, their_scores: Floats, procedure: Procedure) -> float:
+    mass = _shared_weights(theirs, procedure)
     order = np.argsort(their_scores)
     below = np.concatenate([[0.0], np.cumsum(mass[order])])
     their_scores = their_scores[order]
-    beaten = (
-        below[their_scores.searchsorted(our_scores, "left")] + below[their_scores.searchsorted(our_scores, "right")]
-    )
-    return float(_tied_weights(ours, procedure) @ beaten / 2)
+    twice = below[their_scores.searchsorted(our_scores, "left")] + below[their_scores.searchsorted(our_scores, "right")]
+    return float(_shared_weights(ours, procedure) @ twice / 2)
 
 
-def _one_each(policy: int, reference: int) -> None:
+def _check_prompts(policy: int, reference: int) -> None:
     if policy != reference:
         raise InvalidValue("reference", f"{reference} prompts", f"{policy}, one for each prompt")
 
 
 def _log_ratios(policy: Samples, reference: Samples) -> list[Floats]:
-    pairs = _pairs("reference_log_probs", _rows("policy_log_probs", policy), _rows("reference_log_probs", reference))
-    return [ours - theirs for ours, theirs in pairs]
+    numerators = check_samples("policy_log_probs", policy)
+    denominators = check_samples("reference_log_probs", reference)
+    return [ours - theirs for ours, theirs in _pairs("reference_log_probs", numerators, denominators)]
 
 
-def _rows(name: str, samples: Samples) -> list[Floats]:
-    rows = [finite(name, row) for row in samples]
+def check_samples(name: str, samples: Samples) -> list[Floats]:
+    """Convert the samples of each prompt to floats and check them.
+
+    Args:
+        name: What the message of a refusal calls the samples.
+        samples: One array of samples for each prompt.
+
+    Returns:
+        The one-dimensional arrays.
+
+    Raises:
+        InvalidValue: A sample is not finite, or the samples of a prompt are empty or not one-dimensional.
+    """
+    rows = [check_finite(name, row) for row in samples]
     for row in rows:
         if row.ndim != 1 or not row.size:
             raise InvalidValue(name, row.shape, "for each prompt a one-dimensional array of at least one sample")

@@ -1,56 +1,47 @@
 """The frontier of win rate against KL: what a transformation gains under a procedure, and the β that gets there.
 
-β means something else for each transformation: compare them at equal KL.
+β means something else for each transformation. Compare transformations at equal KL.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 
 from infalign.calibration import Estimator
 from infalign.errors import InvalidValue
-from infalign.policies import AnchoredPolicies, Policy, simulate_pieces
+from infalign.parsing import parse_transformation
+from infalign.policies import AnchoredPolicies, Policy, beta_for_kl, simulate_pieces, solve_beta
 from infalign.procedures import Procedure
-from infalign.transforms import Gaussian, Transformation, parse_transformation, target_kl
+from infalign.transforms import Gaussian
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the frontier."""
+    """One point of the frontier. :func:`point` computes one.
+
+    Args:
+        transformation: Written form of the transformation.
+        procedure: Written form of the procedure.
+        kl: KL divergence from the reference in nats.
+        win_rate: Win rate of the policy over the reference, both decoded by the procedure.
+        beta: KL penalty.
+        anchors: K, the number of anchors of each prompt; None for exact calibration.
+        win_rate_error: Standard error of the win rate from the simulation of anchors; 0 for exact calibration.
+
+    Examples:
+        >>> from infalign import Point
+        >>> Point("identity", "standard", kl=0.0, win_rate=0.5, beta=float("inf")).anchors is None
+        True
+    """
 
     transformation: str
     procedure: str
     kl: float
-    """Nats from the reference."""
     win_rate: float
-    """Of the policy over the reference, both decoded by the procedure."""
     beta: float
     anchors: int | None = None
-    """K reference rewards per prompt; None for exact calibration."""
     win_rate_error: float = 0.0
-    """Standard error of the simulation over anchors; 0 by quadrature."""
-
-
-def kl(transformation: Transformation, beta: float) -> float:
-    """KL in nats of the optimum from the reference at ``beta``."""
-    return Policy.of(transformation, beta).kl
-
-
-def win_rate(transformation: Transformation, procedure: Procedure, beta: float) -> float:
-    """Inference-time win rate of the optimum at ``beta`` over the reference, both decoded by ``procedure``."""
-    return Policy.of(transformation, beta).win_rate(procedure)
-
-
-def beta_for_kl(transformation: Transformation, target: float) -> float:
-    """The β at which the optimum is ``target`` nats from the reference.
-
-    Raises:
-        InvalidValue: ``target`` is not in (0, 10], or floats cannot hold the policy.
-    """
-    return _solve_beta(lambda beta: kl(transformation, beta), target, str(transformation))
 
 
 def point(
@@ -61,29 +52,46 @@ def point(
     beta: float | None = None,
     anchors: int | None = None,
     estimator: Estimator = Estimator.JEFFREYS,
-    aligned_for: Procedure | None = None,
+    training_procedure: Procedure | None = None,
 ) -> Point:
-    """What the written ``transformation`` reaches under ``procedure`` at a KL, or at a β.
+    """Compute the win rate that a transformation reaches in theory, at a KL or at a β.
 
-    ``optimal`` is the optimum for ``procedure``, or for ``aligned_for`` where that differs.
+    Args:
+        transformation: Written form of the transformation.
+        procedure: Procedure that decodes the policy and the reference.
+        kl: KL divergence from the reference in nats, in (0, 10].
+        beta: KL penalty, instead of ``kl``.
+        anchors: K, the number of anchors of each prompt. The result is then the mean over simulated prompts. None
+            stands for exact calibration. ``optimal`` stays the optimum for exact calibration, and ``gaussian``, a
+            reward without calibration, has no anchors.
+        estimator: How ranks become quantiles, if there are anchors.
+        training_procedure: The procedure that ``optimal`` is the optimum for, if it is not ``procedure``.
 
-    With ``anchors`` = K, quantiles are estimated from K reference rewards per prompt, averaged over simulated prompts;
-    ``optimal`` stays the optimum for exact calibration, and ``gaussian``, an uncalibrated reward, needs no anchors.
+    Returns:
+        The point, with the KL that belongs to the β or the β that belongs to the KL.
 
     Raises:
-        InvalidValue: an unknown transformation, both or neither of ``kl`` and ``beta``, or a KL out of reach.
-        NotConverged: the optimum was not found.
+        InvalidValue: The transformation is unknown, the KL is out of reach, or not exactly one of ``kl`` and ``beta``
+            is there.
+        NotConverged: The optimum was not found.
+
+    Examples:
+        >>> from infalign import BestOfN, point
+        >>> round(point("exp(10)", BestOfN(4), kl=0.5).win_rate, 4)
+        0.8715
+        >>> round(point("identity", BestOfN(4), kl=0.5).win_rate, 4)
+        0.7998
     """
     if (kl is None) == (beta is None):
         raise InvalidValue("kl", kl, "a KL or a beta, exactly one of the two")
-    phi = parse_transformation(transformation, aligned_for or procedure, kl=kl, beta=beta)
+    phi = parse_transformation(transformation, training_procedure or procedure, kl=kl, beta=beta)
     if anchors is None or isinstance(phi, Gaussian):
         beta = beta_for_kl(phi, kl) if kl is not None else beta or 0
         policy = Policy.of(phi, beta)
         return Point(transformation, str(procedure), policy.kl, policy.win_rate(procedure), beta)
     pieces = simulate_pieces(anchors)
     if kl is not None:
-        beta = _solve_beta(
+        beta = solve_beta(
             lambda beta: float(np.mean(AnchoredPolicies.of(phi, beta, pieces, estimator).kl)),
             kl,
             f"{transformation} with {anchors} anchors",
@@ -95,17 +103,3 @@ def point(
     return Point(
         transformation, str(procedure), float(np.mean(policies.kl)), float(np.mean(wins)), beta or 0, anchors, error
     )
-
-
-def _solve_beta(kl_at: Callable[[float], float], target: float, whose: str, limit: float = math.inf) -> float:
-    """The root of a KL that falls from ``limit`` to 0 as β grows."""
-    if target_kl(target) >= limit:
-        raise InvalidValue("kl", target, f"below {limit:.3g} nats for {whose}, which tell no more apart")
-    low, high = -1.0, 1.0  # log beta
-    while kl_at(math.exp(low)) < target:
-        low *= 2
-        if low < -700:
-            raise InvalidValue("kl", target, f"less for {whose}: its beta would be below what floats hold")
-    while kl_at(math.exp(high)) > target:
-        high *= 2
-    return math.exp(brentq(lambda log_beta: kl_at(math.exp(log_beta)) - target, low, high, xtol=1e-12))

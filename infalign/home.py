@@ -1,14 +1,25 @@
-"""Where the project keeps what it makes outside the checkout: ``$INFALIGN_HOME``, else ``~/.cache/infalign``."""
+"""The directory of bundles and runs, outside the checkout: ``$INFALIGN_HOME``, or ``~/.cache/infalign``."""
 
 import os
 from pathlib import Path
 
 
 def home() -> Path:
-    """The directory of bundles and runs."""
+    """Get the directory of bundles and runs.
+
+    Returns:
+        The path, which need not exist.
+    """
     return Path(os.environ.get("INFALIGN_HOME") or Path.home() / ".cache" / "infalign").expanduser()
 
 
 def bundle_path(name: str) -> Path:
-    """Where the bundle called ``name`` lives unless the user says otherwise."""
+    """Get the default directory of a bundle.
+
+    Args:
+        name: Name of the bundle.
+
+    Returns:
+        The path, which need not exist.
+    """
     return home() / "bundles" / name

@@ -1,4 +1,4 @@
-"""What ``bundle.json`` and ``calibration.json`` say: who made what, from what, and how good it is."""
+"""The records in ``bundle.json`` and ``calibration.json``: who made what, from what, and how good it is."""
 
 from collections.abc import Callable
 from typing import Annotated, Self
@@ -6,10 +6,10 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from infalign.calibration import Estimator
-from infalign.procedures import parse_procedure
-from infalign.transforms import check_transformation
+from infalign.parsing import check_transformation, parse_procedure
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Pattern of the names of policies and reward models."""
 
 
 class _Record(BaseModel):
@@ -17,7 +17,7 @@ class _Record(BaseModel):
 
 
 class SamplingLaw(_Record):
-    """How candidates are drawn from a model; a calibration holds only for its own law."""
+    """How candidates are drawn from a model. A calibration is valid only for its own law."""
 
     temperature: float = Field(1.0, gt=0, description="softmax temperature")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1 keeps everything")
@@ -26,14 +26,14 @@ class SamplingLaw(_Record):
 
 
 class RewardRecord(_Record):
-    """One of several reward models."""
+    """The record of one of several reward models."""
 
     digest: str = Field(description="digest of its directory, below reward/")
     weight: float = Field(gt=0, allow_inf_nan=False, description="its share of the combined reward")
 
 
 class CalibrationRecord(_Record):
-    """What a calibration was made with (``calibration/calibration.json``)."""
+    """How a calibration was made, in ``calibration/calibration.json``."""
 
     reference: str = Field(description="digest of the reference that was sampled")
     reward_model: str = Field(description="digest of the reward model that scored, or of all of them together")
@@ -49,11 +49,11 @@ class CalibrationRecord(_Record):
 
     @property
     def model_names(self) -> list[str]:
-        """The reward models, in the order of their calibrations; ``reward`` where there is one."""
+        """The names of the reward models, in the order of their calibrations; a single model is ``reward``."""
         return sorted(self.reward_models or ("reward",))
 
 
-def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
+def _validate_by(parse: Callable[[str], object]) -> AfterValidator:
     def check(text: str) -> str:
         parse(text)
         return text
@@ -62,23 +62,30 @@ def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
 
 
 class Alignment(_Record):
-    """What a policy was aligned for, how, and what it reached."""
+    """What a policy was aligned for, how, and the figures it reached.
 
-    procedure: Annotated[str, _parsed_by(parse_procedure)]
-    transformation: Annotated[str, _parsed_by(check_transformation)]
+    Examples:
+        >>> from infalign import Alignment
+        >>> alignment = Alignment(procedure="best-of-4", transformation="exp(10)", beta=0.3, measured={"kl": 0.5})
+        >>> alignment.measured["kl"]
+        0.5
+    """
+
+    procedure: Annotated[str, _validate_by(parse_procedure)]
+    transformation: Annotated[str, _validate_by(check_transformation)]
     beta: float = Field(gt=0)
     measured: dict[str, float] = Field(description="figures measured on test prompts")
 
 
 class PolicyRecord(Alignment):
-    """One policy of a bundle."""
+    """The record of one policy of a bundle."""
 
     path: str = Field(pattern=r"^(policy|adapters/[^/]+)$", description="its directory; an adapter sits on reference/")
     digest: str = Field(description="digest of that directory")
 
 
 class Manifest(_Record):
-    """``bundle.json``."""
+    """The content of ``bundle.json``."""
 
     format: int
     name: str = Field(pattern=NAME, description="the policy that answers where a request names none")
@@ -94,7 +101,7 @@ class Manifest(_Record):
     files: dict[str, str] = Field(description="relative path -> SHA-256")
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_policies(self) -> Self:
         if self.name not in self.policies:
             raise ValueError(f"name is {self.name}, which is none of the policies {', '.join(self.policies)}")
         if len(self.policies) > 1 and any(policy.path == "policy" for policy in self.policies.values()):

@@ -1,13 +1,14 @@
-"""The optimal transformation of a procedure: Φ*(y) = −∫_y^1 g(F(u)) g(u) du, F being its own policy's distribution.
+"""The optimal transformation of a procedure: Φ*(y) = −∫_y^1 g(F(u)) g(u) du.
 
-No transformation reaches a higher win rate under the procedure at the same KL (InfAlign, arXiv 2412.19792,
-sections 3 and 4, where reward and policy are coupled in this way). Iterating that equation cycles for best-of-n.
-As f = F' is e^{Φ*/β}/Z, it is instead the boundary value problem
+F is the distribution function of the policy that Φ* itself makes. No transformation reaches a higher win rate under
+the procedure at the same KL (InfAlign, arXiv 2412.19792, sections 3 and 4, where reward and policy are coupled in this
+way). Iterating the equation cycles for best-of-n. Since f = F' is e^{Φ*/β}/Z, the equation is also the boundary value
+problem
 
-    F'' = F' g(F) g(u) / β,    F(0) = 0,  F(1) = 1,
+    F'' = F' g(F) g(u) / β,    F(0) = 0,  F(1) = 1.
 
-solved here by collocation for any procedure, and for best-of-n and worst-of-n exactly for every β at once: their
-densities are powers, so that every solution is a rescaled piece of one curve (docs/method.md derives it).
+This module solves it by collocation for any procedure. For best-of-n and worst-of-n it solves it for every β at once:
+their densities are powers, so every solution is a rescaled piece of one curve (docs/results/theory.md derives it).
 """
 
 import math
@@ -15,30 +16,42 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.integrate import solve_bvp, solve_ivp
 from scipy.interpolate import CubicHermiteSpline
 
+from infalign.arrays import Floats
 from infalign.errors import InvalidValue, NotConverged
-from infalign.frontier import beta_for_kl
-from infalign.frontier import kl as policy_kl
+from infalign.policies import Policy, beta_for_kl
 from infalign.procedures import FixedN, Procedure, WorstOfN
 from infalign.quadrature import Mesh, graded_mesh
-from infalign.transforms import Identity, Transformation, positive_beta, target_kl
+from infalign.transformation import Transformation, check_beta, check_kl
+from infalign.transforms import Identity
 
-Floats = NDArray[np.float64]
 RESIDUAL = 1e-6
 """Largest accepted distance between F and the distribution function of the policy that its Φ* makes."""
 
 
 @dataclass(frozen=True)
 class Optimal(Transformation):
-    """Φ* of ``procedure`` at ``beta``, which puts its policy at ``kl`` nats; Φ*(1) = 0."""
+    """The optimal transformation Φ* of a procedure, with Φ*(1) = 0. :func:`optimal` solves for one.
+
+    Args:
+        procedure: The procedure.
+        beta: KL penalty.
+        kl: KL divergence of its policy from the reference in nats, at this penalty.
+
+    Examples:
+        >>> from infalign import BestOfN, optimal
+        >>> optimum = optimal(BestOfN(4), beta=0.5)
+        >>> round(optimum.kl, 4), round(optimum.span, 4)
+        (0.2119, 1.1787)
+    """
 
     procedure: Procedure
     beta: float
     kl: float
-    _missing: CubicHermiteSpline = field(repr=False, compare=False)
+    _survival: CubicHermiteSpline = field(repr=False, compare=False)
     """1 − F at v = 1 − u."""
     _gap: CubicHermiteSpline = field(repr=False, compare=False)
 
@@ -46,58 +59,73 @@ class Optimal(Transformation):
         return "optimal"
 
     def __call__(self, u: ArrayLike) -> Floats:
+        """Compute Φ*(u)."""
         return -self.gap(1 - np.asarray(u, dtype=np.float64))
 
     def derivative(self, u: ArrayLike) -> Floats:
-        """g(F(u)) g(u), from the equation itself."""
+        """Compute g(F(u)) g(u), the derivative by the equation itself."""
         u = np.asarray(u, dtype=np.float64)
-        policy = np.clip(1 - self._missing(1 - u), 0, 1)
+        policy = np.clip(1 - self._survival(1 - u), 0, 1)
         return np.asarray(self.procedure.density(policy) * self.procedure.density(u))
 
     def gap(self, v: ArrayLike) -> Floats:
+        """Compute −Φ*(1 − v)."""
         return np.asarray(self._gap(np.asarray(v, dtype=np.float64)))
 
 
 def optimal(procedure: Procedure, *, kl: float | None = None, beta: float | None = None) -> Optimal:
-    """The optimal transformation of ``procedure``, for a policy at ``kl`` nats or for the penalty ``beta``.
+    """Solve for the optimal transformation of a procedure, at a KL or at a penalty.
+
+    Args:
+        procedure: The procedure.
+        kl: KL divergence of the policy from the reference in nats, above 0 and at most 10.
+        beta: KL penalty above 0, instead of ``kl``.
+
+    Returns:
+        The transformation, with the KL and the penalty that belong to each other.
 
     Raises:
-        InvalidValue: not exactly one of ``kl`` (above 0, at most 10) and ``beta`` (above 0) is given.
-        NotConverged: no solution was found, or floats cannot hold it.
+        InvalidValue: A number is out of range, or not exactly one of ``kl`` and ``beta`` is there.
+        NotConverged: No solution was found, or floats cannot hold it.
+
+    Examples:
+        >>> from infalign import BestOfN, optimal
+        >>> round(optimal(BestOfN(4), kl=0.5).beta, 4)
+        0.2166
     """
     if (kl is None) == (beta is None):
         raise InvalidValue("kl", kl, "a KL or a beta, exactly one of the two")
     if kl is not None:
-        target_kl(kl)
+        check_kl(kl)
     if beta is not None:
-        positive_beta(beta)
+        check_beta(beta)
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
         if not isinstance(procedure, FixedN):
-            return _checked(procedure, _by_collocation(procedure, kl, beta))
+            return _check_solution(procedure, _solve_by_collocation(procedure, kl, beta))
         if procedure.n == 1:
-            return _checked(procedure, _of_identity(kl, beta))
-        return _checked(procedure, _by_scaling(procedure, kl, beta))
+            return _check_solution(procedure, _solve_identity(kl, beta))
+        return _check_solution(procedure, _solve_by_scaling(procedure, kl, beta))
 
 
 class _Solution(NamedTuple):
-    """Of the boundary value problem, in v = 1 − u."""
+    """A solution of the boundary value problem, in v = 1 − u."""
 
     log_beta: float
     kl: float
     v: Floats
-    missing: Floats
+    survival: Floats
     """1 − F."""
     density: Floats
     """f."""
 
 
-def _checked(procedure: Procedure, solution: _Solution) -> Optimal:
-    """Φ* from the policy, after seeing that the policy of this Φ* is that policy."""
-    rising = np.concatenate([[True], np.diff(solution.v) > 0])
-    missing = CubicHermiteSpline(solution.v[rising], solution.missing[rising], solution.density[rising])
+def _check_solution(procedure: Procedure, solution: _Solution) -> Optimal:
+    """Compute Φ* from the policy, and check that the policy of this Φ* is that policy."""
+    steps = np.concatenate([[True], np.diff(solution.v) > 0])
+    survival = CubicHermiteSpline(solution.v[steps], solution.survival[steps], solution.density[steps])
     mesh = graded_mesh()
     v = mesh.nodes
-    policy = np.clip(1 - missing(v), 0, 1)
+    policy = np.clip(1 - survival(v), 0, 1)
     slope = procedure.density(policy) * procedure.density(1 - v)
     gap = mesh.cumulative(slope)
     mass = np.exp(-gap / math.exp(solution.log_beta))
@@ -113,23 +141,23 @@ def _checked(procedure: Procedure, solution: _Solution) -> Optimal:
         np.concatenate([[0.0], gap, [mesh.integral(slope)]]),
         np.concatenate([ends[:1], slope, ends[1:]]),
     )
-    return Optimal(procedure, math.exp(solution.log_beta), solution.kl, missing, spline)
+    return Optimal(procedure, math.exp(solution.log_beta), solution.kl, survival, spline)
 
 
-def _of_identity(kl: float | None, beta: float | None) -> _Solution:
-    """One draw: g = 1, so that Φ* is the identity up to a constant, and its policy is known."""
+def _solve_identity(kl: float | None, beta: float | None) -> _Solution:
+    """Solve for one draw: g = 1, so Φ* is the identity up to a constant, and its policy has a closed form."""
     beta = beta or beta_for_kl(Identity(), kl or 0)
     v = np.concatenate([[0.0], graded_mesh().nodes, [1.0]])
     density = np.exp(-v / beta) / -(beta * math.expm1(-1 / beta))
-    missing = np.expm1(-v / beta) / math.expm1(-1 / beta)
-    return _Solution(math.log(beta), policy_kl(Identity(), beta), v, missing, density)
+    survival = np.expm1(-v / beta) / math.expm1(-1 / beta)
+    return _Solution(math.log(beta), Policy.of(Identity(), beta).kl, v, survival, density)
 
 
-def _by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -> _Solution:
-    """Best-of-n and worst-of-n, from the one curve w'' = ± w' (w x)^{n−1}, w(0) = 0, w'(0) = 1.
+def _solve_by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -> _Solution:
+    """Solve for best-of-n or worst-of-n by the one curve w'' = ± w' (w x)^{n−1}, w(0) = 0, w'(0) = 1.
 
-    F(u) = w(uX)/w(X) solves best-of-n (plus) for n²/β = X^n w(X)^{n−1}; worst-of-n (minus) is the same with 1 − F
-    in v. β and KL are monotone in X. The curve is followed along σ = x ± log w', which passes the pole smoothly.
+    F(u) = w(uX)/w(X) solves best-of-n (plus) for n²/β = X^n w(X)^{n−1}. Worst-of-n (minus) is the same with 1 − F in v.
+    β and KL are monotone in X. The integration is along σ = x ± log w', which passes the pole smoothly.
     """
     n, sign = procedure.n, -1 if isinstance(procedure, WorstOfN) else 1
 
@@ -144,11 +172,11 @@ def _by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -> _Sol
     def log_beta(x: float, w: float) -> float:
         return 2 * math.log(n) - n * math.log(x) - (n - 1) * math.log(w)
 
-    def short(_: float, y: Floats) -> float:
+    def distance(_: float, y: Floats) -> float:
         x, w, area = y[0], y[1], y[3]
         return float(area / w + math.log(x / w) - kl) if kl else math.log(beta or 0) - log_beta(x, w)
 
-    short.terminal = True  # type: ignore[attr-defined]
+    distance.terminal = True  # type: ignore[attr-defined]
     tiny = 1e-9
     curve = solve_ivp(
         slopes,
@@ -157,7 +185,7 @@ def _by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -> _Sol
         method="DOP853",
         rtol=1e-12,
         atol=[0, 0, 1e-14, 1e-16],
-        events=short,
+        events=distance,
         dense_output=True,
     )
     along: Any = curve.sol
@@ -165,29 +193,32 @@ def _by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -> _Sol
     if sign > 0:
         if curve.status != 1:
             raise NotConverged(f"optimal: no solution for {procedure} at kl {kl}, beta {beta} holds in floating point")
-        mesh = Mesh.on(np.unique(curve.t[-1] - curve.t))  # from the top end, where v must be exact
+        mesh = Mesh.from_edges(np.unique(curve.t[-1] - curve.t))  # from the top end, where v must be exact
         xs, ws, ss = along(curve.t[-1] - mesh.nodes)[:3]
         step = 1 / (1 + product(xs, ws))
-        v, missing = mesh.cumulative(step) / x, mesh.cumulative(step * np.exp(ss)) / w
+        v, survival = mesh.cumulative(step) / x, mesh.cumulative(step * np.exp(ss)) / w
     else:
         if curve.status != 1:  # w stays as it is from here on
             x = w * math.exp(kl - area / w) if kl else math.exp((log_beta(1, w) - math.log(beta or 0)) / n)
-        mesh = Mesh.on(curve.t)
+        mesh = Mesh.from_edges(curve.t)
         xs, ws, ss = along(mesh.nodes)[:3]
-        v, missing = xs / x, ws / w
+        v, survival = xs / x, ws / w
     density = np.exp(ss) * x / w
     first = math.exp(s if sign > 0 else 0.0) * x / w
     return _Solution(
         log_beta(x, w),
         area / w + math.log(x / w),
         np.concatenate([[0.0], v, [1.0]]),
-        np.concatenate([[0.0], missing, [1.0]]),
+        np.concatenate([[0.0], survival, [1.0]]),
         np.concatenate([[first], density, density[-1:]]),
     )
 
 
-def _by_collocation(procedure: Procedure, kl: float | None, beta: float | None) -> _Solution:
-    """Any procedure: log 1/β climbs from where the policy is the reference, each solution the next one's guess."""
+def _solve_by_collocation(procedure: Procedure, kl: float | None, beta: float | None) -> _Solution:
+    """Solve for any procedure.
+
+    log 1/β climbs from where the policy is the reference, and each solution is the first guess of the next.
+    """
     stretch = 12.0  # v = (e^{12z} − 1)/(e^{12} − 1): as fine at the top as policies of 10 nats are
 
     def place(z: Floats) -> Floats:
@@ -195,13 +226,13 @@ def _by_collocation(procedure: Procedure, kl: float | None, beta: float | None) 
 
     def slopes(z: Floats, y: Floats, p: Floats) -> Floats:
         v, dv = place(z), stretch * np.exp(stretch * z) / math.expm1(stretch)
-        missing, log_density, _ = y
+        survival, log_density, _ = y
         density = np.exp(log_density)
-        fall = np.exp(p[0]) * procedure.density(np.clip(1 - missing, 0, 1)) * procedure.density(1 - v)
+        fall = np.exp(p[0]) * procedure.density(np.clip(1 - survival, 0, 1)) * procedure.density(1 - v)
         return np.stack([density * dv, -fall * dv, density * log_density * dv])
 
     def solve(z: Floats, y: Floats, guess: float, tolerance: float, at: float | None = None) -> Any:
-        """For log 1/β = ``at``, or else for the KL that was asked for."""
+        """Solve for log 1/β = ``at``, or for ``kl`` if ``at`` is None."""
 
         def bounds(a: Floats, b: Floats, p: Floats) -> Floats:
             return np.array([a[0], b[0] - 1, a[2], b[2] - kl if at is None else p[0] - at])
@@ -213,18 +244,18 @@ def _by_collocation(procedure: Procedure, kl: float | None, beta: float | None) 
     last = math.inf if beta is None else -math.log(beta)
     log_inverse, step = min(-6.0 if kl is None else 0.5 * math.log(kl) - 6, last), 1.0
     while True:
-        found = solve(z, y, log_inverse, 1e-3, at=log_inverse)
-        if found.status == 0:
-            z, y = found.x, found.y
+        solution = solve(z, y, log_inverse, 1e-3, at=log_inverse)
+        if solution.status == 0:
+            z, y = solution.x, solution.y
             if log_inverse == last or (kl is not None and y[2, -1] >= kl):
                 break
         else:
             log_inverse, step = log_inverse - step, step / 4
             if step < 1e-3:
-                raise NotConverged(f"optimal: no solution for {procedure} at kl {kl}, beta {beta}: {found.message}")
+                raise NotConverged(f"optimal: no solution for {procedure} at kl {kl}, beta {beta}: {solution.message}")
         log_inverse = min(log_inverse + step, last)
-    found = solve(z, y, log_inverse, 1e-7, at=None if kl else last)
-    if found.status != 0:
-        raise NotConverged(f"optimal: no solution for {procedure} at kl {kl}, beta {beta}: {found.message}")
-    missing, log_density, area = found.y
-    return _Solution(-float(found.p[0]), float(area[-1]), place(found.x), missing, np.exp(log_density))
+    solution = solve(z, y, log_inverse, 1e-7, at=None if kl else last)
+    if solution.status != 0:
+        raise NotConverged(f"optimal: no solution for {procedure} at kl {kl}, beta {beta}: {solution.message}")
+    survival, log_density, area = solution.y
+    return _Solution(-float(solution.p[0]), float(area[-1]), place(solution.x), survival, np.exp(log_density))

@@ -1,4 +1,4 @@
-"""Figures of the method, drawn without a display; every figure is saved with the numbers it shows beside it."""
+"""Figures of the method, drawn without a display. Each figure is saved together with its numbers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,21 @@ from matplotlib.figure import Figure
 from infalign.errors import InvalidValue
 from infalign.frontier import Point
 
-# Okabe and Ito's colours, told apart with any colour vision; black is kept for the optimum
+# Okabe and Ito's colours, which differ for any colour vision. Black is for the optimum.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#F0E442")
 FORMATS = (".png", ".svg")
 
 
 def panels(titles: Sequence[str], height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """A figure with one panel for each title, side by side."""
+    """Make a figure with panels side by side.
+
+    Args:
+        titles: One title for each panel.
+        height: Height in inches.
+
+    Returns:
+        The figure and the axes of its panels.
+    """
     figure = Figure(figsize=(4.2 * len(titles) + 0.4, height), layout="constrained")
     axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
     for axis, title in zip(axes, titles, strict=True):
@@ -28,15 +36,23 @@ def panels(titles: Sequence[str], height: float = 3.4) -> tuple[Figure, list[Axe
     return figure, axes
 
 
-def frontier_figure(curves: Sequence[Point], marked: Sequence[Point] = ()) -> Figure:
-    """Win rate against KL: a panel for each procedure, a line for each transformation; ``marked`` points as dots."""
+def frontier_figure(curves: Sequence[Point], dots: Sequence[Point] = ()) -> Figure:
+    """Draw win rate against KL, with a panel for each procedure and a line for each transformation.
+
+    Args:
+        curves: The points of the lines.
+        dots: Points to draw as dots.
+
+    Returns:
+        The figure.
+    """
     procedures = list(dict.fromkeys(point.procedure for point in curves))
     transformations = list(dict.fromkeys(point.transformation for point in curves))
     figure, axes = panels([f"both decoded by {procedure}" for procedure in procedures])
     for axis, procedure in zip(axes, procedures, strict=True):
         for number, transformation in enumerate(transformations):
             line = [p for p in curves if (p.procedure, p.transformation) == (procedure, transformation)]
-            dots = [p for p in marked if (p.procedure, p.transformation) == (procedure, transformation)]
+            marks = [p for p in dots if (p.procedure, p.transformation) == (procedure, transformation)]
             best = transformation == "optimal"
             style: dict[str, Any] = {"color": "black" if best else COLOURS[number % len(COLOURS)]}
             axis.plot(
@@ -48,7 +64,7 @@ def frontier_figure(curves: Sequence[Point], marked: Sequence[Point] = ()) -> Fi
                 zorder=3 if best else 2,
                 **style,
             )
-            axis.plot([p.kl for p in dots], [p.win_rate for p in dots], "o", markersize=4, zorder=4, **style)
+            axis.plot([p.kl for p in marks], [p.win_rate for p in marks], "o", markersize=4, zorder=4, **style)
         axis.set_xlabel("KL from the reference (nats)")
         axis.set_xlim(left=0)
     axes[0].set_ylabel("win rate over the reference")
@@ -57,21 +73,36 @@ def frontier_figure(curves: Sequence[Point], marked: Sequence[Point] = ()) -> Fi
 
 
 def save(figure: Figure, path: Path, numbers: Mapping[str, Any]) -> Path:
-    """Write the figure (PNG or SVG, by its suffix) and ``numbers`` as JSON beside it; returns the latter's path.
+    """Save a figure, and its numbers in a JSON file next to it.
+
+    Args:
+        figure: The figure.
+        path: File of the figure, ``.png`` or ``.svg``.
+        numbers: The numbers that the figure shows.
+
+    Returns:
+        Path of the JSON file.
 
     Raises:
-        InvalidValue: another suffix, or a folder that cannot be written to.
+        InvalidValue: The file has another suffix, or its folder does not exist.
     """
     check_path(path)
-    beside = path.with_suffix(".json")
+    sidecar = path.with_suffix(".json")
     with matplotlib.rc_context({"svg.hashsalt": "infalign", "svg.fonttype": "none"}):
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    beside.write_text(json.dumps(numbers, allow_nan=False) + "\n", encoding="utf-8")
-    return beside
+    sidecar.write_text(json.dumps(numbers, allow_nan=False) + "\n", encoding="utf-8")
+    return sidecar
 
 
 def check_path(path: Path) -> None:
-    """See that a figure can be saved at ``path``, before anything is computed for it."""
+    """Check that a figure can be saved at a path, before anything is computed for it.
+
+    Args:
+        path: File of the figure.
+
+    Raises:
+        InvalidValue: The file has another suffix than ``.png`` or ``.svg``, or its folder does not exist.
+    """
     if path.suffix not in FORMATS:
         raise InvalidValue("--plot", str(path), "a file that ends in .png or .svg")
     if not path.parent.is_dir():

@@ -1,8 +1,8 @@
-"""Whether a reward model, as it runs here, gives the rewards that a bundle was calibrated with.
+"""A check that a reward model, on this machine, gives the rewards that a bundle was calibrated with.
 
-A calibration keeps a few responses of the reference with the raw reward of each model (``examples.jsonl``). Whoever
-runs the models scores them again: a model that reads other tokens, runs in a coarser type or is not the one that
-was calibrated gives itself away, and its quantiles would mean nothing.
+A calibration keeps a few responses of the reference with the raw reward of each model (``examples.jsonl``). Every
+program that runs the models scores these responses again. The scores differ if a model reads other tokens, runs in a
+coarser data type, or is another model than at calibration. Its quantiles would then mean nothing.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -14,21 +14,22 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.special import expit
 
-from infalign.calibration import CalibrationTable, Floats
+from infalign.arrays import Floats
 from infalign.errors import BundleMismatch, BundleMissing, RewardMismatch
+from infalign.table import CalibrationTable
 from infalign.templates import Message
 
 EXAMPLES = "examples.jsonl"
 SHIFT = 0.02
-"""By how much the quantile of a response may move, on average, if all its rewards were as wrong as the worst."""
+"""Largest accepted mean change of a quantile, if every reward were as wrong as the worst."""
 PROMPTS, ANCHORS = 256, 64
-"""As much of a table as is enough to say how far apart the rewards of a prompt are."""
+"""Part of a table that is enough to measure the distances between the rewards of a prompt."""
 SMALL = 0.2
 """Differences below this share of the standard deviation of the expected rewards look like rounding."""
 
 
 class RewardExample(BaseModel):
-    """A response of the reference, and what each reward model says of it."""
+    """A response of the reference, and the raw reward that each reward model gave it at calibration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,58 +40,91 @@ class RewardExample(BaseModel):
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What one reward model must say of the examples, wherever it runs."""
+    """The rewards that a reward model must reproduce wherever it runs. :meth:`of` makes one.
+
+    Args:
+        model: Name of the reward model.
+        rewards: (N,) rewards of the examples at calibration.
+        tolerance: Largest accepted difference, in rewards.
+    """
 
     model: str
-    expected: Floats
+    rewards: Floats
     tolerance: float
-    """Largest difference that is accepted, in rewards."""
+
+    @classmethod
+    def of(cls, model: str, rewards: Sequence[float], table: CalibrationTable) -> "Reproduction":
+        """Set the tolerance by a calibration.
+
+        A difference as large as the tolerance moves quantiles by :data:`SHIFT` on average: a share 2 SHIFT of all pairs
+        of rewards of one prompt, ties included, lies no further apart. The tolerance is at least the grid of the
+        calibration.
+
+        Args:
+            model: Name of the reward model.
+            rewards: (N,) its rewards of the examples at calibration.
+            table: Its calibration.
+
+        Returns:
+            The rewards with their tolerance.
+        """
+        rows = np.random.default_rng(0).permuted(table.rewards[:: -(-len(table) // PROMPTS)], axis=1)[:, :ANCHORS]
+        first, second = np.triu_indices(rows.shape[1], 1)
+        gaps = np.abs(rows[:, first] - rows[:, second])
+        shift = float(np.quantile(gaps, 2 * SHIFT)) if gaps.size else 0.0
+        return cls(model, np.asarray(rewards, dtype=np.float64), max(table.resolution, shift))
 
     def compare(self, rewards: Sequence[float], places: Sequence[int]) -> float:
-        """The largest difference of ``rewards`` from those of the examples in ``places``.
+        """Compare rewards on this machine with those at calibration.
+
+        Args:
+            rewards: Rewards of some of the examples.
+            places: Number of each of these examples, from 0.
+
+        Returns:
+            The largest difference.
 
         Raises:
-            RewardMismatch: it is above the tolerance, or not a number.
+            RewardMismatch: The largest difference is above the tolerance, or not a number.
         """
-        given, expected = np.asarray(rewards, dtype=np.float64), self.expected[list(places)]
-        differences = np.abs(given - expected)
+        actual, baseline = np.asarray(rewards, dtype=np.float64), self.rewards[list(places)]
+        differences = np.abs(actual - baseline)
         worst = int(np.argmax(differences))  # the first that is not a number, if one is
         largest = float(differences[worst])
         if largest <= self.tolerance:
             return largest
         raise RewardMismatch(
             f"the reward model {self.model} does not give the rewards that the bundle was calibrated with. Response "
-            f"{places[worst] + 1} of {len(self.expected)} in calibration/{EXAMPLES} has {given[worst]:.6g}, expected "
-            f"{expected[worst]:.6g}. The largest difference is {largest:.3g}, accepted {self.tolerance:.2g} "
-            f"({_cause(given, expected)})"
+            f"{places[worst] + 1} of {len(self.rewards)} in calibration/{EXAMPLES} has {actual[worst]:.6g}, expected "
+            f"{baseline[worst]:.6g}. The largest difference is {largest:.3g}, accepted {self.tolerance:.2g} "
+            f"({_cause(actual, baseline)})"
         )
 
 
-def reproduction(model: str, rewards: Sequence[float], table: CalibrationTable) -> Reproduction:
-    """What ``model`` must say of the examples, where ``rewards`` are theirs and ``table`` is its calibration.
-
-    The tolerance moves quantiles by :data:`SHIFT` on average: of all pairs of rewards of one prompt, a share of 2 SHIFT
-    lies no further apart, ties included. It is at least the calibration's grid.
-    """
-    rows = np.random.default_rng(0).permuted(table.rewards[:: -(-len(table) // PROMPTS)], axis=1)[:, :ANCHORS]
-    first, second = np.triu_indices(rows.shape[1], 1)
-    gaps = np.abs(rows[:, first] - rows[:, second])
-    moved = float(np.quantile(gaps, 2 * SHIFT)) if gaps.size else 0.0
-    return Reproduction(model, np.asarray(rewards, dtype=np.float64), max(table.resolution, moved))
-
-
 def save_examples(directory: Path, examples: Iterable[RewardExample]) -> None:
-    """Write the examples into ``directory``, a line of JSON each."""
+    """Write examples into a file of JSON lines.
+
+    Args:
+        directory: Directory of the calibration.
+        examples: The examples.
+    """
     lines = [example.model_dump_json() + "\n" for example in examples]
     (directory / EXAMPLES).write_text("".join(lines), encoding="utf-8")
 
 
 def load_examples(directory: Path, models: Collection[str]) -> tuple[RewardExample, ...]:
-    """Read what :func:`save_examples` wrote, with a reward of each of ``models``.
+    """Read the examples that :func:`save_examples` wrote.
+
+    Args:
+        directory: Directory of the calibration.
+        models: Names of the reward models, each of which must have scored every example.
+
+    Returns:
+        The examples, at least one.
 
     Raises:
-        BundleMissing: there is no example.
-        BundleMismatch: one cannot be read, or was scored by other models.
+        BundleMissing: There is no example.
+        BundleMismatch: An example cannot be read, or was scored by other models.
     """
     file = directory / EXAMPLES
     lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n") if file.is_file() else []
@@ -103,20 +137,20 @@ def load_examples(directory: Path, models: Collection[str]) -> tuple[RewardExamp
         except ValidationError as error:
             raise BundleMismatch(f"{file}, line {number}: not a scored response") from error
         if example.rewards.keys() != set(models):
-            scored = ", ".join(example.rewards) or "no model"
-            raise BundleMismatch(f"{file}, line {number}: scored by {scored}, the calibration by {', '.join(models)}")
+            scorers = ", ".join(example.rewards) or "no model"
+            raise BundleMismatch(f"{file}, line {number}: scored by {scorers}, the calibration by {', '.join(models)}")
         examples.append(example)
     return tuple(examples)
 
 
-def _cause(given: Floats, expected: Floats) -> str:
-    """What the differences look like."""
-    if not np.all(np.isfinite(given)):
+def _cause(actual: Floats, baseline: Floats) -> str:
+    """Guess the cause of differences between rewards."""
+    if not np.all(np.isfinite(actual)):
         return "not all are numbers, as where float16 overflows"
-    if np.allclose(given, expit(expected), atol=0.02):
+    if np.allclose(actual, expit(baseline), atol=0.02):
         return "they look like the expected ones after a sigmoid: an activation is applied"
-    if np.all(np.abs(given + expected) <= SMALL * np.abs(expected)):
+    if np.all(np.abs(actual + baseline) <= SMALL * np.abs(baseline)):
         return "they look like the expected ones with the sign turned"
-    if np.abs(given - expected).max() <= SMALL * expected.std():
+    if np.abs(actual - baseline).max() <= SMALL * baseline.std():
         return "all differ a little: the model runs in another data type than when it was calibrated"
     return "they differ much: another model, tokenizer or chat template"

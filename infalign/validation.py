@@ -1,4 +1,4 @@
-"""One line for values that pydantic refused: the field, what came, what is accepted."""
+"""One-line messages for values that pydantic refuses: the field, the value, and what is accepted."""
 
 import re
 import types
@@ -8,49 +8,49 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from infalign.errors import InvalidValue
+from infalign.errors import InvalidValue, truncate
 
 ErrorDetails = Mapping[str, Any]
 """One of ``ValidationError.errors()``."""
-SHOWN = 80
-"""Characters of a value, or of a name, that an error repeats."""
+LIMIT = 80
+"""Characters of a value, or of a name, that a message repeats."""
 NEAR = 0.75
-"""How similar a known key must be to be suggested for an unknown one, from 0 to 1."""
+"""How similar a key of the model must be, from 0 to 1, to be suggested for an unknown one."""
 UNION_TAG = re.compile(r"(constrained-)?(str|int|float)|bool|[a-z-]*\[.*\]", re.DOTALL)
-"""What pydantic puts into a location for a branch of a union (``list[...]``) or for a key (``[key]``)."""
+"""The parts of a location that stand for a branch of a union (``list[...]``) or for a key (``[key]``)."""
 PREAMBLE = re.compile(r"^Value error, |^[A-Z][a-z]+ should (be|have) ")
-"""How pydantic's messages begin; what follows says what is accepted."""
+"""The start of pydantic's messages, before they say what is accepted."""
 
 
 def explain(
     errors: Sequence[ErrorDetails], model: type[BaseModel], show: Callable[[ErrorDetails], object] | None = None
 ) -> InvalidValue:
-    """The error that says most, as our own, with the nearest known key for one that is unknown.
+    """Turn the most telling of pydantic's errors into one of ours.
+
+    For an unknown key, the message suggests the nearest key of the model.
 
     Args:
-        errors: of ``ValidationError.errors()``, at least one.
-        model: what was validated; keys are looked up in it.
-        show: what is written of the value of an error; the start of it by default.
+        errors: Result of ``ValidationError.errors()``, at least one error.
+        model: The class that was validated, for the names of its keys.
+        show: Function from an error to what the message says of its value; the start of the value by default.
+
+    Returns:
+        The error, for the caller to raise.
     """
     error, *others = _foremost(errors)
     path = _path(error)
-    field = ".".join(beginning(str(part)) for part in path) or "body"
+    field = ".".join(truncate(str(part), LIMIT) for part in path) or "body"
     if error["type"] == "missing":
         return InvalidValue(field, None, "this field is required")
     value = show(error) if show else _value(error)
     if error["type"] == "extra_forbidden":
         return InvalidValue(field, value, _nearest(path, model))
-    accepted = dict.fromkeys(_accepted(one) for one in (error, *others))
-    return InvalidValue(field, value, " or ".join(accepted))
-
-
-def beginning(text: str) -> str:
-    """The start of ``text``, where it is long."""
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+    requirements = dict.fromkeys(_requirement(one) for one in (error, *others))
+    return InvalidValue(field, value, " or ".join(requirements))
 
 
 def _foremost(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """The error to report; several where a value fits no branch of a union, one for each.
+    """Select the error to report, or one error for each branch of a union if the value fits none.
 
     An unknown key comes first and a missing one last, since one often follows from the other.
     """
@@ -59,45 +59,45 @@ def _foremost(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     if union is None or first["type"] == "extra_forbidden":
         return [first]
     of_union = [error for error in errors if error["loc"][:union] == first["loc"][:union]]
-    # Of the branches, one in which validation came further than to the type.
+    # Prefer a branch in which validation came further than to the type.
     fits = max(of_union, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
     return of_union if fits["type"].endswith("_type") and len(fits["loc"]) == union + 1 else [fits]
 
 
 def _path(error: ErrorDetails) -> list[Any]:
-    """Where a value was, as a user would write it."""
+    """Write the place of a value as a user would."""
     *parts, last = error["loc"] or ("body",)
-    kept = [part for part in parts if part != "body" and not _is_union_tag(part)]
+    path = [part for part in parts if part != "body" and not _is_union_tag(part)]
     if error["type"] == "extra_forbidden":  # the name is the user's own, and may look like anything
-        return [*kept, last]
-    return kept if last == "body" or _is_union_tag(last) else [*kept, last]
+        return [*path, last]
+    return path if last == "body" or _is_union_tag(last) else [*path, last]
 
 
 def _is_union_tag(part: object) -> bool:
     return isinstance(part, str) and UNION_TAG.fullmatch(part) is not None
 
 
-def _accepted(error: ErrorDetails) -> str:
+def _requirement(error: ErrorDetails) -> str:
     return PREAMBLE.sub("", str(error["msg"]), count=1).replace(" after validation", "")
 
 
 def _value(error: ErrorDetails) -> object:
-    given = error.get("input")
-    text = repr(given)
-    return given if len(text) <= SHOWN else beginning(text)
+    value = error.get("input")
+    text = repr(value)
+    return value if len(text) <= LIMIT else truncate(text, LIMIT)
 
 
 def _nearest(path: Sequence[Any], model: type[BaseModel]) -> str:
     owner = next(_models(_annotation(path[:-1], model)), None)
     fields = owner.model_fields.items() if owner else ()
-    # A field that is not kept is read for the sake of others' habits; nobody is sent to it.
-    known = [field.alias or name for name, field in fields if not field.exclude]
-    near = get_close_matches(str(path[-1]), known, n=1, cutoff=NEAR)
-    return f"no such key; did you mean {near[0]}?" if near else f"no such key; known: {', '.join(known)}"
+    # An excluded field is accepted only for clients that send it out of habit, so it is not suggested.
+    names = [field.alias or name for name, field in fields if not field.exclude]
+    near = get_close_matches(str(path[-1]), names, n=1, cutoff=NEAR)
+    return f"no such key; did you mean {near[0]}?" if near else f"no such key; known: {', '.join(names)}"
 
 
 def _annotation(path: Sequence[Any], model: type[BaseModel]) -> Any:
-    """The type at a place in ``model``; None where it has no such place."""
+    """Get the type at a place in ``model``, or None if it has no such place."""
     annotation: Any = model
     for part in path:
         annotation = next((inner for branch in _branches(annotation) for inner in _within(branch, part)), None)
@@ -105,7 +105,7 @@ def _annotation(path: Sequence[Any], model: type[BaseModel]) -> Any:
 
 
 def _within(annotation: Any, part: object) -> Iterator[Any]:
-    """The type of what a value of ``annotation`` has under ``part``, if that is a key or place of it."""
+    """Yield the type of the item ``part`` of a value of type ``annotation``, if it has one."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield from (
             field.annotation for name, field in annotation.model_fields.items() if part == (field.alias or name)

@@ -1,56 +1,67 @@
-"""From a bundle and the settings to what the application is made of."""
+"""Builds the engines and the served bundle from the settings."""
 
 from pathlib import Path
 from typing import Any
 
-from infalign.bundle import Bundle, positions, reward_models
+from infalign.bundle import Bundle
 from infalign.errors import InvalidValue, one_line
-from server.app import Served
+from infalign.files import context_length, reward_models
+from server.app import ServedBundle
 from server.engines import Engines
 from server.engines.trial import EnginesOnTrial, reward_trials
 from server.settings import Settings
 
 
-def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tuple[Engines, Served]:
-    """Engines that are not started yet, and what is served by them: the reference in the policy's place if told so.
+def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tuple[Engines, ServedBundle]:
+    """Create the engines for a bundle and describe what they serve.
+
+    Args:
+        bundle: The bundle to serve.
+        settings: The operator's settings.
+        reference: Serve the bundle's reference model in place of its policies.
+
+    Returns:
+        The engines, which are not started yet, and the bundle with its tokenizers and policy names.
 
     Raises:
-        InvalidValue: addresses of servers that do not fit the bundle, or a tokenizer that cannot be loaded.
+        InvalidValue: The addresses of vLLM servers do not fit the bundle, or a tokenizer cannot be loaded.
     """
     adapters = {name: policy.directory for name, policy in bundle.policies.items() if policy.is_adapter}
     if reference:
         adapters = {}
-    aligned = {name: policy.record.procedure for name, policy in bundle.policies.items()}
-    policies = {f"{bundle.manifest.name}-reference": "standard"} if reference else aligned
-    model = bundle.reference if reference or adapters else bundle.policy().directory
-    scoring = reward_models(bundle.reward_model)
-    judging = {name: load_tokenizer(path) for name, path in scoring.items()}
-    trials = reward_trials(bundle, judging)
+    procedures = {name: policy.record.procedure for name, policy in bundle.policies.items()}
+    policies = {f"{bundle.manifest.name}-reference": "standard"} if reference else procedures
+    policy_path = bundle.reference if reference or adapters else bundle.policy().directory
+    reward_paths = reward_models(bundle.reward_model)
+    reward_tokenizers = {name: load_tokenizer(path) for name, path in reward_paths.items()}
+    trials = reward_trials(bundle, reward_tokenizers)
     engines: Engines
     if settings.policy_urls or settings.reward_urls or settings.reference_urls:
         from server.engines.remote import RemoteEngines
 
-        context = min(map(positions, (model, *scoring.values())))
-        itself = next(iter(policies)) if reference else None
-        engines = RemoteEngines(settings, tuple(policies), tuple(scoring), context, itself, bool(adapters), trials)
+        context = min(map(context_length, (policy_path, *reward_paths.values())))
+        reference_policy = next(iter(policies)) if reference else None
+        engines = RemoteEngines(
+            settings, tuple(policies), tuple(reward_paths), context, reference_policy, bool(adapters), trials
+        )
     else:
         from server.engines.vllm import VllmEngines
 
-        ours = VllmEngines(model, bundle.reference, tuple(scoring.values()), settings, adapters)
-        engines = EnginesOnTrial(ours, list(trials.values()))
-    return engines, Served(bundle, (load_tokenizer(model), judging), policies)
+        local_engines = VllmEngines(policy_path, bundle.reference, tuple(reward_paths.values()), settings, adapters)
+        engines = EnginesOnTrial(local_engines, list(trials.values()))
+    return engines, ServedBundle(bundle, (load_tokenizer(policy_path), reward_tokenizers), policies)
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a model.
+    """Load the tokenizer of a model.
 
     Raises:
-        InvalidValue: there is none, or it brings code of its own, which is not run.
+        InvalidValue: The directory has no tokenizer, or the tokenizer needs code of its own, which is never run.
     """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        accepted = f"a tokenizer that needs no code of its own ({one_line(error)})"
-        raise InvalidValue("BUNDLE", str(directory), accepted) from error
+        requirement = f"a tokenizer that needs no code of its own ({one_line(error)})"
+        raise InvalidValue("BUNDLE", str(directory), requirement) from error

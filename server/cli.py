@@ -1,4 +1,4 @@
-"""``infalign serve``."""
+"""The command ``infalign serve``."""
 
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ def serve(bundle: Path | None, reference: bool, **options: str | None) -> int:
     settings = parse_settings(options)
 
     def prepare() -> Any:
-        found = read_bundle(bundle or bundle_path("demo"))
+        content = read_bundle(bundle or bundle_path("demo"))
         from server.assembly import assemble
 
-        return assemble(found, settings, reference)
+        return assemble(content, settings, reference)
 
     return run(settings, prepare)

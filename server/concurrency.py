@@ -1,4 +1,4 @@
-"""Work side by side."""
+"""Helpers that run several coroutines concurrently."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -8,8 +8,11 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which cannot be interrupted: being cancelled takes effect when it has ended."""
+async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that must not be interrupted.
+
+    If the caller is cancelled meanwhile, the cancellation takes effect after ``work`` has ended.
+    """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -17,38 +20,51 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order; the first failure, or being cancelled, cancels the rest and waits for them to end."""
+async def gather_all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run coroutines concurrently and return all their results, in order.
+
+    The first failure cancels the others. So does cancelling the caller. All of them have ended when this returns.
+    """
     if len(work) == 1:
         return [await work[0]]
-    return list((await at_least(len(work), work)).results.values())
+    return list((await gather_at_least(len(work), work)).results.values())
 
 
 @dataclass(frozen=True)
-class Gathered(Generic[T]):
-    """What came of several pieces of work."""
+class GatherResult(Generic[T]):
+    """Results and failures of coroutines that ran concurrently."""
 
     results: dict[int, T]
-    """By place in the work, in that order."""
+    """Results by the position of their coroutine, in that order."""
     failures: list[BaseException]
-    """One for each piece that has no result; TimeoutError where the time was up."""
+    """One exception for each coroutine without a result; a TimeoutError if time ran out."""
 
 
-async def at_least(fewest: int, work: Sequence[Coroutine[Any, Any, T]], until: float | None = None) -> Gathered[T]:
-    """All results that can be had by ``until``, a time of the event loop's clock, if they are ``fewest`` or more.
+async def gather_at_least(
+    minimum: int, work: Sequence[Coroutine[Any, Any, T]], until: float | None = None
+) -> GatherResult[T]:
+    """Run coroutines concurrently and return the results of those that succeed in time.
 
-    Once so many have failed that there cannot be ``fewest``, the rest is cancelled, as it is when the time is up or
-    when the caller is cancelled; nothing runs on after this has returned.
+    All coroutines are cancelled as soon as ``minimum`` results are out of reach, when time runs out, or when the caller
+    is cancelled. None of them is running when this returns.
+
+    Args:
+        minimum: How many results are needed.
+        work: The coroutines.
+        until: When to give up, as a time of the event loop's clock. None means never.
+
+    Returns:
+        At least ``minimum`` results, and the failures.
 
     Raises:
-        Exception: the first failure, where there are fewer.
+        Exception: The first failure, if there are fewer than ``minimum`` results.
     """
     tasks = [asyncio.ensure_future(one) for one in work]
     pending = set(tasks)
     failures: list[BaseException] = []
     try:
         async with asyncio.timeout_at(until):
-            while pending and len(tasks) - len(failures) >= fewest:
+            while pending and len(tasks) - len(failures) >= minimum:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
                 failures += [error for task in done if (error := task.exception())]
     except TimeoutError as error:
@@ -57,40 +73,47 @@ async def at_least(fewest: int, work: Sequence[Coroutine[Any, Any, T]], until: f
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-    ended = [(place, task) for place, task in enumerate(tasks) if not task.cancelled()]
-    results = {place: task.result() for place, task in ended if not task.exception()}
-    if len(results) < fewest:
+    outcomes = [(place, task) for place, task in enumerate(tasks) if not task.cancelled()]
+    results = {place: task.result() for place, task in outcomes if not task.exception()}
+    if len(results) < minimum:
         raise failures[0]
-    return Gathered(results, failures)
+    return GatherResult(results, failures)
 
 
 @dataclass
-class _Awaited(Generic[T]):
+class _SharedTask(Generic[T]):
     task: asyncio.Task[T]
-    waiting: int = 0
+    waiters: int = 0
 
 
 class Shared(Generic[T]):
-    """Work that is done once for all who want the same at the same time, and goes on as long as one of them waits."""
+    """Runs a piece of work once for all callers that ask for it at the same time.
+
+    The work is cancelled when no caller waits for it any more.
+    """
 
     def __init__(self) -> None:
-        self._underway: dict[str, _Awaited[T]] = {}
+        self._tasks: dict[str, _SharedTask[T]] = {}
 
     async def get(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The result of the work on ``key``; ``work`` begins it where it is not under way.
+        """Return the result of the work for ``key``.
+
+        Args:
+            key: Identifies the work.
+            work: Starts the work. It is called only if the work for ``key`` is not running yet.
 
         Raises:
-            Exception: what the work raised, to each who waits for it.
+            Exception: What the work raised. Every waiting caller gets it.
         """
-        awaited = self._underway.get(key)
-        if awaited is None:
-            awaited = self._underway[key] = _Awaited(asyncio.create_task(work()))
-        awaited.waiting += 1
+        entry = self._tasks.get(key)
+        if entry is None:
+            entry = self._tasks[key] = _SharedTask(asyncio.create_task(work()))
+        entry.waiters += 1
         try:
-            return await asyncio.shield(awaited.task)
+            return await asyncio.shield(entry.task)
         finally:
-            awaited.waiting -= 1
-            if not awaited.waiting:
-                del self._underway[key]
-                awaited.task.cancel()
-                await asyncio.gather(awaited.task, return_exceptions=True)
+            entry.waiters -= 1
+            if not entry.waiters:
+                del self._tasks[key]
+                entry.task.cancel()
+                await asyncio.gather(entry.task, return_exceptions=True)

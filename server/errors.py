@@ -1,20 +1,20 @@
-"""What a client can be told, each with its status and OpenAI-style envelope.
+"""The errors that clients can see. Each has an HTTP status and an OpenAI-style envelope.
 
 ServerError
-├── BadRequest (400)            a field that is not accepted
+├── BadRequest (400)            a request field is not accepted
 │   ├── PromptTooLong (400)     prompt and response do not fit the context
-│   └── Unreadable (400)        bytes that are no HTTP request, or say twice how long its body is
-├── Unauthorized (401)          no key, or one that is not known
-├── Forbidden (403)             a key without the role that this takes
-├── UnknownModel (404)
-├── TooSlow (408)               a body that does not come at the least pace
-├── TooLarge (413)              a body of more bytes than are read
-├── Misdirected (421)           a Host that this server does not answer to
-├── HeadersTooLarge (431)       headers of more bytes than are read
-├── Overloaded (429)            more at a time, or in a time, than this server or this key may
-├── EngineError (502)           a live engine failed at this request, or at a candidate of it
-├── Unavailable (503)           engines not up yet, or gone
-└── DeadlineExceeded (504)      not done in the time the request had
+│   └── Unreadable (400)        the bytes are not a valid HTTP request
+├── Unauthorized (401)          the API key is missing or not valid
+├── Forbidden (403)             the API key lacks a role
+├── UnknownModel (404)          the model is not served
+├── TooSlow (408)               the body arrives too slowly
+├── TooLarge (413)              the body is too large
+├── Misdirected (421)           the Host header names another server
+├── HeadersTooLarge (431)       the headers are too large
+├── Overloaded (429)            the server or the key is at its limit of requests
+├── EngineError (502)           a live engine failed at this request
+├── Unavailable (503)           the engines are not up
+└── DeadlineExceeded (504)      the request ran out of time
 """
 
 import math
@@ -26,11 +26,16 @@ from starlette.responses import JSONResponse
 from infalign.errors import InfAlignError
 
 CLIENT_CLOSED_REQUEST = 499
-"""The status of what nobody waited for."""
+"""Status of a request whose client has disconnected before the answer, as in nginx's log."""
 
 
 class ServerError(InfAlignError):
-    """Base; subclasses give status, type and code of the envelope."""
+    """Base class of errors that clients see. Subclasses set the status, type and code of the envelope.
+
+    Args:
+        message: What went wrong, for the client.
+        param: The request field at fault, if there is one.
+    """
 
     status, type, code = 500, "server_error", "internal_error"
 
@@ -40,34 +45,34 @@ class ServerError(InfAlignError):
 
     @property
     def envelope(self) -> dict[str, Any]:
-        """The JSON body."""
+        """The JSON body of the answer, in OpenAI's form."""
         return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Headers of the answer."""
+        """Extra headers of the answer."""
         return {}
 
     @property
     def response(self) -> JSONResponse:
-        """The whole answer."""
+        """The complete HTTP response."""
         return JSONResponse(self.envelope, self.status, headers=dict(self.headers))
 
 
 class BadRequest(ServerError):
-    """A field that is not accepted."""
+    """A request field has a value that is not accepted."""
 
     status, type, code = 400, "invalid_request_error", "invalid_value"
 
 
 class PromptTooLong(BadRequest):
-    """Prompt and response do not fit the context."""
+    """Prompt and response do not fit the context window."""
 
     code = "context_length_exceeded"
 
 
 class Unreadable(BadRequest):
-    """Bytes that are no HTTP request, or say twice how long its body is."""
+    """The client sent bytes that are not a valid HTTP request, or two lengths of the body."""
 
     def __init__(self) -> None:
         super().__init__("request: not HTTP, accepted: a request line, headers with Host, one length of the body")
@@ -78,7 +83,7 @@ class Unreadable(BadRequest):
 
 
 class Unauthorized(ServerError):
-    """No key, or one that is not known."""
+    """The request has no API key, or one that is not in the keys file."""
 
     status, type, code = 401, "authentication_error", "invalid_api_key"
 
@@ -88,19 +93,19 @@ class Unauthorized(ServerError):
 
 
 class Forbidden(ServerError):
-    """A key without the role that this takes."""
+    """The API key lacks the role that the request needs."""
 
     status, type, code = 403, "permission_error", "missing_role"
 
 
 class UnknownModel(ServerError):
-    """A model this server does not serve."""
+    """The request names a model that this server does not serve."""
 
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
 
 class TooSlow(ServerError):
-    """A body that does not come at the least pace."""
+    """The body arrives too slowly."""
 
     status, type, code = 408, "invalid_request_error", "request_timeout"
 
@@ -110,13 +115,17 @@ class TooSlow(ServerError):
 
 
 class TooLarge(ServerError):
-    """A body of more bytes than are read."""
+    """The body is larger than the server reads."""
 
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
 
 class HeadersTooLarge(ServerError):
-    """Headers of more than ``kib`` KiB."""
+    """The headers are larger than the server reads.
+
+    Args:
+        kib: The limit, in KiB.
+    """
 
     status, type, code = 431, "invalid_request_error", "headers_too_large"
 
@@ -125,13 +134,18 @@ class HeadersTooLarge(ServerError):
 
 
 class Misdirected(ServerError):
-    """A Host that this server does not answer to."""
+    """The ``Host`` header is not a name of this server."""
 
     status, type, code = 421, "invalid_request_error", "unknown_host"
 
 
 class Overloaded(ServerError):
-    """More at a time, or in a time, than this server or this key may."""
+    """The server or the API key has reached its limit of requests.
+
+    Args:
+        message: Which limit was reached.
+        retry_after: Seconds after which the client may try again.
+    """
 
     status, type, code = 429, "rate_limit_error", "overloaded"
 
@@ -145,18 +159,18 @@ class Overloaded(ServerError):
 
 
 class EngineError(ServerError):
-    """A live engine failed at this request, or at a candidate of it."""
+    """An engine is alive but failed at this request."""
 
     status, type, code = 502, "server_error", "engine_error"
 
 
 class Unavailable(ServerError):
-    """The engines are not up yet, or gone."""
+    """The engines are not up yet, or have died."""
 
     status, type, code = 503, "server_error", "not_ready"
 
 
 class DeadlineExceeded(ServerError):
-    """Not done in the time the request had."""
+    """The request was not finished within its time."""
 
     status, type, code = 504, "timeout_error", "deadline_exceeded"

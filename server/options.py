@@ -1,4 +1,4 @@
-"""The fields of :class:`Settings` as options of the command line."""
+"""The fields of :class:`server.settings.Settings` as command-line options."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,42 +14,48 @@ from server.settings import Settings
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def flag(field: str) -> str:
-    """The option of a field."""
+def option_name(field: str) -> str:
+    """Return the command-line option of a settings field, such as ``--max-n`` for ``max_n``."""
     return "--" + field.replace("_", "-")
 
 
 def settings_options(command: F) -> F:
-    """Give ``command`` an option for every setting; values that are left out are left to :class:`Settings`."""
+    """Add an option for every setting to a click command.
+
+    The options have no defaults, so that :class:`Settings` supplies them.
+    """
     for name, field in reversed(Settings.model_fields.items()):
-        shown = "" if field.default in (None, False, ()) else f" [default: {field.default}]"
+        default_text = "" if field.default in (None, False, ()) else f" [default: {field.default}]"
         option = click.option(
-            flag(name),
+            option_name(name),
             envvar=f"INFALIGN_{name.upper()}",
             default=None,
-            help=f"{field.description}{shown}",
-            **({"is_flag": True} if field.annotation is bool else {"metavar": _kind(field.annotation)}),
+            help=f"{field.description}{default_text}",
+            **({"is_flag": True} if field.annotation is bool else {"metavar": _metavar(field.annotation)}),
         )
         command = option(command)
     return command
 
 
-def _kind(annotation: Any) -> str:
-    """What is written after an option in the help."""
+def _metavar(annotation: Any) -> str:
+    """The placeholder for the value in the help text."""
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
-    kinds = [kind for kind in get_args(annotation) if kind is not NoneType] or [annotation]
-    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(kinds[0], "TEXT")
+    types = [kind for kind in get_args(annotation) if kind is not NoneType] or [annotation]
+    return {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(types[0], "TEXT")
 
 
-def parse_settings(given: dict[str, str | None]) -> Settings:
-    """Settings of what was given on the command line or in the environment.
+def parse_settings(values: dict[str, str | None]) -> Settings:
+    """Build the settings from the values of the command line and the environment.
+
+    Args:
+        values: Option values by field name. None means the option was not given.
 
     Raises:
-        InvalidValue: a value that is not accepted, under the name of its option.
+        InvalidValue: A value is not accepted. The error names the option.
     """
     try:
-        return Settings.model_validate({name: value for name, value in given.items() if value is not None})
+        return Settings.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise explain([{**first, "loc": (flag(str(first["loc"][0])),)}], Settings) from error
+        raise explain([{**first, "loc": (option_name(str(first["loc"][0])),)}], Settings) from error

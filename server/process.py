@@ -1,4 +1,4 @@
-"""The process that serves: its signals, its output, its port, the HTTP server in it."""
+"""The server process: signals, output, port, and the HTTP server."""
 
 import asyncio
 import gc
@@ -14,22 +14,26 @@ from infalign.errors import InvalidValue
 from server.settings import Settings
 
 if TYPE_CHECKING:
-    from server.app import Served
+    from server.app import ServedBundle
     from server.engines import Engines
 
 
-def run(settings: Settings, prepare: Callable[[], tuple["Engines", "Served"]]) -> int:
-    """Serve what ``prepare`` returns until a signal ends it, or its engines have failed for good.
+def run(settings: Settings, prepare: Callable[[], tuple["Engines", "ServedBundle"]]) -> int:
+    """Serve until a signal arrives or the engines have failed for good.
 
-    SIGTERM and SIGINT end it cleanly from the very beginning; SIGHUP never does. The port is bound before ``prepare``
+    SIGTERM and SIGINT stop the server cleanly at any time. SIGHUP never stops it. The port is bound before ``prepare``
     is called.
+
+    Args:
+        settings: The operator's settings.
+        prepare: Creates the engines and the served bundle.
 
     Returns:
         The exit status: 0 after a signal, 1 after a failure of the engines.
 
     Raises:
-        InvalidValue: the address is taken, or open to others without keys.
-        InfAlignError: what ``prepare`` raises.
+        InvalidValue: The address is in use, or it is reachable from other machines and there are no API keys.
+        InfAlignError: Whatever ``prepare`` raises.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -47,39 +51,39 @@ def run(settings: Settings, prepare: Callable[[], tuple["Engines", "Served"]]) -
 def _serve(
     settings: Settings,
     listener: socket.socket,
-    prepare: Callable[[], tuple["Engines", "Served"]],
+    prepare: Callable[[], tuple["Engines", "ServedBundle"]],
     stop: Callable[[BaseException], None],
 ) -> None:
-    from server.logs import configure
-    from server.output import Output
+    from server.observability.logs import configure_logging
+    from server.observability.output import Output
 
     with Output(settings.log_text) as output:
-        configure(settings, output.console)
+        configure_logging(settings, output.console)
         logging.getLogger("vllm").setLevel(logging.ERROR)
-        engines, served = prepare()
+        engines, served_bundle = prepare()
         from server.app import create_app
 
-        app = create_app(settings, engines, served, stop, console=output.console)
+        app = create_app(settings, engines, served_bundle, stop, console=output.console)
         host, port = listener.getsockname()[:2]
-        names = ", ".join(served.policies)
+        names = ", ".join(served_bundle.policies)
         gc.collect()
-        gc.freeze()  # what is there now stays; walking it at each full collection would be noticed
-        print(f"serving {names} ({served.bundle.path}) on http://{host}:{port}", file=output.console, flush=True)
-        asyncio.run(_answer(settings, output.watch(app), listener, app.state.keyring))
+        gc.freeze()  # these objects stay; walking them at each full collection would delay requests
+        print(f"serving {names} ({served_bundle.bundle.path}) on http://{host}:{port}", file=output.console, flush=True)
+        asyncio.run(_run_http_server(settings, output.wrap(app), listener, app.state.keyring))
 
 
-async def _answer(settings: Settings, app: Any, listener: socket.socket, keyring: Any) -> None:
+async def _run_http_server(settings: Settings, app: Any, listener: socket.socket, keyring: Any) -> None:
     import uvicorn
     from sse_starlette.sse import AppStatus
 
     from server.connections import Connections
 
-    # Streams in flight are drained like any other request, not cut off at once.
+    # By default sse-starlette ends streams at once on shutdown. They are drained like any other request instead.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     connections = Connections(settings)
     config = uvicorn.Config(
         app,
-        http=connections.protocol,  # type: ignore[arg-type]
+        http=connections.create_connection,  # type: ignore[arg-type]
         h11_max_incomplete_event_size=settings.max_header_kib * 1024,
         ws="none",
         log_config=None,
@@ -89,8 +93,8 @@ async def _answer(settings: Settings, app: Any, listener: socket.socket, keyring
         timeout_keep_alive=max(1, round(settings.idle_timeout)),
         timeout_graceful_shutdown=settings.drain,
     )
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, keyring.reread)
-    # uvicorn drains, then raises the signal anew: end as after Ctrl-C, with our own exit code.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, keyring.reload)
+    # uvicorn drains, then raises the signal again. SIGTERM is handled like Ctrl-C, so run() sets the exit code.
     await uvicorn.Server(config).serve(sockets=[listener])
 
 
@@ -99,15 +103,15 @@ def _interrupt(*_: Any) -> None:
 
 
 def bind(settings: Settings) -> socket.socket:
-    """A socket bound to the address of the settings.
+    """Bind a socket to the address in the settings.
 
     Raises:
-        InvalidValue: the address is taken, or open to others without keys.
+        InvalidValue: The address is in use, or it is reachable from other machines and there are no API keys.
     """
     host, port = settings.host, settings.port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # asyncio sends small packets at once where it knows that they are TCP's; else answers wait 40 ms for an ACK.
+        # With IPPROTO_TCP asyncio sets TCP_NODELAY. Without it, small answers wait 40 ms for an ACK.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -1,7 +1,8 @@
-"""The whole service on Ray Serve: ``serve run server.ray:app bundle=PATH max_n=32``, or a config (``deploy/ray/``).
+"""The service on Ray Serve.
 
-A replica is the application as ``infalign serve`` runs it, with engines of its own or, with ``policy_urls``, on vLLM
-servers that many replicas share. Replicas share no state, so that Serve may add and remove them as the load asks.
+Start it with ``serve run server.ray:app bundle=PATH max_n=32``, or with a config such as those in ``deploy/ray/``. A
+replica is the same application that ``infalign serve`` runs. It has its own engines or, with ``policy_urls``, uses vLLM
+servers that all replicas share. Replicas share no state, so Ray Serve can add and remove them with the load.
 """
 
 import asyncio
@@ -15,46 +16,54 @@ from pydantic import Field
 from infalign.bundle import Bundle, read_bundle
 from infalign.errors import InvalidValue
 from infalign.home import bundle_path
-from server.app import Served, create_app
+from server.app import ServedBundle, create_app
 from server.assembly import assemble
 from server.engines import Engines, EnginesDown
 from server.settings import Settings
 
 DEPLOYMENT = "infalign"
-"""Name of the deployment, by which a config says how it scales."""
+"""Name of the deployment. A Serve config refers to it, for example to set the number of replicas."""
 POLL_SECONDS = 0.2
-Assemble = Callable[[Bundle, Settings, bool], tuple[Engines, Served]]
+"""Seconds between two looks at engines that are starting."""
+Assemble = Callable[[Bundle, Settings, bool], tuple[Engines, ServedBundle]]
+"""Creates the engines and the served bundle from a bundle, the settings, and whether to serve the reference."""
 
 
 class Arguments(Settings):
-    """What the application is built with: every setting, and what ``infalign serve`` takes beside them."""
+    """Arguments of the Serve application: every setting, and the arguments that ``infalign serve`` has beside them."""
 
     bundle: Path | None = Field(None, description="The bundle, at the same path on every node; the demo if left out.")
     reference: bool = Field(False, description="Serve the bundle's reference in the policy's place.")
 
 
 class Replica:
-    """One replica, as Serve runs it."""
+    """One replica of the service.
+
+    Args:
+        arguments: The arguments of the application.
+        assemble: Creates the engines and the served bundle.
+    """
 
     def __init__(self, arguments: Arguments, assemble: Assemble = assemble) -> None:
         self._arguments, self._assemble = arguments, assemble
         self._engines: Engines | None = None
         self._failures: list[BaseException] = []
-        self._was_up = False
+        self._is_up = False
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The application, built where it runs."""
-        asked = self._arguments
-        bundle = read_bundle(asked.bundle or bundle_path("demo"))
-        self._engines, served = self._assemble(bundle, asked, asked.reference)
-        return create_app(asked, self._engines, served, self._failures.append)
+        """Create the application in the process where it runs."""
+        arguments = self._arguments
+        bundle = read_bundle(arguments.bundle or bundle_path("demo"))
+        self._engines, served_bundle = self._assemble(bundle, arguments, arguments.reference)
+        return create_app(arguments, self._engines, served_bundle, self._failures.append)
 
     async def check_health(self) -> None:
-        """At first, wait for the engines: no request is sent here before. Later, raise if they have died.
+        """Wait for the engines at first. Later, raise if they have died.
 
-        Then Serve starts another replica, which would not help where the engines are elsewhere.
+        Ray Serve sends no requests before the first call returns. If a later call raises, Serve replaces the replica.
+        That would not help if the engines run elsewhere, so then only the first call checks them.
         """
-        while not self._was_up:
+        while not self._is_up:
             if self._failures:
                 raise self._failures[0]
             try:
@@ -62,7 +71,7 @@ class Replica:
             except EnginesDown:
                 await asyncio.sleep(POLL_SECONDS)
             else:
-                self._was_up = True
+                self._is_up = True
         if not self._arguments.policy_urls:
             await self._check()
 
@@ -73,16 +82,27 @@ class Replica:
 
 
 def app(arguments: Arguments) -> Any:
-    """The application that Serve runs.
+    """Build the application. This is the import path that ``serve run`` takes.
+
+    Args:
+        arguments: The arguments of the application.
 
     Raises:
-        InvalidValue: an address to bind, which is Serve's to say.
+        InvalidValue: The arguments contain a host or port. Serve's own config sets those.
     """
-    return application(arguments)
+    return build_app(arguments)
 
 
-def application(arguments: Arguments, assemble: Assemble = assemble) -> Any:
-    """The same, with other ways to assemble what a replica serves."""
+def build_app(arguments: Arguments, assemble: Assemble = assemble) -> Any:
+    """Build the application with another way to create engines, for tests.
+
+    Args:
+        arguments: The arguments of the application.
+        assemble: Creates the engines and the served bundle.
+
+    Raises:
+        InvalidValue: The arguments contain a host or port. Serve's own config sets those.
+    """
     from ray import serve
 
     for name in ("host", "port"):

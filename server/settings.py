@@ -1,4 +1,4 @@
-"""What the operator decides; everything else is in the bundle. Each field is an option of ``infalign serve``."""
+"""The operator's settings. Each field is an option of ``infalign serve``; everything else is in the bundle."""
 
 import re
 from pathlib import Path
@@ -8,62 +8,64 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 ORIGIN_HOST = r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?"
-"""As browsers write it: in lower case, nothing behind it."""
+"""Host and port of an origin as browsers send it: lower case, without a path."""
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """The parts of ``NAME=URL``; of a URL alone, an empty name."""
+    """Split ``NAME=URL`` into name and URL. The name is empty if the text is only a URL."""
     name, equals, url = text.partition("=")
     return (name, url) if equals and "://" not in name else ("", text)
 
 
-def _url(text: str) -> str:
+def _check_url(text: str) -> str:
     try:
         url = urlsplit(text)
-        whole = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
+        is_base_url = (
+            url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
+        )
     except ValueError:
-        whole = False
-    if not whole:
+        is_base_url = False
+    if not is_base_url:
         raise ValueError("addresses such as http://host:8001, with commas between them")
     return text.rstrip("/")
 
 
-def _named_url(text: str) -> str:
+def _check_named_url(text: str) -> str:
     name, url = split_name(text)
-    return f"{name}={_url(url)}" if name else _url(url)
+    return f"{name}={_check_url(url)}" if name else _check_url(url)
 
 
-def _origin(text: str) -> str:
+def _check_origin(text: str) -> str:
     scheme, _, rest = text.rpartition("://")
     if text != "*" and not (scheme in ("http", "https") and re.fullmatch(ORIGIN_HOST, rest)):
         raise ValueError("origins such as https://app.example, with commas between them, or * for all")
     return text
 
 
-def _parts(value: Any) -> Any:
-    """One text is the values between its commas."""
+def _split_commas(value: Any) -> Any:
+    """Split a text at its commas."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-def _distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
+def _check_distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(urls)) < len(urls):
         raise ValueError("each address once")
     return urls
 
 
-Several = (BeforeValidator(_parts), AfterValidator(_distinct))
-Urls = Annotated[tuple[Annotated[str, AfterValidator(_url)], ...], *Several]
-NamedUrls = Annotated[tuple[Annotated[str, AfterValidator(_named_url)], ...], *Several]
+COMMA_LIST = (BeforeValidator(_split_commas), AfterValidator(_check_distinct))
+Urls = Annotated[tuple[Annotated[str, AfterValidator(_check_url)], ...], *COMMA_LIST]
+NamedUrls = Annotated[tuple[Annotated[str, AfterValidator(_check_named_url)], ...], *COMMA_LIST]
 
 
-Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], *Several]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], *COMMA_LIST]
 
 
 class Settings(BaseModel):
-    """Settings of one server; unknown keys are refused.
+    """Settings of one server. Unknown keys are refused.
 
-    A field ``max_n`` is the option ``--max-n`` and the environment variable ``INFALIGN_MAX_N``; its description is the
-    option's help.
+    A field ``max_n`` is the option ``--max-n`` and the environment variable ``INFALIGN_MAX_N``. Its description is the
+    help text of the option.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,7 +89,7 @@ class Settings(BaseModel):
     engine_threads: int | None = Field(
         None,
         ge=1,
-        description="Threads of each engine on CPU, at most as many as this process has cores [default: as many].",
+        description="Threads of each engine on CPU, at most one for each core of this process [default: all cores].",
     )
     compile: bool = Field(
         False,
@@ -164,7 +166,7 @@ class Settings(BaseModel):
 
     @field_validator("cors_origins")
     @classmethod
-    def _all_origins_take_keys(cls, origins: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _check_all_origins(cls, origins: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if "*" in origins and info.data.get("keys") is None:
             raise ValueError("* only with --keys: without keys every page could call; name the origins instead")
         return origins

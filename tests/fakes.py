@@ -10,8 +10,17 @@ import numpy as np
 from infalign import Bundle, CalibrationTable, Combination, Estimator
 from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord, SamplingLaw
 from infalign.templates import prompt_key, render_prompt
-from server.app import Served
-from server.engines import Completion, Delta, EnginesDown, Sampling, Structure, TokenLogprob
+from server.app import ServedBundle
+from server.engines import (
+    Completion,
+    Delta,
+    EnginesDown,
+    Refused,
+    RequestFailed,
+    Sampling,
+    Structure,
+    TokenLogprob,
+)
 
 LAW = SamplingLaw(max_tokens=8)
 KNOWN = "known question"
@@ -41,7 +50,8 @@ class CharacterTokenizer:
 class FakeEngines:
     """Answers with its seed. A model's reward is the last digit of the answer, of every other model 9 less it.
 
-    Faults are switched on by the test.
+    It refuses what real engines refuse: any work while it is not up, a prompt that is empty or does not fit the context
+    with its response, a text to score that does not fit. Faults are switched on by the test.
     """
 
     def __init__(self, context: int = 200) -> None:
@@ -80,10 +90,11 @@ class FakeEngines:
     async def generate(
         self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
     ) -> Completion:
-        if self.dead:
-            raise EnginesDown("an engine has died")
+        self._check_up()
         if self.bug:
             raise LookupError("a mistake in the code")
+        if not prompt or len(prompt) + sampling.max_tokens > self.context:
+            raise Refused(f"{len(prompt)} tokens and {sampling.max_tokens} do not fit {self.context}")
         self.running += 1
         self.drawn.append(sampling)
         words = ("answer", f" {sampling.seed}")
@@ -105,18 +116,21 @@ class FakeEngines:
 
     async def check_structure(self, structure: Structure) -> None:
         """Every schema will do."""
+        self._check_up()
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
+        self._check_up()
         if self.fail_scoring_after is not None:
             self.fail_scoring_after -= 1
             if self.fail_scoring_after < 0:
                 raise EnginesDown("the reward model has died")
+        if not tokens or not all(tokens) or max(map(len, tokens)) > self.context:
+            raise RequestFailed(f"a text to score that does not fit {self.context} tokens")
         digits = [_last_digit("".join(map(chr, read)).rstrip(".")) for read in tokens]
         return [digit if model % 2 == 0 else 9 - digit for model, digit in enumerate(digits)]
 
     async def load(self, policy: str, adapter: Path) -> None:
-        if self.dead:
-            raise EnginesDown("an engine has died")
+        self._check_up()
         self.loaded[policy] = adapter
 
     async def unload(self, policy: str) -> None:
@@ -124,11 +138,16 @@ class FakeEngines:
         del self.loaded[policy]
 
     async def check(self) -> None:
-        if self.dead or not self.started.is_set():
-            raise EnginesDown("the engines are not up")
+        self._check_up()
 
     def stop(self) -> None:
         self.dead = True
+
+    def _check_up(self) -> None:
+        if self.dead:
+            raise EnginesDown("an engine has died")
+        if not self.started.is_set():
+            raise EnginesDown("the engines are not up")
 
 
 def _last_digit(text: str) -> float:
@@ -139,7 +158,7 @@ def fake_served(
     anchors: Sequence[float] = range(10),
     weights: Mapping[str, float] | None = None,
     prompts: Sequence[str] = (KNOWN,),
-) -> Served:
+) -> ServedBundle:
     """A bundle in memory that has calibrated each of ``prompts`` with ``anchors``.
 
     With ``weights`` it has so many reward models, every other of which says 9 less what the others say.
@@ -176,7 +195,7 @@ def fake_served(
         libraries={},
         files={},
     )
-    return Served(
+    return ServedBundle(
         Bundle(Path("nowhere"), manifest, record, Combination(tuple(tables), tuple(weights.values()))),
         (tokenizer, dict.fromkeys(weights, tokenizer)),
         {"fake": "best-of-4"},

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from server.keys import PREFIX, hash_key
+from server.access.keys import KEY_PREFIX, hash_key
 
 RECORDS: dict[str, dict[str, Any]] = {
     "app": {"roles": ["generate"]},
@@ -18,7 +18,7 @@ RECORDS: dict[str, dict[str, Any]] = {
 
 def key(name: str) -> str:
     """The key of that name."""
-    return f"{PREFIX}of-{name}"
+    return f"{KEY_PREFIX}of-{name}"
 
 
 def bearer(name: str) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""The table of docs/metrics.md."""
+"""The table of docs/reference/metrics.md."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "metrics.md"
 ROW = re.compile(r"^\| `(infalign_\w+)` \| (\w+) \|([^|]*)\| [^|]+ \| [^|]+ \| [^|]+ \|$", re.MULTILINE)
 
 

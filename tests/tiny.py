@@ -8,11 +8,11 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from infalign.manifest import SamplingLaw
 from training.config import Scratch
 from training.models import new_model
-from training.shards import Job
+from training.shards import RolloutJob
 from training.tokenizer import train_tokenizer
 
 
-def tiny_job(directory: Path, samples: int, max_tokens: int) -> Job:
+def tiny_job(directory: Path, samples: int, max_tokens: int) -> RolloutJob:
     """Rollouts to be drawn by transformers from such a reference and scored by such a reward model."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["why and how, a b c d e"], 300)
@@ -22,4 +22,4 @@ def tiny_job(directory: Path, samples: int, max_tokens: int) -> Job:
         model.save_pretrained(directory / name)
         tokenizer.save_pretrained(directory / name)
     law = SamplingLaw(max_tokens=max_tokens)
-    return Job(directory / "reference", directory / "reward", law, "transformers", samples, seed=0)
+    return RolloutJob(directory / "reference", directory / "reward", law, "transformers", samples, seed=0)

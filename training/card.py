@@ -1,4 +1,4 @@
-"""The bundle's model card."""
+"""The model card of a bundle."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ reference was scaled by {scale:.3f} to reach the target KL of {target:g}.
 SEVERAL = """
 ## Rewards
 
-The reward is the weighted mean of the models' quantiles, calibrated once more (`docs/method.md`).
+The reward is the weighted mean of the models' quantiles, calibrated once more (`docs/results/theory.md`).
 
 | reward model | weight | held-out comparisons decided rightly |
 |---|---|---|
@@ -43,10 +43,21 @@ READ = """Trained on {answers} answers and {comparisons} comparisons from {train
 dropped, by reason: {dropped}."""
 
 
-def model_card(
-    config: Config, solved: dict[str, Any], report: dict[str, Any], accuracies: dict[str, Estimate], figures: str
+def write_card(
+    config: Config, solution: dict[str, Any], report: dict[str, Any], accuracies: dict[str, Estimate], figures: str
 ) -> str:
-    """The card, Markdown, from what the stages ctrl, data and reward wrote, and the text of the evaluation."""
+    """Write the text of the model card.
+
+    Args:
+        config: Config of the run.
+        solution: Contents of ``solved.json``, which the stage ``ctrl`` leaves.
+        report: Contents of ``report.json``, which the stage ``data`` leaves.
+        accuracies: Accuracy of each reward model by its name; see :func:`training.reward_model.read_accuracy`.
+        figures: The evaluation as text.
+
+    Returns:
+        The card, in Markdown.
+    """
     models = config.reward.models
     several = len(models) > 1
     rows = [f"| {model.name} | {model.weight:g} | {accuracies.get(model.name, UNMEASURED)} |" for model in models]
@@ -59,15 +70,15 @@ def model_card(
     return CARD.format(
         reward="reward models" if several else "reward model",
         rewards=SEVERAL.format(rows="\n".join(rows)) if several else "",
-        name=config.served,
+        name=config.policy_name,
         procedure=config.procedure,
         transformation=config.transformation,
         samples=config.rollouts.samples,
         prompts=report["train_prompts"] + report["validation_prompts"] + report["test_prompts"],
         test=report["test_prompts"],
         origin=GENERATED if config.data.helpdesk else READ.format(**report),
-        beta=solved["beta"],
-        scale=solved["scale"],
+        beta=solution["beta"],
+        scale=solution["scale"],
         target=config.ctrl.target_kl,
         accuracy=accuracy,
         figures=figures,

@@ -1,4 +1,4 @@
-"""``infalign train`` and ``infalign evaluate``."""
+"""The commands ``infalign train`` and ``infalign evaluate``."""
 
 import sys
 from contextlib import nullcontext
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from infalign.home import bundle_path, home
+from training.stages import STAGES
 
 if TYPE_CHECKING:
     from training.config import Config
 
-STAGES = ("data", "sft", "reward", "rollouts", "calibrate", "ctrl", "evaluate")
 HEAVY = ("sft", "reward", "rollouts", "ctrl", "evaluate")
-"""Those that run a model."""
+"""Stages that run a model. A plan estimates memory and time for these."""
 
 
 @click.command(short_help="Train a CTRL checkpoint.")
@@ -33,7 +33,11 @@ HEAVY = ("sft", "reward", "rollouts", "ctrl", "evaluate")
     "--output", type=click.Path(path_type=Path), help="Bundle directory.  [default: $INFALIGN_HOME/bundles/NAME]"
 )
 @click.option("--if-missing", is_flag=True, help="Do nothing if the bundle exists and is intact.")
-@click.option("--until", type=click.Choice(STAGES), help="Stop after this stage and say where it left what it made.")
+@click.option(
+    "--until",
+    type=click.Choice([stage.name for stage in STAGES]),
+    help="Stop after this stage and say where it left what it made.",
+)
 @click.option(
     "--plan",
     "only_plan",
@@ -55,11 +59,11 @@ def train(
     """
     from training.configs import load_config
 
-    loaded = load_config(config, overrides, paths)
+    run_config = load_config(config, overrides, paths)
     if only_plan:
-        _print_plan(loaded, until)
+        _print_plan(run_config, until)
         return
-    target = output or bundle_path(loaded.served)
+    target = output or bundle_path(run_config.policy_name)
     if if_missing and _intact(target):
         click.echo(f"{target}: already there", err=True)
         return
@@ -67,28 +71,28 @@ def train(
     from filelock import FileLock
 
     from training import disk, processes
-    from training.runtime import prepare
+    from training.runtime import prepare_process
 
     runs = home() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(runs / f"{loaded.name}.lock") if processes.is_first() else nullcontext()
-    with disk.watched(runs, target.parent), lock:
+    lock = FileLock(runs / f"{run_config.name}.lock") if processes.is_first() else nullcontext()
+    with disk.report_full_disk(runs, target.parent), lock:
         if if_missing and _intact(target):
             return
-        prepare(loaded.compute.report_to, loaded.from_hub)
-        from training.pipeline import train as run
+        prepare_process(run_config.compute.report_to, run_config.from_hub)
+        from training import pipeline
         from training.reward_model import accuracy_figures, read_accuracy
 
-        made, reports = run(loaded, runs, target, until)
+        result, reports = pipeline.train(run_config, runs, target, until)
     if not processes.is_first():
         return
     rows = [(report.name, "reused" if report.reused else f"{report.seconds:.1f} s") for report in reports]
-    measured = accuracy_figures(read_accuracy(made)) if isinstance(made, Path) else made.policy().record.measured
-    rows += [(name, f"{value:.3f}") for name, value in measured.items()]
+    figures = accuracy_figures(read_accuracy(result)) if isinstance(result, Path) else result.policy().record.measured
+    rows += [(name, f"{value:.3f}") for name, value in figures.items()]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows), file=sys.stderr)
-    click.echo(str(made if isinstance(made, Path) else made.path))
+    click.echo(str(result if isinstance(result, Path) else result.path))
 
 
 @click.command(short_help="Measure a bundle.")
@@ -104,7 +108,7 @@ def train(
     "--judge-output", type=click.IntRange(0), help="Which output of the classifier is the score, where it has several."
 )
 @click.option("--limit", type=click.IntRange(1), help="Use so many prompts at most.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the draws.")
 @click.option(
     "--engine", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True, help="What draws."
 )
@@ -116,25 +120,25 @@ def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, **options
     PROMPTS are JSON lines, or a JSON array, of rows with a `prompt` of text or messages. Without them, the test
     prompts in the bundle are used, which no stage trained on.
     """
-    from training.runtime import prepare
+    from training.runtime import prepare_process
 
-    prepare()
+    prepare_process()
     from training.evaluation import report
-    from training.evaluation.command import Request, run
+    from training.evaluation.command import Request, evaluate_bundle
 
-    found = run(Request(bundle=bundle or bundle_path("demo"), prompts=prompts, **options))
-    click.echo(report.as_json(found) if as_json else report.as_text(found), nl=False)
+    evaluation = evaluate_bundle(Request(bundle=bundle or bundle_path("demo"), prompts=prompts, **options))
+    click.echo(report.as_json(evaluation) if as_json else report.as_text(evaluation), nl=False)
 
 
 def _print_plan(config: "Config", until: str | None) -> None:
     from training.machine import available_memory
     from training.memory import gigabytes
     from training.pipeline import plan
-    from training.planning import as_range, estimates, sizes
+    from training.planning import as_range, estimate_stages, read_sizes
 
     reports = plan(config, home() / "runs", until)
-    known = sizes(config, reports[0].directory)
-    of_stages = {} if isinstance(known, str) else estimates(config, known)
+    sizes = read_sizes(config, reports[0].directory)
+    of_stages = {} if isinstance(sizes, str) else estimate_stages(config, sizes)
     click.echo(f"{'stage':<10}  {'':<7}  {'memory':>8}  {'time':>10}")
     for report in reports:
         cells = "", ""
@@ -146,11 +150,13 @@ def _print_plan(config: "Config", until: str | None) -> None:
             )
         row = f"{report.name:<10}  {'reused' if report.reused else 'to run':<7}  {cells[0]:>8}  {cells[1]:>10}"
         click.echo(row.rstrip())
-    if isinstance(known, str):
-        click.echo(f"Memory and time are unknown {known}.", err=True)
+    if isinstance(sizes, str):
+        click.echo(f"Memory and time are unknown {sizes}.", err=True)
     else:
         free = gigabytes(available_memory())
-        click.echo(f"Memory and time are estimates; {free} of memory are available. See docs/training.md.", err=True)
+        click.echo(
+            f"Memory and time are estimates; {free} of memory are available. See docs/guides/training.md.", err=True
+        )
 
 
 def _intact(target: Path) -> bool:

@@ -1,4 +1,8 @@
-"""Stage ``ctrl``: the policy, aligned for its decoding procedure by a solver and settled at the target KL."""
+"""Stage ``ctrl``: trains the policy with a solver and settles it at the target KL.
+
+CTRL is calibrate and transform RL (InfAlign, arXiv 2412.19792): rewards become quantiles, quantiles are transformed,
+and an RL solver maximises the result under a KL penalty.
+"""
 
 import json
 import shutil
@@ -6,26 +10,29 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from infalign.bundle import load_calibration
 from infalign.manifest import SamplingLaw
-from infalign.procedures import parse_procedure
+from infalign.parsing import parse_procedure, parse_transformation
+from infalign.storage import load_calibration
 from infalign.templates import Message
-from infalign.transforms import Transformation, parse_transformation
-from training import data, processes
+from infalign.transformation import Transformation
+from training import processes
 from training.config import Compute, Ctrl
+from training.data import read_prompts
 from training.models import save_model
 from training.sampler import load_pair
 from training.scorer import CombinedScorer
+from training.seeds import derive_seed
 from training.solvers import SOLVERS, Task
 from training.solvers.settling import settle
 
 SETTLING_DRAWS = 32
-"""Per validation prompt."""
+"""Responses per validation prompt that the KL is measured on while the policy settles."""
 
 
 def make_policy(
     directory: Path,
-    data_directory: Path,
+    *,
+    data: Path,
     rollouts: Path,
     reference: Path,
     reward: Path,
@@ -37,50 +44,83 @@ def make_policy(
     compute: Compute,
     seed: int,
 ) -> None:
-    """Align the model in ``reference`` and save the policy into ``directory``/model; see :func:`train_ctrl`."""
+    """Train the policy and save it into ``directory``/model.
+
+    Args:
+        directory: Directory of the stage.
+        data: Directory of the stage ``data``.
+        rollouts: Directory of the stage ``rollouts``.
+        reference: Directory of the reference model.
+        reward: Directory of the reward model, or of several.
+        calibration: Directory of the stage ``calibrate``.
+        procedure: Decoding procedure that the policy is aligned for, such as ``best-of-4``.
+        transformation: The transformation Φ, such as ``exp(10)``.
+        law: Sampling law of policy and reference.
+        config: How the policy is trained.
+        compute: How the trainer uses the machine.
+        seed: Seed of the stage.
+    """
     combination = load_calibration(calibration)[0]
     task = Task(
         directory=directory,
-        prompts=data.read_prompts(data_directory, "train"),
+        prompts=read_prompts(data, "train"),
         rollouts=rollouts,
         reference=reference,
         scorer=CombinedScorer.load(reward, combination, reference),
         combination=combination,
-        transformation=objective(procedure, transformation, config.target_kl),
+        transformation=make_objective(procedure, transformation, config.target_kl),
         law=law,
         config=config,
         compute=compute,
-        seed=seed if config.seed is None else config.seed,
+        seed=seed,
     )
-    train_ctrl(task, data.read_prompts(data_directory, "validation"))
+    train_policy(task, read_prompts(data, "validation"))
 
 
-def objective(procedure: str, transformation: str, target_kl: float) -> Transformation:
-    """Φ, for a procedure and a KL, from 0 to 1 if it is bounded.
+def make_objective(procedure: str, transformation: str, target_kl: float) -> Transformation:
+    """Make the transformation Φ that the solver maximises.
+
+    Args:
+        procedure: Decoding procedure that the policy is aligned for.
+        transformation: Name of the transformation, with its parameter if it has one.
+        target_kl: KL that the policy is trained for, in nats. ``optimal`` depends on it.
+
+    Returns:
+        The transformation. If it is bounded, it is scaled to go from 0 to 1.
 
     Raises:
-        InvalidValue: it is not accepted.
-        NotConverged: ``optimal`` was not found.
+        InvalidValue: There is no such transformation or procedure.
+        NotConverged: The optimal transformation was not found.
     """
-    found = parse_transformation(transformation, parse_procedure(procedure), kl=target_kl)
-    return found.normalised() if found.span < float("inf") else found
+    phi = parse_transformation(transformation, parse_procedure(procedure), kl=target_kl)
+    return phi.normalise() if phi.span < float("inf") else phi
 
 
-def train_ctrl(task: Task, validation: Sequence[Sequence[Message]]) -> None:
-    """Save the policy into the task's directory, and in ``solved.json`` β, α, and the KL it reached."""
-    trained = task.directory / "trained"
-    beta = trained / "beta.json"  # written last: a killed run that got here settles what it has
-    if not beta.is_file():
-        found = SOLVERS[task.config.solver](task, trained)
+def train_policy(task: Task, validation: Sequence[Sequence[Message]]) -> None:
+    """Solve a task, settle the policy, and save both the policy and what was reached.
+
+    The policy goes into ``model`` in the task's directory. ``solved.json`` beside it says β, the scale α and the KL.
+    A run that is killed after the solver has finished goes on with settling.
+
+    Args:
+        task: What the policy is trained for.
+        validation: Prompts that the KL is measured on while the policy settles.
+    """
+    solver_directory = task.directory / "trained"
+    beta_file = solver_directory / "beta.json"  # written last: a killed run that got here settles what it has
+    if not beta_file.is_file():
+        beta = SOLVERS[task.config.solver](task, solver_directory)
         if processes.is_first():
-            beta.write_text(json.dumps(found), encoding="utf-8")
+            beta_file.write_text(json.dumps(beta), encoding="utf-8")
     if not processes.is_first():
         return
-    policy, reference = load_pair(trained, task.reference, task.law)
-    settled = settle(policy, reference, validation, task.config.target_kl, SETTLING_DRAWS, task.seed)
+    policy, reference = load_pair(solver_directory, task.reference, task.law)
+    settlement = settle(
+        policy, reference, validation, task.config.target_kl, SETTLING_DRAWS, derive_seed(task.seed, "settle")
+    )
     save_model(policy.model, policy.tokenizer, task.directory / "model")
     (task.directory / "solved.json").write_text(
-        json.dumps({"beta": json.loads(beta.read_text(encoding="utf-8")), **asdict(settled)}, indent=1) + "\n",
+        json.dumps({"beta": json.loads(beta_file.read_text(encoding="utf-8")), **asdict(settlement)}, indent=1) + "\n",
         encoding="utf-8",
     )
-    shutil.rmtree(trained)
+    shutil.rmtree(solver_directory)

@@ -1,4 +1,4 @@
-"""A run's metrics as a picture: one panel for each figure worth watching, over steps."""
+"""Draws the metrics of a stage over its steps, with one panel per metric."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infalign.plots import COLOURS, panels, save
 
-WATCHED = {
+PANELS = {
     "loss": "loss",
     "accuracy": "share of comparisons decided rightly",
     "reward_raw": "reward",
@@ -15,22 +15,30 @@ WATCHED = {
     "beta": "β",
     "r2": "log-ratio explained (R²)",
 }
+"""Metrics that are drawn, with the titles of their panels."""
 PICTURE = "curves.svg"
 
 
 def draw_curves(metrics: Path) -> Path | None:
-    """Draw the watched figures of a ``metrics.jsonl`` beside it; None if it holds none of them twice."""
+    """Draw the metrics of a ``metrics.jsonl`` into ``curves.svg`` beside it.
+
+    Args:
+        metrics: A file with a JSON object per line: the step and its metrics.
+
+    Returns:
+        The path of the picture, or None if no metric was logged at least twice.
+    """
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     series = {
         name: points
-        for name in WATCHED
+        for name in PANELS
         if len(points := [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]) > 1
     }
     if "quantile" in series:
         series.pop("loss", None)  # on-policy it is zero but for rounding
     if not series:
         return None
-    figure, axes = panels([WATCHED[name] for name in series], height=2.6)
+    figure, axes = panels([PANELS[name] for name in series], height=2.6)
     for axis, points in zip(axes, series.values(), strict=True):
         axis.plot(*zip(*points, strict=True), color=COLOURS[0], linewidth=1.2)
         axis.set_xlabel("step")

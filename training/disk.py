@@ -1,4 +1,4 @@
-"""A full disk, as one error: libraries report it each in their own way, some not as what it is."""
+"""Reports a full disk as one clear error. Libraries report it in different ways, some of them misleading."""
 
 import errno
 import shutil
@@ -9,15 +9,18 @@ from pathlib import Path
 from infalign.errors import DiskFull, InfAlignError
 
 LEAST = 1 << 20
-"""Bytes free, below which whatever failed is put down to it."""
+"""Bytes. A failure with less free space than this is put down to the disk."""
 
 
 @contextmanager
-def watched(*places: Path) -> Iterator[None]:
-    """Run what writes below ``places``.
+def report_full_disk(*places: Path) -> Iterator[None]:
+    """Run a block and turn a failure into :class:`~infalign.errors.DiskFull` if the disk is full.
+
+    Args:
+        places: Directories that the block writes to.
 
     Raises:
-        DiskFull: it failed, and one of them has no room.
+        DiskFull: The block failed and one of the directories has no room left.
     """
     try:
         yield

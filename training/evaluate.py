@@ -1,22 +1,23 @@
-"""Stage ``evaluate``: win rates of the policy over the reference on test prompts, with KL, theory and a judge."""
+"""Stage ``evaluate``: compares the policy with the reference on test prompts."""
 
 from pathlib import Path
 
-from infalign.bundle import load_calibration
 from infalign.manifest import SamplingLaw
-from infalign.procedures import parse_procedure
-from training import data
+from infalign.parsing import parse_procedure
+from infalign.storage import load_calibration
+from training.data import read_prompts
 from training.evaluation import report
 from training.evaluation.draws import collect, save_draws
-from training.evaluation.figures import enough_draws, evaluate, procedures_of
+from training.evaluation.figures import compute_evaluation, count_draws, procedures_of
 from training.judges import load_judge
 from training.sampler import load_pair
 from training.scorer import CombinedScorer
 
 
-def measure(
+def evaluate_policy(
     directory: Path,
-    data_directory: Path,
+    *,
+    data: Path,
     policy: Path,
     reference: Path,
     reward: Path,
@@ -28,20 +29,34 @@ def measure(
     judge: str | None,
     seed: int,
 ) -> None:
-    """Draw from the models in ``policy`` and ``reference``, and write draws and figures into ``directory``.
+    """Draw from policy and reference, and write the draws and the figures of an evaluation.
 
-    ``samples`` is K of the calibration, for theory's part; ``judge`` as :func:`training.judges.load_judge` takes it.
+    Args:
+        directory: Directory of the stage.
+        data: Directory of the stage ``data``.
+        policy: Directory of the policy: a model, or an adapter on the reference.
+        reference: Directory of the reference model.
+        reward: Directory of the reward model, or of several.
+        calibration: Directory of the stage ``calibrate``.
+        procedure: Decoding procedure that the policy was trained for.
+        transformation: Transformation that the policy was trained with.
+        law: Sampling law of policy and reference.
+        samples: K, the rewards per prompt in the calibration. The theoretical win rate depends on it.
+        judge: Judge, as :func:`training.judges.load_judge` takes it, or None for no judge.
+        seed: Seed of the stage.
     """
     trained_for = parse_procedure(procedure)
     procedures = procedures_of(trained_for)
-    prompts = data.read_prompts(data_directory, "test")
+    prompts = read_prompts(data, "test")
     draws = collect(
         *load_pair(policy, reference, law),
         CombinedScorer.load(reward, load_calibration(calibration)[0], reference),
         load_judge(judge) if judge else None,
         prompts,
-        max(map(enough_draws, procedures)),
+        max(map(count_draws, procedures)),
         seed,
     )
     save_draws(directory, draws)
-    report.write(directory, evaluate(draws, procedures, transformation, trained_for, samples), prompts, samples)
+    report.write_report(
+        directory, compute_evaluation(draws, procedures, transformation, trained_for, samples), prompts, samples
+    )

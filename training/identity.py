@@ -1,6 +1,7 @@
-"""The arguments of a stage as JSON: what of them makes a difference to what the stage leaves.
+"""Describes the inputs of a stage as JSON, so that a stage can be named by a hash of what it is made from.
 
-A field of a config says with one of two marks that it is not simply its value.
+Only what makes a difference to the result is part of the description. A field of a config carries one of two marks
+where it needs special treatment.
 """
 
 import hashlib
@@ -10,26 +11,39 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from infalign.bundle import directory_digest
+from infalign.files import directory_digest
 
 IMMATERIAL = "immaterial"
-"""Mark of a field that decides how a stage works, not what it reaches."""
+"""Mark of a field that decides how a stage works but not what it produces. It is left out."""
 CONTENTS = "contents"
-"""Mark of a path, or several: what is in the file or directory counts too; a name on the hub stands for itself."""
+"""Mark of a field with a path, or several. The contents of the files count too; an id on the hub is its own name."""
 
 
 class Identities:
-    """Makes JSON of arguments; ``root`` is where the stages are. Each file is read once."""
+    """Describes values as JSON. The contents of each file are read once.
+
+    Args:
+        root: Directory of the run, which holds the directories of the stages.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.contents = cache(_contents)
+        self.contents = cache(_digest_contents)
 
-    def of(self, value: Any) -> Any:
-        """``value`` as JSON; a path below the root is a stage's and names what it was made from, another is read.
+    def encode(self, value: Any) -> Any:
+        """Describe a value as JSON.
+
+        A path below the root belongs to a stage. Its name already says what it was made from, so it is not read. Any
+        other path is described by its contents.
+
+        Args:
+            value: A value, path, config, or a list or dictionary of them.
+
+        Returns:
+            A value that JSON can represent. Equal values have equal descriptions.
 
         Raises:
-            TypeError: a type that nothing is known of.
+            TypeError: The value has a type that cannot be described.
         """
         match value:
             case None | bool() | int() | float() | str():
@@ -38,30 +52,32 @@ class Identities:
                 inside = value.is_relative_to(self.root)
                 return str(value.relative_to(self.root)) if inside else self.contents(str(value))
             case BaseModel():
-                return {name: self._field(value, name) for name in value.__dict__ if not _is(value, name, IMMATERIAL)}
+                return {
+                    name: self._field(value, name) for name in value.__dict__ if not _has_mark(value, name, IMMATERIAL)
+                }
             case list() | tuple():
-                return [self.of(item) for item in value]
+                return [self.encode(item) for item in value]
             case dict():
-                return {name: self.of(item) for name, item in value.items()}
+                return {name: self.encode(item) for name, item in value.items()}
             case _:
                 raise TypeError(f"a stage cannot depend on a {type(value).__name__}")
 
     def _field(self, model: BaseModel, name: str) -> Any:
         value = getattr(model, name)
-        if value is None or not _is(model, name, CONTENTS):
-            return self.of(value)
+        if value is None or not _has_mark(model, name, CONTENTS):
+            return self.encode(value)
         return [self.contents(path) for path in ([value] if isinstance(value, str) else value)]
 
 
-def _is(model: BaseModel, name: str, mark: str) -> bool:
+def _has_mark(model: BaseModel, name: str, mark: str) -> bool:
     return mark in type(model).model_fields[name].metadata
 
 
-def _contents(path: str) -> list[str]:
-    place = Path(path)
-    if place.is_dir():
-        return [path, directory_digest(place)]
-    if place.is_file():
-        with place.open("rb") as file:
-            return [path, hashlib.file_digest(file, "sha256").hexdigest()]
+def _digest_contents(path: str) -> list[str]:
+    file = Path(path)
+    if file.is_dir():
+        return [path, directory_digest(file)]
+    if file.is_file():
+        with file.open("rb") as stream:
+            return [path, hashlib.file_digest(stream, "sha256").hexdigest()]
     return [path]

@@ -1,4 +1,8 @@
-"""Judges: scores of responses that are independent of the reward model, for evaluation alone."""
+"""Judges: scores of responses that do not come from the reward model.
+
+A judge is used in evaluations alone. It shows whether a higher reward means a better response, or whether the policy
+only exploits the reward model.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,26 +16,31 @@ from training.data import corpus
 from training.data.judge import judge
 
 Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], NDArray[np.float64]]
-"""(prompts, responses) -> scores, higher is better, shape (len(responses),)."""
+"""Maps prompts and responses to scores of shape (len(responses),). Higher is better."""
 HELPDESK = "helpdesk"
+"""Name of the judge that knows the ground truth of the generated help desk."""
 
 
 def load_judge(name: str, output: int | None = None) -> Judge:
-    """``helpdesk``, the ground truth of the generated world, or the directory of a sequence classifier.
+    """Load a judge.
 
-    ``output`` is the one of the classifier's outputs that is the score, counted from 0; it may be left out where there
-    is one.
+    Args:
+        name: ``helpdesk`` for the ground truth of the generated help desk, or the directory of a sequence classifier.
+        output: Which output of the classifier is the score, counted from 0. It may be left out if there is only one.
+
+    Returns:
+        The judge.
 
     Raises:
-        InvalidValue: neither, an output that is not there, or a classifier that cannot judge conversations.
+        InvalidValue: There is no such judge or output, or the classifier cannot score conversations.
     """
     if name == HELPDESK:
         if output is not None:
             raise InvalidValue("--judge-output", output, f"nothing where the judge is {HELPDESK}, which has one score")
-        return helpdesk
+        return judge_helpdesk
     if not (Path(name) / "config.json").is_file():
         raise InvalidValue("judge", name, f"{HELPDESK}, or the directory of a sequence classifier")
-    from training.models import CLASSIFIER, placed, read_classifier
+    from training.models import CLASSIFIER, place, read_classifier
     from training.reading import check_reading
     from training.scorer import Scorer
     from training.tokenizer import read_tokenizer
@@ -48,16 +57,23 @@ def load_judge(name: str, output: int | None = None) -> Judge:
     tokenizer = read_tokenizer(name, "judge", CLASSIFIER)
     if not tokenizer.chat_template:
         raise InvalidValue("judge", name, "a classifier whose tokenizer has a chat template")
-    scorer = Scorer(placed(model), tokenizer, output or 0)
+    scorer = Scorer(place(model), tokenizer, output or 0)
     check_reading(scorer, "judge", name, "Set pad_token_id in its config.json to a token that ends no conversation")
     return lambda prompts, responses: scorer.score(prompts, responses).astype(np.float64)
 
 
-def helpdesk(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.float64]:
-    """Scores by the rules that the generated world was written with.
+def judge_helpdesk(prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.float64]:
+    """Score responses by the rules that the help desk was written with.
+
+    Args:
+        prompts: Conversations of the help desk.
+        responses: A response to each prompt.
+
+    Returns:
+        Scores of shape (len(responses),); 10 is perfect, below 0 is harmful or broken.
 
     Raises:
-        InvalidValue: a prompt that is not one of the world's.
+        InvalidValue: A prompt does not belong to the help desk.
     """
     by_text = {prompt.text: prompt for prompt in corpus.prompts()}
     scores = []

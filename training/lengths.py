@@ -1,4 +1,4 @@
-"""How long the sequences of a run's data are, in tokens, as the stage ``data`` reports it."""
+"""Lengths of a run's sequences in tokens, as the stage ``data`` reports them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,20 +6,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REPORT = "report.json"
+"""File of the report."""
 TOKENS = "tokens"
+"""Key of the lengths in the report."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the sequences of one kind."""
+    """Lengths of the sequences of one kind."""
 
     longest: int
+    """Tokens of the longest sequence."""
     mean: float
+    """Mean number of tokens."""
     rows: int
+    """Number of sequences."""
 
 
-def describe(lengths: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
-    """For the report: of each kind that there is any of."""
+def describe_lengths(lengths: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
+    """Summarise lengths for the report.
+
+    Args:
+        lengths: Tokens of every sequence, by kind. Kinds without sequences are left out.
+
+    Returns:
+        The fields of :class:`Lengths` by kind.
+    """
     return {
         kind: asdict(Lengths(max(values), round(sum(values) / len(values), 1), len(values)))
         for kind, values in lengths.items()
@@ -28,10 +40,14 @@ def describe(lengths: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]
 
 
 def read_lengths(directory: Path) -> dict[str, Lengths]:
-    """What the stage in ``directory`` reports.
+    """Read the lengths from the report of the stage ``data``.
 
-    ``prompt``: a prompt with the room that is kept for its response; ``answer`` and ``comparison``: a prompt with its
-    answer, or with the longer of its two responses.
+    Args:
+        directory: Directory of the stage.
+
+    Returns:
+        Lengths of three kinds. ``prompt`` is a prompt with the room that is reserved for its response, ``answer`` a
+        prompt with its answer, and ``comparison`` a prompt with the longer of its two responses.
     """
     report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
     return {kind: Lengths(**values) for kind, values in report[TOKENS].items()}

@@ -1,4 +1,4 @@
-"""The machine that a run is on: how much memory there is, and what becomes of memory that is freed."""
+"""The machine that a run is on: how much memory there is, and what happens to memory that is freed."""
 
 import ctypes
 import gc
@@ -16,14 +16,18 @@ CGROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Limit, usage, and the part of the usage that the kernel would give back: of version 2, and of version 1."""
+"""Files of a control group: its limit, its usage, and the key of the usage that the kernel would give back.
+
+The first row is for version 2 of control groups, the second for version 1.
+"""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: of the GPU, or of the machine and the control groups that it is in.
+    """Measure how many bytes this process may still take.
 
-    What the process holds but has no use for is given back first. The processes of a run on one machine share alike.
+    It is memory of the GPU, or else of the machine and of the control groups (containers) that the process is in. The
+    process first gives back what it holds but does not use. Processes of one run on one machine get equal shares.
     """
     gc.collect()
     if has_gpu():
@@ -37,15 +41,23 @@ def available_memory() -> int:
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def cgroup_memory(mounted: Path = CGROUPS, own: Path = OWN_CGROUPS) -> Iterator[int]:
-    """Bytes below the limit of each control group that this process is in, and of those around it."""
+def cgroup_memory(mount: Path = CGROUPS, own: Path = OWN_CGROUPS) -> Iterator[int]:
+    """Measure the room below the limit of every control group that this process is in.
+
+    Args:
+        mount: Where control groups are mounted.
+        own: File that names the control groups of this process.
+
+    Yields:
+        Bytes, for each group that has a limit and for those around it.
+    """
     if not own.is_file():
         return
     for line in own.read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
-        root = mounted / controllers
+        root = mount / controllers
         group = root / path.lstrip("/")
         while group.is_relative_to(root):
             yield from _below_limit(group)
@@ -55,17 +67,17 @@ def cgroup_memory(mounted: Path = CGROUPS, own: Path = OWN_CGROUPS) -> Iterator[
 def _below_limit(group: Path) -> Iterator[int]:
     for limit, usage, idle in CGROUP_FILES:
         try:
-            most = (group / limit).read_text(encoding="utf-8").strip()
-            used = int((group / usage).read_text(encoding="utf-8"))
+            limit_text = (group / limit).read_text(encoding="utf-8").strip()
+            usage_bytes = int((group / usage).read_text(encoding="utf-8"))
             statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
         except OSError:  # the other version, or a group that is not seen from inside the container
             continue
-        if most != "max":
-            yield max(0, int(most) - used + int(statistics.get(idle, 0)))
+        if limit_text != "max":
+            yield max(0, int(limit_text) - usage_bytes + int(statistics.get(idle, 0)))
 
 
 def has_gpu() -> bool:
-    """Whether there is one that torch can use; torch is not imported just to see that there is none."""
+    """Say whether torch can use a GPU. Torch is not imported just to find out that there is none."""
     if "torch" not in sys.modules and not NVIDIA.exists():
         return False
     import torch
@@ -74,11 +86,14 @@ def has_gpu() -> bool:
 
 
 def keep_freed_memory(keep: bool) -> None:
-    """Whether glibc keeps what is freed for what is allocated next, or hands blocks of a MiB and more back.
+    """Make glibc keep freed memory for later, or give large blocks back to the system.
 
-    Keeping takes a quarter off the time of training a small model: glibc's defaults map and unmap every activation
-    anew. It also leaves holes that glibc does not fill again, since tensors are aligned (measured with version 2.36:
-    a pass on 135M weights took 4.1 GB so, 2.5 GB with blocks handed back), which a large model cannot afford.
+    Keeping it saves a quarter of the time of training a small model, since glibc would otherwise map and unmap every
+    activation. It also leaves holes that glibc cannot reuse, since tensors are aligned. A large model cannot afford
+    them: with glibc 2.36, a pass on 135M weights took 4.1 GB with memory kept and 2.5 GB with blocks given back.
+
+    Args:
+        keep: Whether to keep it. If not, blocks of a MiB and more are given back.
     """
     if libc := _glibc():
         libc.mallopt(M_MMAP_THRESHOLD, 1 << (30 if keep else 20))

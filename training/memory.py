@@ -1,16 +1,17 @@
-"""Memory: what a training pass takes, by estimate; what there is; and how much is done at a time so that it fits.
+"""Estimates how much memory a training pass takes, and chooses how much of a batch is done at a time.
 
-The estimate counts, in bytes:
+A pass is one forward and backward computation. The estimate adds up, in bytes:
 
-- weights, and of those that are trained a float32 gradient and two moments; with bfloat16 products a copy of them
-- what the backward pass needs of every token and layer: 40 h + 16 i in float32, 33 h + 8 i with bfloat16 products,
-  where h is the hidden and i the intermediate size, and an attention mask of 4 bytes a token. Counted on Llamas of
-  several shapes by ``torch.autograd.graph.saved_tensors_hooks``. With gradient checkpointing one layer at a time, and
-  4 h of each
-- as much again of one layer, while its gradient is computed
-- logits: TRL computes them 4,096 tokens by 32,768 entries at a time, in some seven copies on a CPU
+- the weights, and for each trained weight a float32 gradient and the optimiser's two moments; with bfloat16 products
+  also a copy of the weights
+- what the backward pass keeps of every token and layer: 40 h + 16 i in float32, or 33 h + 8 i with bfloat16 products,
+  where h is the hidden and i the intermediate size, and an attention mask of 4 bytes per token. The numbers were
+  counted on Llamas of several shapes with ``torch.autograd.graph.saved_tensors_hooks``. Gradient checkpointing keeps
+  this of one layer at a time, and 4 h of every layer
+- the same amount again for one layer, while its gradient is computed
+- the logits: TRL computes those of 4,096 tokens by 32,768 entries at a time, in about seven copies on a CPU
 
-and adds a fifth. It is meant to be too high rather than too low.
+A fifth is added to the sum, so the estimate is rather too high than too low.
 """
 
 import sys
@@ -25,65 +26,76 @@ from training.machine import available_memory, keep_freed_memory
 from training.shapes import Shape, shape_of
 
 FLOAT = 4
-TRAINED = 4 + 8
-"""Bytes of gradient and moments of a weight that is trained."""
+"""Bytes of a float32."""
+GRADIENT_AND_MOMENTS = 4 + 8
+"""Bytes of the gradient and the optimiser's moments of a trained weight."""
 LOGITS_TOKENS, LOGITS_ENTRIES, LOGITS_COPIES = 4096, 32768, 7
+"""Tokens and vocabulary entries whose logits TRL computes at a time, and copies of them."""
 OVERHEAD, SHARE = 1.2, 0.8
-"""Factor on what is counted; share of the available memory that is planned with."""
+"""Factor on the estimate, and share of the available memory that may be used."""
 BUDGET = 2 << 30
-"""Bytes that a batch of draws or scores may take beside the models. Not measured: which responses are drawn depends on
-the batch, and must not depend on the machine."""
+"""Bytes that a batch of draws or scores may take beside the models.
+
+It is fixed, not measured. Which responses are drawn depends on the batch, and it must not depend on the machine.
+"""
 SMALL = 1 << 30
-"""Bytes of a step below which freed memory is kept: quicker, and more of it lies idle between what is in use."""
+"""Bytes of a step. Below this, freed memory is kept, which is faster but leaves more of it unused."""
 Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward and backward pass of a stage over some of its batch."""
+    """One forward and backward pass of a stage over part of its batch."""
 
     shape: Shape
+    """Shape of the model."""
     compute: Compute
+    """How the trainer uses the machine."""
     length: int
     """Tokens of the longest sequence."""
     lora: Lora | None
+    """Adapters that are trained, or None if all weights are."""
     sequences: int = 1
-    """Per item of the batch: 2 of a comparison."""
+    """Sequences per row of the batch; a comparison has two."""
     logits: bool = True
-    """Whether TRL computes next-token logits."""
+    """Whether TRL computes the logits of the next tokens."""
     response: int = 0
-    """Tokens of a sequence at which all logits are held at once."""
+    """Tokens of a sequence whose logits are all held at once."""
     others: int = 0
     """Bytes of the other models that the stage holds."""
     step: int = 0
-    """Bytes that a step takes before its passes, to draw from the policy."""
+    """Bytes that a step needs before its passes, in order to draw from the policy."""
 
     @property
-    def fixed(self) -> int:
-        """Bytes that do not depend on how much is done at a time."""
-        trained = self.shape.weights
+    def fixed_bytes(self) -> int:
+        """Bytes that do not depend on how many rows are done at a time."""
+        trainable = self.shape.weights
         weights = self.shape.bytes
         if self.lora:
-            trained = self.shape.adapter(self.lora)
-            weights += FLOAT * trained
+            trainable = self.shape.adapter(self.lora)
+            weights += FLOAT * trainable
         copies = 2 * self.shape.weights if self.compute.precision == "bfloat16" and self.shape.weight > 2 else 0
-        return weights + TRAINED * trained + copies + self.others
+        return weights + GRADIENT_AND_MOMENTS * trainable + copies + self.others
 
     def bytes(self, items: int) -> int:
-        """Of a step that does ``items`` of its batch at a time."""
+        """Estimate the bytes of a step.
+
+        Args:
+            items: Rows of the batch that are done at a time.
+        """
         tokens = items * self.sequences * self.length
         layer = layer_bytes(self.shape, self.compute) + FLOAT * self.length
-        kept = FLOAT * self.shape.hidden if self.compute.gradient_checkpointing else layer
-        work = tokens * (self.shape.layers * kept + 2 * layer)
+        per_layer = FLOAT * self.shape.hidden if self.compute.gradient_checkpointing else layer
+        work = tokens * (self.shape.layers * per_layer + 2 * layer)
         if self.logits:
             vocabulary = min(self.shape.vocabulary, LOGITS_ENTRIES)
             work += min(tokens, LOGITS_TOKENS) * vocabulary * FLOAT * LOGITS_COPIES
         work += items * self.response * self.shape.vocabulary * FLOAT * LOGITS_COPIES
-        return int(OVERHEAD * (self.fixed + max(work, self.step)))
+        return int(OVERHEAD * (self.fixed_bytes + max(work, self.step)))
 
 
 def layer_bytes(shape: Shape, compute: Compute) -> int:
-    """What the backward pass needs of one token and layer."""
+    """Estimate the bytes that the backward pass keeps of one token in one layer."""
     hidden = max(shape.hidden, shape.queries)
     if compute.precision == "bfloat16":
         return 33 * hidden + 8 * shape.intermediate
@@ -91,30 +103,50 @@ def layer_bytes(shape: Shape, compute: Compute) -> int:
 
 
 def model_shape(model: Any) -> Shape:
-    """That of a loaded model; all zero, so that it bounds nothing, where it is not known."""
+    """Return the shape of a loaded model. If it is unknown, all sizes are zero, so that nothing is bounded by it."""
     return shape_of(model.config.to_dict()) or Shape(0, 0, 0, 0, 0, 0)
 
 
 def forward_bytes(shape: Shape, tokens: int) -> int:
-    """What one sequence of so many tokens takes while it is read, without gradients: the widest layer."""
+    """Estimate the bytes to read one sequence of ``tokens`` tokens without gradients, in its widest layer."""
     return FLOAT * tokens * (6 * max(shape.hidden, shape.queries) + 4 * shape.intermediate)
 
 
 def draw_bytes(shape: Shape, tokens: int) -> int:
-    """What a response takes that ends, with its prompt, at so many tokens: with its cache, and the draw of a token."""
+    """Estimate the bytes to draw one response, including its key-value cache and the draw of a token.
+
+    Args:
+        shape: Shape of the model.
+        tokens: Tokens of the prompt and the response together.
+    """
     cache = shape.weight * tokens * 2 * shape.layers * shape.keys
     return forward_bytes(shape, tokens) + cache + 8 * FLOAT * shape.vocabulary
 
 
 def compare_bytes(shape: Shape, tokens: int, response: int) -> int:
-    """What a sequence takes of which two models' distributions at every token of the response are compared."""
+    """Estimate the bytes to compare two models' distributions at every token of a response.
+
+    Args:
+        shape: Shape of the models.
+        tokens: Tokens of the prompt and the response together.
+        response: Tokens of the response.
+    """
     return forward_bytes(shape, tokens) + 5 * FLOAT * response * shape.vocabulary
 
 
 def batches(rows: Sequence[Row], most: int, size: Callable[[Row], int]) -> Iterator[Sequence[Row]]:
-    """``rows`` in order, ``most`` at a time, or as many as :data:`BUDGET` is enough for; at least one.
+    """Split rows into batches, in order.
 
-    ``size`` is what a row takes in bytes; rows of a batch are padded, so that each takes what the largest does.
+    A batch is as large as :data:`BUDGET` allows, but at least one row. Rows of a batch are padded, so each of them is
+    counted with the size of the largest.
+
+    Args:
+        rows: Rows to split.
+        most: Rows of a batch at most.
+        size: Bytes that a row takes.
+
+    Yields:
+        Batches of consecutive rows.
     """
     start = 0
     while start < len(rows):
@@ -128,37 +160,62 @@ def batches(rows: Sequence[Row], most: int, size: Callable[[Row], int]) -> Itera
         start = end
 
 
-def on_policy(shape: Shape, config: Ctrl, compute: Compute, length: int, rewards: int) -> Pass:
-    """The pass of ``rloo``, which draws a step's responses all at once; ``rewards`` are the bytes of reward models."""
+def on_policy_pass(shape: Shape, config: Ctrl, compute: Compute, length: int, rewards: int) -> Pass:
+    """Describe a pass of the solver ``rloo``, which draws all responses of a step at once.
+
+    Args:
+        shape: Shape of the policy.
+        config: How the policy is trained.
+        compute: How the trainer uses the machine.
+        length: Tokens of the longest sequence.
+        rewards: Bytes of the reward models.
+    """
     draws = config.prompts * config.generations // processes.count()
     reference = 0 if config.lora else shape.bytes
     return Pass(shape, compute, length, config.lora, others=reference + rewards, step=draws * draw_bytes(shape, length))
 
 
-def off_policy(shape: Shape, config: Ctrl, compute: Compute, length: int, response: int) -> Pass:
-    """The pass of ``regression``, which holds the reference beside an adapter too, and all logits of the responses."""
+def off_policy_pass(shape: Shape, config: Ctrl, compute: Compute, length: int, response: int) -> Pass:
+    """Describe a pass of the solver ``regression``, which holds the reference and all logits of the responses.
+
+    Args:
+        shape: Shape of the policy.
+        config: How the policy is trained.
+        compute: How the trainer uses the machine.
+        length: Tokens of the longest sequence.
+        response: Tokens of the longest response.
+    """
     return Pass(shape, compute, length, config.lora, logits=False, response=response, others=shape.bytes)
 
 
-def sequences(stage: str, batch: int, need: Pass, sharing: int = 1) -> int:
-    """How many of ``batch`` a process takes at a time: as ``compute.sequences`` says, or else as many as fit.
+def fit_sequences(stage: str, batch: int, need: Pass, process_count: int = 1) -> int:
+    """Choose how many rows of a batch a process does at a time, and say so in one line on stderr.
 
-    ``sharing`` processes train together, and take equally many. Says in one line on stderr what was chosen.
+    The config decides with ``compute.sequences``. If it leaves that out, the largest number that fits is chosen.
+
+    Args:
+        stage: Name of the stage, for messages.
+        batch: Rows of a step, over all processes.
+        need: What a pass takes.
+        process_count: Processes that train together and take equally many rows.
+
+    Returns:
+        Rows per process and pass.
 
     Raises:
         InvalidValue: ``compute.sequences`` does not divide the batch.
-        TooLittleMemory: not even one of the batch fits.
+        TooLittleMemory: Not even one row fits.
     """
-    share, given = batch // sharing, need.compute.sequences
-    if batch % sharing or not share or (given and share % min(given, share)):
-        accepted = f"a divisor of the batch of {batch} in {stage}, shared by {sharing} processes"
-        raise InvalidValue("compute.sequences", given, accepted)
+    share, setting = batch // process_count, need.compute.sequences
+    if batch % process_count or not share or (setting and share % min(setting, share)):
+        accepted = f"a divisor of the batch of {batch} in {stage}, shared by {process_count} processes"
+        raise InvalidValue("compute.sequences", setting, accepted)
     free = available_memory()
-    if sharing > 1:
-        free = processes.agree(free)
-    if not given:
-        check(stage, batch, need, free)
-    each = min(given, share) if given else largest(share, need, SHARE * free)
+    if process_count > 1:
+        free = processes.broadcast(free)
+    if not setting:
+        check_memory(stage, batch, need, free)
+    each = min(setting, share) if setting else largest_part(share, need, SHARE * free)
     keep_freed_memory(need.bytes(each) < SMALL)
     if processes.is_first():
         print(
@@ -169,16 +226,31 @@ def sequences(stage: str, batch: int, need: Pass, sharing: int = 1) -> int:
     return each
 
 
-def largest(batch: int, need: Pass, room: float) -> int:
-    """The largest divisor of ``batch`` that can be done at a time within ``room`` bytes; 1 if none can."""
+def largest_part(batch: int, need: Pass, room: float) -> int:
+    """Find the largest divisor of a batch whose pass fits.
+
+    Args:
+        batch: Rows of a step and process.
+        need: What a pass takes.
+        room: Bytes that a pass may take.
+
+    Returns:
+        Rows per pass; 1 if no other number fits.
+    """
     return next((each for each in range(batch, 1, -1) if batch % each == 0 and need.bytes(each) <= room), 1)
 
 
-def check(stage: str, batch: int, need: Pass, free: int) -> None:
-    """See that one of a stage's batch fits into ``free`` bytes.
+def check_memory(stage: str, batch: int, need: Pass, free: int) -> None:
+    """Check that one row of a stage's batch fits.
+
+    Args:
+        stage: Name of the stage.
+        batch: Rows of a step, for the message.
+        need: What a pass takes.
+        free: Bytes that are available.
 
     Raises:
-        TooLittleMemory: it does not.
+        TooLittleMemory: It does not fit. The message says which settings help.
     """
     if need.bytes(1) <= SHARE * free:
         return
@@ -198,5 +270,5 @@ def check(stage: str, batch: int, need: Pass, free: int) -> None:
 
 
 def gigabytes(size: float) -> str:
-    """For people."""
+    """Format a number of bytes for people."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e9:.2f} GB"

@@ -1,13 +1,12 @@
-"""The pipeline: data → sft → reward → rollouts → calibrate → ctrl → evaluate → bundle.
+"""The pipeline of a run: data → sft → reward → rollouts → calibrate → ctrl → evaluate → bundle.
 
-What a stage is, and how it is kept, says :mod:`training.stages`; a plan goes through the same stages and builds none.
-Nothing that takes long to import is imported before a stage needs it, so that a plan is quick.
+:data:`training.stages.STAGES` lists the stages and :mod:`training.runner` runs them. A plan goes through the same
+stages but builds none. To keep a plan fast, slow libraries are imported only when a stage needs them.
 """
 
 import json
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,201 +14,137 @@ from typing import Any
 
 from infalign.bundle import Bundle
 from infalign.bundling import NewPolicy, write_bundle
-from infalign.manifest import Alignment, SamplingLaw
+from infalign.manifest import Alignment
 from training import planning, processes
 from training.config import Config
-from training.stages import StageReport, Stages, Stopped
+from training.runner import Runner, StageReport, Stopped
+from training.stages import STAGES, Artifacts
 
 LIBRARIES = ("infalign", "torch", "transformers", "trl")
-"""Whose versions a bundle tells."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The directories that a bundle is made from."""
-
-    data: Path
-    reference: Path
-    reward: Path
-    calibration: Path
-    policy: Path
-    measured: Path
+"""Libraries whose versions a bundle records."""
 
 
 def plan(config: Config, runs: Path, until: str | None = None) -> list[StageReport]:
-    """Every stage of a run, and whether it is already done; nothing is made."""
-    return _plan(config, Stages(runs / config.name, dry=True, until=until))
+    """List every stage of a run and say which of them are already done. Nothing is built.
 
+    Args:
+        config: Config of the run.
+        runs: Folder of all runs.
+        until: Name of the last stage, if not all of them.
 
-def _plan(config: Config, stages: Stages) -> list[StageReport]:
-    with suppress(Stopped):
-        _run(config, stages)
-    return stages.reports
+    Returns:
+        A report per stage.
+    """
+    return _plan(config, Runner(runs / config.name, dry=True, until=until))
 
 
 def train(
     config: Config, runs: Path, output: Path, until: str | None = None
 ) -> tuple[Bundle | Path, list[StageReport]]:
-    """Run every stage that is not already done and write the bundle at ``output``.
+    """Run every stage that is not done yet, and write the bundle.
 
-    With ``until`` the run stops after the stage of that name, and its directory is what comes back. Of several
-    processes the first writes the bundle; in the others the directory of the last stage comes back.
+    Args:
+        config: Config of the run.
+        runs: Folder of all runs.
+        output: Directory of the bundle.
+        until: Name of the stage after which the run ends.
+
+    Returns:
+        The bundle, and a report per stage. With ``until`` it is the directory of that stage instead of a bundle. If
+        several processes train together, the first one writes the bundle and the others get the directory of the last
+        stage.
+
+    Raises:
+        InvalidValue: The config cannot be run.
+        TooLittleMemory: A stage would not fit into memory.
     """
-    stages = Stages(runs / config.name, until=until)
+    runner = Runner(runs / config.name, until=until)
     try:
-        parts = _run(config, stages)
+        artifacts = _run_stages(config, runner)
     except Stopped as stopped:
-        return stopped.directory, stages.reports
+        return stopped.directory, runner.reports
     if not processes.is_first():
-        return parts.measured, stages.reports
-    from training import data, models
-    from training.card import model_card
+        return artifacts.evaluation, runner.reports
+    start = time.monotonic()
+    bundle = _write_bundle(config, artifacts, output)
+    runner.reports.append(StageReport("bundle", time.monotonic() - start, False, bundle.path))
+    return bundle, runner.reports
+
+
+def run_stages(config: Config, runs: Path) -> Artifacts:
+    """Run every stage, but write no bundle.
+
+    Args:
+        config: Config of the run.
+        runs: Folder of all runs.
+
+    Returns:
+        The directories of the stages.
+    """
+    return _run_stages(config, Runner(runs / config.name))
+
+
+def _run_stages(config: Config, runner: Runner) -> Artifacts:
+    artifacts = Artifacts()
+    if not runner.dry:
+        _check(config)
+    for stage in STAGES:
+        artifacts.directories[stage.name] = runner.run(stage, config, artifacts)
+        if stage.name == "data" and not runner.dry:
+            missing = [report.name for report in _plan(config, runner.dry_copy()) if not report.reused]
+            planning.check_stages(config, artifacts.data, missing)
+            runner.countdown.expect(planning.estimate_seconds(config, artifacts.data, missing))
+    return artifacts
+
+
+def _plan(config: Config, runner: Runner) -> list[StageReport]:
+    with suppress(Stopped):
+        _run_stages(config, runner)
+    return runner.reports
+
+
+def _write_bundle(config: Config, artifacts: Artifacts, output: Path) -> Bundle:
+    from training.card import write_card
+    from training.data import REPORT
     from training.evaluation import report
+    from training.models import is_adapter
     from training.reward_model import accuracy_figures, read_accuracy
 
-    started = time.monotonic()
-    solved = _read(parts.policy / "solved.json")
-    accuracy = read_accuracy(parts.reward)
-    figures = _read(parts.measured / report.MEASURED) | accuracy_figures(accuracy)
-    bundle = write_bundle(
+    solution = _read(artifacts.policy.parent / "solved.json")
+    accuracy = read_accuracy(artifacts.reward.parent)
+    figures = _read(artifacts.evaluation / report.SELECTION) | accuracy_figures(accuracy)
+    alignment = Alignment(
+        procedure=config.procedure, transformation=config.transformation, beta=solution["beta"], measured=figures
+    )
+    policy = NewPolicy(artifacts.policy, artifacts.evaluation, is_adapter(artifacts.policy), alignment)
+    figures_text = (artifacts.evaluation / report.TEXT).read_text(encoding="utf-8")
+    return write_bundle(
         output,
-        {"reference": parts.reference / "model", "reward": parts.reward / "model", "calibration": parts.calibration},
-        {
-            config.served: NewPolicy(
-                parts.policy / "model",
-                parts.measured,
-                models.is_adapter(parts.policy / "model"),
-                Alignment(
-                    procedure=config.procedure,
-                    transformation=config.transformation,
-                    beta=solved["beta"],
-                    measured=figures,
-                ),
-            )
-        },
-        model_card(
-            config,
-            solved,
-            _read(parts.data / data.REPORT),
-            accuracy,
-            (parts.measured / report.TEXT).read_text(encoding="utf-8"),
-        ),
-        name=config.served,
+        {"reference": artifacts.reference, "reward": artifacts.reward, "calibration": artifacts.calibration},
+        {config.policy_name: policy},
+        write_card(config, solution, _read(artifacts.data / REPORT), accuracy, figures_text),
+        name=config.policy_name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        sampling=SamplingLaw(max_tokens=config.rollouts.max_tokens),
+        sampling=config.law,
         libraries={library: version(library) for library in LIBRARIES},
     )
-    stages.reports.append(StageReport("bundle", time.monotonic() - started, False, bundle.path))
-    return bundle, stages.reports
-
-
-def run(config: Config, runs: Path) -> Parts:
-    """Run every stage but the bundle."""
-    return _run(config, Stages(runs / config.name))
-
-
-def _run(config: Config, stages: Stages) -> Parts:
-    law = SamplingLaw(max_tokens=config.rollouts.max_tokens)
-    seed, compute = config.seed, config.compute
-    if not stages.dry:
-        _check(config)
-
-    written = stages.run("data", "training.data:write_data", config.for_data)
-    if not stages.dry:
-        missing = [report.name for report in _plan(config, stages.ahead()) if not report.reused]
-        planning.check(config, written, missing)
-    reference = stages.run(
-        "sft",
-        "training.sft:make_reference",
-        written,
-        config.model.origin,
-        config.sft,
-        seed,
-        compute,
-        resumes=True,
-        together=config.sft is not None,
-    )
-    reward = stages.run(
-        "reward",
-        "training.reward_model:make_reward_models",
-        written,
-        reference / "model" if config.reward.train else None,
-        config.reward,
-        seed,
-        compute,
-        resumes=True,
-        together=config.reward.train is not None,
-    )
-    drawn = stages.run(
-        "rollouts",
-        "training.rollouts:draw_rollouts",
-        written,
-        reference / "model",
-        reward / "model",
-        config.rollouts,
-        seed,
-        libraries=(config.rollouts.engine,),
-        resumes=True,
-    )
-    calibration = stages.run(
-        "calibrate",
-        "training.calibrate:write_calibration",
-        drawn,
-        reference / "model",
-        reward / "model",
-        law,
-        config.reward.weights,
-    )
-    policy = stages.run(
-        "ctrl",
-        "training.ctrl:make_policy",
-        written,
-        drawn,
-        reference / "model",
-        reward / "model",
-        calibration,
-        config.procedure,
-        config.transformation,
-        law,
-        config.ctrl,
-        compute,
-        seed,
-        resumes=True,
-        together=config.ctrl.solver == "rloo",
-    )
-    measured = stages.run(
-        "evaluate",
-        "training.evaluate:measure",
-        written,
-        policy / "model",
-        reference / "model",
-        reward / "model",
-        calibration,
-        config.procedure,
-        config.transformation,
-        law,
-        config.rollouts.samples,
-        "helpdesk" if config.data.helpdesk else None,
-        seed + 1,
-    )
-    return Parts(written, reference, reward, calibration, policy, measured)
 
 
 def _check(config: Config) -> None:
-    """See that no stage will refuse the config, before the first is run.
+    """Check, before the first stage runs, that no stage will refuse the config.
 
     Raises:
-        InvalidValue: one would.
-        NotConverged: the optimal transformation was not found.
+        InvalidValue: A stage would refuse it.
+        NotConverged: The optimal transformation was not found.
     """
-    from infalign.procedures import parse_procedure
+    from infalign.parsing import parse_procedure
     from training import ctrl, workers
-    from training.evaluation.figures import enough_draws, procedures_of
+    from training.evaluation.figures import count_draws, procedures_of
 
-    workers.check(config.rollouts)
-    ctrl.objective(config.procedure, config.transformation, config.ctrl.target_kl)
+    workers.check_engine(config.rollouts)
+    ctrl.make_objective(config.procedure, config.transformation, config.ctrl.target_kl)
     for procedure in procedures_of(parse_procedure(config.procedure)):
-        enough_draws(procedure)
+        count_draws(procedure)
 
 
 def _read(path: Path) -> Any:

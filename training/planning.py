@@ -1,14 +1,15 @@
-"""What a run would take, by estimate, before it is run: memory and time of each stage.
+"""Estimates the memory and the time of each stage before a run.
 
-Memory is that of :mod:`training.memory`. Time is floating-point operations over the speed of this machine:
+Memory is estimated by :mod:`training.memory`. Time is the number of floating-point operations over the speed of this
+machine:
 
-- Reading a token takes 2 operations for each weight of the linear layers, and of the head where there are logits. Its
-  backward pass takes twice as many, or as many with adapters, and gradient checkpointing reads it once more.
-- The speed is measured in half a second, on products of matrices as wide as the model's; :data:`EFFICIENCY` of it is
-  what training reaches.
-- A response is taken to be half as long as it may be.
+- To read a token takes 2 operations per weight of the linear layers, and of the head where there are logits. The
+  backward pass takes twice as many, or as many if adapters are trained. Gradient checkpointing reads once more.
+- The speed is measured for half a second, on products of matrices as wide as the model's. Training reaches
+  :data:`EFFICIENCY` of it.
+- A response is assumed to be half as long as it may be.
 
-So a time is good for its order of magnitude: it is given as a range of a factor of six.
+A time is therefore good for its order of magnitude, and it is given as a range of a factor of six.
 """
 
 import json
@@ -23,146 +24,213 @@ from training import memory
 from training.config import Config, Lora
 from training.lengths import REPORT, Lengths, read_lengths
 from training.machine import available_memory, has_gpu
-from training.memory import BUDGET, SHARE, Pass, draw_bytes, largest, off_policy, on_policy
+from training.memory import BUDGET, SHARE, Pass, draw_bytes, largest_part, off_policy_pass, on_policy_pass
 from training.shapes import Shape, read_shape, reference_shape
 
 EFFICIENCY, SPREAD = 0.4, 2.5
-"""Of the speed of matrix products, on the demo; what an estimate of time is divided and multiplied by."""
+"""Share of the speed of matrix products that training reaches on the demo, and the factor of a time's range."""
 SETTLING, SEGMENT, DRAWS, BATCH = 3 * 32, 16, 64, 1024
-"""Draws per validation prompt in settling; tokens after which transformers reads a response again; draws per test
-prompt and model; responses drawn at a time."""
+"""Constants of the stages.
+
+These are the draws per validation prompt while the policy settles, the tokens after which transformers reads a
+response again, the draws per test prompt and model, and the responses that are drawn at a time.
+"""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Of one stage; None is not known."""
+class StageEstimate:
+    """Estimate for one stage. None means unknown."""
 
     memory: float | None
     """Bytes."""
     seconds: float | None
+    """Seconds."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What estimates are made from."""
+    """Sizes of a run that the estimates are computed from."""
 
     reference: Shape
+    """Shape of the reference."""
     rewards: tuple[Shape, ...]
+    """Shapes of the reward models."""
     lengths: dict[str, Lengths]
+    """Lengths of the sequences, by kind."""
     counts: dict[str, int]
-    """Of prompts, by split."""
+    """Number of prompts, by split."""
 
     @property
     def reward_bytes(self) -> int:
-        """Of all reward models."""
+        """Bytes of all reward models together."""
         return sum(shape.bytes for shape in self.rewards)
 
 
-def sizes(config: Config, data: Path) -> Sizes | str:
-    """Those of a run whose stage ``data`` leaves the directory ``data``, or in a word why they are not known."""
+def read_sizes(config: Config, data: Path) -> Sizes | str:
+    """Read the sizes of a run.
+
+    Args:
+        config: Config of the run.
+        data: Directory of the stage ``data``, which may not exist yet.
+
+    Returns:
+        The sizes, or a phrase that says until when they are unknown.
+    """
     reference = reference_shape(config.model.origin)
     if reference is None:
         return f"until {config.model.base and config.model.base.path} is on this machine"
     rewards = [read_shape(classifier.path) for classifier in config.reward.classifiers]
     rewards += [reference] if config.reward.train else []
-    known = tuple(shape for shape in rewards if shape)
-    if len(known) < len(rewards):
+    reward_shapes = tuple(shape for shape in rewards if shape)
+    if len(reward_shapes) < len(rewards):
         return "until the classifiers are on this machine"
     if not (data / REPORT).is_file():
         return "until the stage data has run (--until data)"
     report = json.loads((data / REPORT).read_text(encoding="utf-8"))
     counts = {split: report[f"{split}_prompts"] for split in ("train", "validation", "test")}
-    return Sizes(reference, known, read_lengths(data), counts)
+    return Sizes(reference, reward_shapes, read_lengths(data), counts)
 
 
-def passes(config: Config, of: Sizes) -> dict[str, tuple[int, Pass]]:
-    """The batch of each stage that trains, and its pass."""
-    found: dict[str, tuple[int, Pass]] = {}
-    shape, compute, ctrl = of.reference, config.compute, config.ctrl
+def estimate_passes(config: Config, sizes: Sizes) -> dict[str, tuple[int, Pass]]:
+    """Describe the passes of every stage that trains.
+
+    Args:
+        config: Config of the run.
+        sizes: Sizes of the run.
+
+    Returns:
+        The batch and the pass, by the name of the stage.
+    """
+    result: dict[str, tuple[int, Pass]] = {}
+    shape, compute, ctrl = sizes.reference, config.compute, config.ctrl
     if config.sft:
-        found["sft"] = config.sft.batch, Pass(shape, compute, of.lengths["answer"].longest, config.sft.lora)
+        result["sft"] = config.sft.batch, Pass(shape, compute, sizes.lengths["answer"].longest, config.sft.lora)
     if train := config.reward.train:
-        longest = of.lengths["comparison"].longest
-        found["reward"] = train.batch, Pass(shape, compute, longest, train.lora, sequences=2, logits=False)
-    longest = of.lengths["prompt"].longest
-    found["ctrl"] = (
+        longest = sizes.lengths["comparison"].longest
+        result["reward"] = train.batch, Pass(shape, compute, longest, train.lora, sequences=2, logits=False)
+    longest = sizes.lengths["prompt"].longest
+    result["ctrl"] = (
         ctrl.prompts * ctrl.generations,
         (
-            on_policy(shape, ctrl, compute, longest, of.reward_bytes)
+            on_policy_pass(shape, ctrl, compute, longest, sizes.reward_bytes)
             if ctrl.solver == "rloo"
-            else off_policy(shape, ctrl, compute, longest, config.rollouts.max_tokens)
+            else off_policy_pass(shape, ctrl, compute, longest, config.rollouts.max_tokens)
         ),
     )
-    return found
+    return result
 
 
-def check(config: Config, data: Path, stages: Collection[str]) -> None:
-    """See that each of ``stages`` fits into memory, as far as it is known, before the first is run.
+def check_stages(config: Config, data: Path, stages: Collection[str]) -> None:
+    """Check, before the first of them runs, that stages fit into memory. Unknown sizes are not checked.
+
+    Args:
+        config: Config of the run.
+        data: Directory of the stage ``data``.
+        stages: Names of the stages that will run.
 
     Raises:
-        TooLittleMemory: one does not.
+        TooLittleMemory: A stage does not fit.
     """
-    of = sizes(config, data)
-    if isinstance(of, str) or config.compute.sequences:
+    sizes = read_sizes(config, data)
+    if isinstance(sizes, str) or config.compute.sequences:
         return
-    for stage, (batch, need) in passes(config, of).items():
+    for stage, (batch, need) in estimate_passes(config, sizes).items():
         if stage in stages:
-            memory.check(stage, batch, need, available_memory())
+            memory.check_memory(stage, batch, need, available_memory())
 
 
-def estimates(config: Config, of: Sizes) -> dict[str, Estimate]:
-    """Of every stage that takes either."""
-    shape, room, speed = of.reference, SHARE * available_memory(), EFFICIENCY * matrix_speed(of.reference)
-    taken = {
-        stage: need.bytes(config.compute.sequences or largest(batch, need, room))
-        for stage, (batch, need) in passes(config, of).items()
+def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
+    """Estimate memory and time of every stage that takes much of either.
+
+    Args:
+        config: Config of the run.
+        sizes: Sizes of the run.
+
+    Returns:
+        Estimates by the name of the stage.
+    """
+    shape, room, speed = sizes.reference, SHARE * available_memory(), EFFICIENCY * measure_speed(sizes.reference)
+    stage_bytes = {
+        stage: need.bytes(config.compute.sequences or largest_part(batch, need, room))
+        for stage, (batch, need) in estimate_passes(config, sizes).items()
     }
-    prompt, law = of.lengths["prompt"], config.rollouts.max_tokens
-    held = shape.bytes + of.reward_bytes
+    prompt, law = sizes.lengths["prompt"], config.rollouts.max_tokens
+    model_bytes = shape.bytes + sizes.reward_bytes
     batch = min(BATCH * draw_bytes(shape, prompt.longest), max(BUDGET, draw_bytes(shape, prompt.longest)))
-    taken |= {"evaluate": held + shape.bytes + batch}
+    stage_bytes |= {"evaluate": model_bytes + shape.bytes + batch}
     if config.rollouts.engine == "transformers":
-        taken |= {"rollouts": held + batch}
+        stage_bytes |= {"rollouts": model_bytes + batch}
 
-    read, judged = 2 * (shape.linear + shape.vocabulary * shape.hidden), sum(2 * each.linear for each in of.rewards)
+    read_work, judge_work = (
+        2 * (shape.linear + shape.vocabulary * shape.hidden),
+        sum(2 * each.linear for each in sizes.rewards),
+    )
     length = prompt.mean - law / 2
-    drawn = read * (length if config.rollouts.engine == "vllm" else length * max(1, law / 2 / SEGMENT))
-    compared = 2 * read * length
+    draw_work = read_work * (length if config.rollouts.engine == "vllm" else length * max(1, law / 2 / SEGMENT))
+    compare_work = 2 * read_work * length
     work = {
-        "rollouts": prompt.rows * config.rollouts.samples * (drawn + judged * length),
-        "evaluate": of.counts["test"] * DRAWS * (2 * (drawn + judged * length) + compared),
+        "rollouts": prompt.rows * config.rollouts.samples * (draw_work + judge_work * length),
+        "evaluate": sizes.counts["test"] * DRAWS * (2 * (draw_work + judge_work * length) + compare_work),
     }
     if config.sft:
-        answers = of.lengths["answer"]
+        answers = sizes.lengths["answer"]
         tokens = answers.rows * answers.mean * config.sft.epochs
-        work["sft"] = tokens * read * _passes(config, config.sft.lora)
+        work["sft"] = tokens * read_work * _work_factor(config, config.sft.lora)
     if train := config.reward.train:
-        comparisons = of.lengths["comparison"]
+        comparisons = sizes.lengths["comparison"]
         tokens = 2 * comparisons.rows * comparisons.mean * train.epochs
-        work["reward"] = tokens * 2 * shape.linear * _passes(config, train.lora)
-    step = _passes(config, config.ctrl.lora) * read * length
-    step += read * length + compared + judged * length if config.ctrl.solver == "rloo" else read * length
+        work["reward"] = tokens * 2 * shape.linear * _work_factor(config, train.lora)
+    step = _work_factor(config, config.ctrl.lora) * read_work * length
+    step += (
+        read_work * length + compare_work + judge_work * length if config.ctrl.solver == "rloo" else read_work * length
+    )
     work["ctrl"] = config.ctrl.steps * config.ctrl.prompts * config.ctrl.generations * step
-    work["ctrl"] += of.counts["validation"] * SETTLING * (drawn + compared)
-    return {stage: Estimate(taken.get(stage), flops / speed) for stage, flops in work.items()}
+    work["ctrl"] += sizes.counts["validation"] * SETTLING * (draw_work + compare_work)
+    return {stage: StageEstimate(stage_bytes.get(stage), flops / speed) for stage, flops in work.items()}
 
 
-def _passes(config: Config, lora: Lora | None) -> int:
+def estimate_seconds(config: Config, data: Path, stages: Collection[str]) -> dict[str, float]:
+    """Estimate how long stages will take.
+
+    Args:
+        config: Config of the run.
+        data: Directory of the stage ``data``.
+        stages: Names of the stages that will run.
+
+    Returns:
+        Seconds by the name of the stage. Stages of which nothing is known, or which take no time, are left out.
+    """
+    sizes = read_sizes(config, data)
+    if isinstance(sizes, str) or not stages:
+        return {}
+    estimates = estimate_stages(config, sizes)
+    return {stage: estimate.seconds for stage, estimate in estimates.items() if stage in stages and estimate.seconds}
+
+
+def _work_factor(config: Config, lora: Lora | None) -> int:
     """How many times as long as reading a token it takes to learn from it."""
     return (2 if lora else 3) + config.compute.gradient_checkpointing
 
 
-def matrix_speed(shape: Shape, seconds: float = 0.5) -> float:
-    """Operations per second of this machine, in products of float32 matrices; on a GPU of bfloat16 ones."""
+def measure_speed(shape: Shape, seconds: float = 0.5) -> float:
+    """Measure the speed of this machine on products of matrices: float32 on a CPU, bfloat16 on a GPU.
+
+    Args:
+        shape: Shape of the model, for the width of the matrices.
+        seconds: How long to measure.
+
+    Returns:
+        Floating-point operations per second.
+    """
     size = 2 * BATCH * shape.hidden * shape.intermediate
     if has_gpu():
         import torch
 
         kind = {"device": "cuda", "dtype": torch.bfloat16}
-        left, right = torch.ones(BATCH, shape.hidden, **kind), torch.ones(shape.hidden, shape.intermediate, **kind)
+        a, b = torch.ones(BATCH, shape.hidden, **kind), torch.ones(shape.hidden, shape.intermediate, **kind)
 
         def multiply() -> None:
-            left @ right
+            a @ b
             torch.cuda.synchronize()
     else:
         a, b = (np.ones(sides, np.float32) for sides in ((BATCH, shape.hidden), (shape.hidden, shape.intermediate)))
@@ -179,11 +247,11 @@ def matrix_speed(shape: Shape, seconds: float = 0.5) -> float:
 
 
 def as_range(seconds: float) -> str:
-    """A time for people, as far as it is known."""
+    """Format a time as a range, for people."""
     low, high = seconds / SPREAD, seconds * SPREAD
     unit, name = next(((size, name) for size, name in ((3600, "h"), (60, "min")) if high >= 2 * size), (1, "s"))
-    return f"{_rounded(low / unit)}–{_rounded(high / unit)} {name}"
+    return f"{_round(low / unit)}–{_round(high / unit)} {name}"
 
 
-def _rounded(value: float) -> str:
+def _round(value: float) -> str:
     return f"{float(f'{value:.1g}'):g}"

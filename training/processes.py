@@ -1,6 +1,7 @@
-"""The processes of one run, as ``accelerate launch`` starts them: the first makes everything, all of them train.
+"""The processes of one run, as ``accelerate launch`` starts them.
 
-Known from the environment that torchrun sets; a run that nothing launched is one process, the first.
+The first process builds every stage, and all of them train. They are recognised by the environment variables that
+torchrun sets. Without these there is one process, the first.
 """
 
 import os
@@ -9,33 +10,44 @@ from pathlib import Path
 from typing import TypeVar
 
 POLL_SECONDS = 1.0
+"""Seconds between two looks at a path."""
 Value = TypeVar("Value")
 
 
 def count() -> int:
-    """How many there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
-    """Whether this is the one that writes."""
+    """Say whether this is the first process, which writes the files."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def agree(first_says: Value) -> Value:
-    """What the first process says, in all of them; they wait for each other."""
+def broadcast(value: Value) -> Value:
+    """Send a value from the first process to all others. The processes wait for each other.
+
+    Args:
+        value: The value in this process.
+
+    Returns:
+        The value of the first process.
+    """
     if count() == 1:
-        return first_says
+        return value
     import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=not torch.cuda.is_available())
-    [agreed] = broadcast_object_list([first_says])
-    return agreed  # type: ignore[no-any-return]
+    [first_value] = broadcast_object_list([value])
+    return first_value  # type: ignore[no-any-return]
 
 
 def wait_for(path: Path) -> None:
-    """Until the first process has made ``path``; by looking, for it may take longer than a collective call may."""
+    """Wait until the first process has made ``path``.
+
+    It looks again and again, since a stage may take longer than the time limit of torch's collective operations.
+    """
     while not path.exists():
         time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""A progress bar for a trainer, and its figures as JSON lines."""
+"""Progress bars of the stages, and the metrics of a trainer as JSON lines."""
 
 import json
 from collections.abc import Sequence
@@ -12,40 +12,60 @@ from training import processes
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """One bar per stage with the figures worth watching; all are logged to ``metrics.jsonl``."""
+    """A trainer callback that shows a bar and logs all metrics to ``metrics.jsonl``.
 
-    def __init__(self, stage: str, watched: tuple[str, ...], metrics: Path) -> None:
-        self.stage, self.watched, self.metrics = stage, watched, metrics
+    Args:
+        stage: Name of the stage, which the bar shows.
+        figures: Names of the metrics that the bar shows.
+        metrics: File that all metrics are appended to.
+    """
+
+    def __init__(self, stage: str, figures: tuple[str, ...], metrics: Path) -> None:
+        self.stage, self.figures, self.metrics = stage, figures, metrics
         self.bar: tqdm[Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = bar(self.stage, state.max_steps, state.global_step)
+        """Start the bar, and drop what a killed run logged after its last checkpoint, since it is logged again."""
+        self.bar = make_bar(self.stage, state.max_steps, state.global_step)
         if self.metrics.exists():  # of a killed run: what it logged after its last checkpoint is logged again
             rows = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= state.global_step]
-            self.metrics.write_text("".join(kept), encoding="utf-8")
+            lines = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= state.global_step]
+            self.metrics.write_text("".join(lines), encoding="utf-8")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Advance the bar."""
         if self.bar:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Append the metrics to the file and show some of them."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}, default=float) + "\n")
         if self.bar:
-            self.bar.set_postfix({key: f"{float(logs[key]):.3f}" for key in self.watched if key in logs})
+            self.bar.set_postfix({key: f"{float(logs[key]):.3f}" for key in self.figures if key in logs})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
         if self.bar:
             self.bar.close()
 
 
-def attach(trainer: Any, stage: str, watched: tuple[str, ...], directory: Path, report_to: Sequence[str] = ()) -> None:
-    """Give ``trainer`` our bar and metrics file in place of its printed dictionaries."""
+def attach_progress(
+    trainer: Any, stage: str, figures: tuple[str, ...], directory: Path, report_to: Sequence[str] = ()
+) -> None:
+    """Replace the trainer's printed dictionaries by a bar and a metrics file.
+
+    Args:
+        trainer: One of TRL's trainers.
+        stage: Name of the stage.
+        figures: Names of the metrics that the bar shows.
+        directory: Directory of the stage.
+        report_to: Services that metrics are sent to as well.
+    """
     trainer.remove_callback(PrinterCallback)
     if not processes.is_first():
         return
-    trainer.add_callback(Progress(stage, watched, directory / "metrics.jsonl"))
+    trainer.add_callback(Progress(stage, figures, directory / "metrics.jsonl"))
     if "tensorboard" in report_to:
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback
@@ -53,7 +73,13 @@ def attach(trainer: Any, stage: str, watched: tuple[str, ...], directory: Path, 
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(directory / "tensorboard"))))
 
 
-def bar(stage: str, total: int, done: int = 0) -> "tqdm[Any]":
-    """A bar named after its stage."""
+def make_bar(stage: str, total: int, initial: int = 0) -> "tqdm[Any]":
+    """Make a progress bar.
+
+    Args:
+        stage: Name of the stage.
+        total: Number of steps.
+        initial: Number of steps that are already done.
+    """
     layout = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}"
-    return tqdm(total=total, initial=done, desc=f"{stage:>10}", bar_format=layout, mininterval=1.0)
+    return tqdm(total=total, initial=initial, desc=f"{stage:>10}", bar_format=layout, mininterval=1.0)

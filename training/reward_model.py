@@ -1,8 +1,10 @@
-"""Stage ``reward``: a Bradley–Terry reward model on the comparisons, classifiers that exist already, or both.
+"""Stage ``reward``: trains a reward model on comparisons, adopts classifiers that already exist, or does both.
 
-Either way a high reward is *good* in what the stage leaves: the sign of a classifier whose output means harm is turned
-in its last layer, once, so that nothing after it has a sign to get wrong. One model is left in ``model/``, each of
-several in ``model/NAME/``.
+The trained model is a Bradley–Terry model: the probability that one response is better than another is the logistic
+function of the difference of their rewards. In every model that the stage leaves, a high reward is good. If the output
+of a classifier means harm, the sign of its last layer is turned once, so that no later code has to care about signs.
+
+A single model is left in ``model/``, each of several in ``model/NAME/``.
 """
 
 import json
@@ -13,94 +15,122 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import AutoTokenizer, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, over_prompts
-from training import data, processes
+from training import processes
 from training.config import Classifier, Compute, Optimiser, Reward
+from training.data import HELD_OUT, PREFERENCES, read_lengths, read_rows
 from training.memory import Pass, model_shape
-from training.models import CLASSIFIER, lora, new_classifier, read_classifier, save_model, save_trained
-from training.optimisers import MuonAdam
-from training.progress import attach
+from training.models import CLASSIFIER, new_classifier, read_classifier, save_model
 from training.reading import check_reading
-from training.runtime import train, trainer_arguments
 from training.scorer import Scorer
+from training.supervised import fit_rows
 from training.tokenizer import read_tokenizer, set_template, set_token
 
 SIDES = ("chosen", "rejected")
+"""Keys of the better and the worse response of a comparison."""
 ACCURACY = "accuracy"
+"""Start of the names of the files with accuracies."""
 MODEL = "model"
+"""Directory of the models."""
 PADS_WITH_END = (
     "If it was trained to be read at the end, give pad_token, a token that ends no conversation; if one token early, a "
     "chat_template that does not write that token"
 )
+"""What to do about a classifier that pads with its end token."""
 
 
 def make_reward_models(
-    directory: Path, data_directory: Path, start: Path | None, config: Reward, seed: int, compute: Compute
+    directory: Path,
+    *,
+    data: Path,
+    start: Path | None,
+    config: Reward,
+    compute: Compute,
+    seed: int,
 ) -> None:
-    """Train from ``start``, adopt what the config asks for, and measure each on the held-out comparisons."""
+    """Make all reward models and measure each on the held-out comparisons.
+
+    Args:
+        directory: Directory of the stage.
+        data: Directory of the stage ``data``.
+        start: Directory of the reference, from which a reward model is trained. None if no model is trained.
+        config: Which reward models there are.
+        compute: How the trainer uses the machine.
+        seed: Seed of the stage: of the head's first weights and of the order of the rows.
+
+    Raises:
+        InvalidValue: A classifier cannot be used, or the comparisons contradict its sign.
+    """
     several = len(config.models) > 1
 
-    def place(name: str) -> Path:
+    def locate(name: str) -> Path:
         return directory / MODEL / name if several else directory / MODEL
 
     if config.train and start:
-        train_reward_model(directory, data_directory, start, config.train, seed, compute, place(config.train.name))
+        train_reward_model(directory, data, start, config.train, compute, seed, locate(config.train.name))
     if not processes.is_first():
         return
     if config.train:
-        trained = place(config.train.name)
-        check_reading(Scorer.load(trained), "reward.train", str(trained), "Give model.base.pad_token another token")
+        trained_model = locate(config.train.name)
+        check_reading(
+            Scorer.load(trained_model), "reward.train", str(trained_model), "Give model.base.pad_token another token"
+        )
     for classifier in config.classifiers:
-        adopt_classifier(place(classifier.name), classifier)
+        adopt_classifier(locate(classifier.name), classifier)
     for model in config.models:
-        stated = model if isinstance(model, Classifier) else None
         file = directory / (f"{ACCURACY}-{model.name}.json" if several else f"{ACCURACY}.json")
-        measure(place(model.name), data_directory, stated, file)
+        measure_accuracy(locate(model.name), data, model if isinstance(model, Classifier) else None, file)
 
 
 def train_reward_model(
-    directory: Path, data_directory: Path, start: Path, config: Optimiser, seed: int, compute: Compute, target: Path
+    directory: Path, data: Path, start: Path, config: Optimiser, compute: Compute, seed: int, target: Path
 ) -> None:
-    """Train in ``directory``, from the model in ``start``, and save model and tokenizer into ``target``."""
-    set_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
+    """Train a Bradley–Terry model on the comparisons.
 
-    model = new_classifier(start)
-    longest = data.read_lengths(data_directory)["comparison"].longest
-    need = Pass(model_shape(model), compute, longest, config.lora, sequences=len(SIDES), logits=False)
-    trainer = RewardTrainer(
-        model=model,
-        args=RewardConfig(
-            **trainer_arguments(directory, "reward", seed, config.batch, need),
-            num_train_epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=20,
-            max_length=None,
-            logging_steps=10,
+    Args:
+        directory: Directory of the stage, for checkpoints and metrics.
+        data: Directory of the stage ``data``.
+        start: Directory of the model that training starts from.
+        config: How the model learns.
+        compute: How the trainer uses the machine.
+        seed: Seed of the head's first weights and of the order of the rows.
+        target: Directory that the model and its tokenizer are saved in.
+    """
+    set_seed(seed)
+    longest = read_lengths(data)["comparison"].longest
+    fit_rows(
+        (RewardTrainer, RewardConfig),
+        lambda: new_classifier(start),
+        AutoTokenizer.from_pretrained(start, trust_remote_code=False),
+        read_rows(data / PREFERENCES),
+        directory=directory,
+        target=target,
+        stage="reward",
+        config=config,
+        estimate_pass=lambda model: Pass(
+            model_shape(model), compute, longest, config.lora, sequences=len(SIDES), logits=False
         ),
-        train_dataset=Dataset.from_list(data.read_rows(data_directory / data.PREFERENCES)),
-        processing_class=tokenizer,
-        peft_config=lora(config.lora, "SEQ_CLS") if config.lora else None,
+        seed=seed,
+        figures=("loss", "accuracy"),
+        task="SEQ_CLS",
+        max_length=None,
     )
-    if config.optimiser == "muon":
-        trainer.optimizer = MuonAdam(trainer.model, config.learning_rate, others=1.0)
-    attach(trainer, "reward", ("loss", "accuracy"), directory, compute.report_to)
-    train(trainer)
-    save_trained(trainer, tokenizer, target, merge_onto=lambda: new_classifier(start))
 
 
 def adopt_classifier(target: Path, config: Classifier) -> None:
-    """Save the classifier, with the sign turned if high is worse, into ``target``.
+    """Save a classifier as a reward model, with its sign turned if high means worse.
+
+    Args:
+        target: Directory that the model is saved in.
+        config: Which classifier it is.
 
     Raises:
-        InvalidValue: there is none, its checkpoint does not fit, it has several outputs or no chat template, or a text
-            has several rewards.
+        InvalidValue: There is no such classifier, its checkpoint does not fit, it has several outputs or no chat
+            template, or a text gets several rewards.
     """
     key = f"reward.classifiers[{config.name}]"
     model = read_classifier(config.path, f"{key}.path")
@@ -122,36 +152,50 @@ def adopt_classifier(target: Path, config: Classifier) -> None:
 
 @torch.no_grad()
 def turn_sign(model: Any) -> None:
-    """Negate the output of a classifier, in place: weight and bias of its last linear layer."""
+    """Negate the output of a classifier, in place, by the weight and bias of its last linear layer."""
     head = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
     head.weight.neg_()
     if head.bias is not None:
         head.bias.neg_()
 
 
-def measure(model: Path, data_directory: Path, stated: Classifier | None, file: Path) -> None:
-    """Write ``file``: how often the better of two responses to a held-out prompt has the higher reward.
+def measure_accuracy(model: Path, data: Path, classifier: Classifier | None, file: Path) -> None:
+    """Measure how often a reward model prefers the better of two responses, and write it into ``file``.
 
-    Without held-out comparisons there is nothing to measure, and no file.
+    The comparisons are those of held-out prompts. If there are none, no file is written.
+
+    Args:
+        model: Directory of the reward model.
+        data: Directory of the stage ``data``.
+        classifier: Config of the model, if it is a classifier that was adopted.
+        file: File that is written.
 
     Raises:
-        InvalidValue: the comparisons contradict the sign that the config states.
+        InvalidValue: The comparisons contradict the sign in the config.
     """
-    rows = data.read_rows(data_directory / data.HELD_OUT)
+    rows = read_rows(data / HELD_OUT)
     if not rows:
         return
-    accuracy = held_out_accuracy(Scorer.load(model), rows)
-    if stated and accuracy.high < 0.5:
+    accuracy = compute_accuracy(Scorer.load(model), rows)
+    if classifier and accuracy.high < 0.5:
         raise InvalidValue(
-            f"reward.classifiers[{stated.name}].higher_is",
-            stated.higher_is,
+            f"reward.classifiers[{classifier.name}].higher_is",
+            classifier.higher_is,
             f"the other sign: with this one it decides only {accuracy} of the held-out comparisons rightly",
         )
     file.write_text(json.dumps(asdict(accuracy), indent=1) + "\n", encoding="utf-8")
 
 
-def held_out_accuracy(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> Estimate:
-    """Share of comparisons that the rewards decide rightly, ties half, averaged over prompts."""
+def compute_accuracy(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> Estimate:
+    """Compute the share of comparisons that a reward model decides rightly. Ties count half.
+
+    Args:
+        scorer: The reward model.
+        rows: Comparisons with ``prompt``, ``chosen`` and ``rejected``.
+
+    Returns:
+        The mean over prompts, with its interval.
+    """
     prompts = [row["prompt"] for row in rows]
     chosen, rejected = (scorer.score(prompts, [row[side][0]["content"] for row in rows]) for side in SIDES)
     by_prompt: dict[str, list[float]] = {}
@@ -161,7 +205,14 @@ def held_out_accuracy(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> Estimat
 
 
 def read_accuracy(directory: Path) -> dict[str, Estimate]:
-    """What was measured in the stage's directory, if anything: by the model's name, of a single model by ''."""
+    """Read the accuracies that the stage has measured.
+
+    Args:
+        directory: Directory of the stage.
+
+    Returns:
+        The accuracy of each model by its name. The name of a single model is ''.
+    """
     files = sorted(directory.glob(f"{ACCURACY}*.json"))
     return {
         file.stem.removeprefix(ACCURACY).removeprefix("-"): Estimate(**json.loads(file.read_text(encoding="utf-8")))
@@ -170,7 +221,14 @@ def read_accuracy(directory: Path) -> dict[str, Estimate]:
 
 
 def accuracy_figures(accuracies: dict[str, Estimate]) -> dict[str, float]:
-    """The accuracies for a manifest, with their intervals where there are any."""
+    """Convert accuracies for the manifest of a bundle.
+
+    Args:
+        accuracies: Accuracy of each model by its name.
+
+    Returns:
+        Values and limits of the intervals by their keys. A limit that is unknown is left out.
+    """
     figures: dict[str, float] = {}
     for name, accuracy in accuracies.items():
         key = f"reward_accuracy_{name}" if name else "reward_accuracy"

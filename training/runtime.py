@@ -1,4 +1,4 @@
-"""Settings of the process that make small-model training on CPU quick, and its libraries quiet."""
+"""Prepares the process for training, and runs TRL's trainers."""
 
 import json
 import logging
@@ -13,16 +13,21 @@ from typing import Any
 from infalign.errors import InvalidValue
 from training import processes
 from training.machine import has_gpu, keep_freed_memory
-from training.memory import Pass, sequences
+from training.memory import Pass, fit_sequences
 
 CHECKPOINTS, MEMORY = "checkpoints", "memory.json"
+"""Folder of checkpoints, and file that says how much was done at a time."""
 
 
-def prepare(report_to: Sequence[str] = (), from_hub: bool = False) -> None:
-    """Call once, before torch is used; the hub is asked for nothing unless something is to come ``from_hub``.
+def prepare_process(report_to: Sequence[str] = (), from_hub: bool = False) -> None:
+    """Set up libraries for training small models quickly and quietly. Call it once, before torch is used.
+
+    Args:
+        report_to: Services that metrics are sent to.
+        from_hub: Whether something is to be fetched from the hub. If not, libraries do not ask the hub for anything.
 
     Raises:
-        InvalidValue: a service in ``report_to`` has no package that is installed.
+        InvalidValue: The package of a service is not installed.
     """
     keep_freed_memory(True)
     for service in report_to:
@@ -43,18 +48,26 @@ def prepare(report_to: Sequence[str] = (), from_hub: bool = False) -> None:
 
 
 def trainer_arguments(directory: Path, stage: str, seed: int, batch: int, need: Pass) -> dict[str, Any]:
-    """What every TRL trainer here is told alike: where it runs, how it splits ``batch``, when it saves a checkpoint.
+    """Return the arguments that all of TRL's trainers share.
 
-    What was chosen is written into ``memory.json``.
+    They say where the trainer runs, how it splits the batch and when it saves checkpoints. How the batch is split is
+    also written into ``memory.json``.
+
+    Args:
+        directory: Directory of the stage.
+        stage: Name of the stage.
+        seed: Seed of the trainer.
+        batch: Rows of a step, over all processes.
+        need: What a pass takes.
 
     Raises:
-        InvalidValue: the batch cannot be split evenly.
-        TooLittleMemory: not even one of the batch fits into memory.
+        InvalidValue: The batch cannot be split evenly.
+        TooLittleMemory: Not even one row fits into memory.
     """
-    compute, each = need.compute, sequences(stage, batch, need, processes.count())
+    compute, each = need.compute, fit_sequences(stage, batch, need, processes.count())
     if processes.is_first():
-        chosen = {"batch": batch, "sequences": each, "longest": need.length, "estimated_bytes": need.bytes(each)}
-        (directory / MEMORY).write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+        record = {"batch": batch, "sequences": each, "longest": need.length, "estimated_bytes": need.bytes(each)}
+        (directory / MEMORY).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return {
         "output_dir": str(directory / CHECKPOINTS),
         "per_device_train_batch_size": each,
@@ -74,19 +87,23 @@ def trainer_arguments(directory: Path, stage: str, seed: int, batch: int, need: 
     }
 
 
-def train(trainer: Any) -> None:
-    """Train, from the last checkpoint that a killed run left whole, and remove the checkpoints at the end."""
+def run_trainer(trainer: Any) -> None:
+    """Train, starting from the last complete checkpoint if there is one, and then remove the checkpoints.
+
+    Args:
+        trainer: One of TRL's trainers.
+    """
     checkpoints = Path(trainer.args.output_dir)
-    whole = [found for found in checkpoints.glob("checkpoint-*") if _is_whole(found)]
-    last = max(whole, key=lambda found: int(found.name.rpartition("-")[2]), default=None)
+    complete = [path for path in checkpoints.glob("checkpoint-*") if _is_complete(path)]
+    last = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.accelerator.wait_for_everyone()
     if processes.is_first():
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """The trainer's state is what a checkpoint is completed with."""
+def _is_complete(checkpoint: Path) -> bool:
+    """Say whether a checkpoint has the trainer's state, which is written last."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

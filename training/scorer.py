@@ -1,4 +1,4 @@
-"""Reward models that score responses, and the one reward that they are combined to."""
+"""Scores responses with one reward model, with several, and with the one reward that several are combined into."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,40 +11,51 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from infalign.bundle import reward_models
 from infalign.combination import Combination
-from infalign.templates import Message, prompt_key, render_judged, render_prompt, tokenise
+from infalign.files import reward_models
+from infalign.templates import Message, prompt_key, render_conversation, render_prompt, tokenise
 from training.memory import batches, forward_bytes, model_shape
 from training.models import load_classifier
 
 SCORE_BATCH = 512
+"""Texts scored at a time."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A reward model, or a judge.
+    """A reward model or a judge.
 
-    A classifier on a causal LM is read at the last token of a text, as vLLM reads it. What it or its tokenizer pads
-    with makes no difference.
+    A classifier on a causal LM is read at the last token of a text, as vLLM does it. It does not matter which token the
+    model or its tokenizer pads with.
     """
 
     model: Any
+    """A sequence classifier, ready for inference."""
     tokenizer: Any
+    """Its tokenizer."""
     output: int = 0
-    """Which of its outputs is the reward."""
+    """Which of the model's outputs is the reward."""
 
     @classmethod
     def load(cls, directory: Path) -> "Scorer":
-        """From a model directory."""
+        """Load a reward model from its directory."""
         return cls(load_classifier(directory), AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
 
-    def read(self, prompt: Sequence[Message], response: str) -> tuple[int, ...]:
-        """The token ids that the model reads."""
-        return tuple(tokenise(self.tokenizer, render_judged(self.tokenizer, prompt, response)))
+    def encode(self, prompt: Sequence[Message], response: str) -> tuple[int, ...]:
+        """Return the token ids that the model reads for a prompt and a response."""
+        return tuple(tokenise(self.tokenizer, render_conversation(self.tokenizer, prompt, response)))
 
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.float32]:
-        """Raw rewards, shape (len(responses),); equal texts are scored once, so that they tie exactly."""
-        texts = [self.read(*pair) for pair in zip(prompts, responses, strict=True)]
+        """Score responses. Equal texts are scored once, so that their rewards are equal.
+
+        Args:
+            prompts: Conversations.
+            responses: A response to each of them.
+
+        Returns:
+            Raw rewards of shape (len(responses),).
+        """
+        texts = [self.encode(*pair) for pair in zip(prompts, responses, strict=True)]
         unique = sorted(set(texts), key=lambda tokens: (len(tokens), tokens))
         rewards: dict[tuple[int, ...], float] = {}
         shape = model_shape(self.model)
@@ -54,61 +65,86 @@ class Scorer:
 
     @torch.inference_mode()
     def _outputs(self, batch: Sequence[tuple[int, ...]]) -> list[float]:
-        """The output for each text, all in one padded batch.
+        """Score texts in one padded batch.
 
-        The library reads a causal classifier at the last token that is not the config's padding. So the batch is
-        padded with a token that no text in it ends with, which the config names for as long as it takes.
+        Transformers reads a causal classifier at the last token that is not the config's padding token. So the batch is
+        padded with a token that no text ends with, and the config names this token while the batch is scored.
         """
         ends = {tokens[-1] for tokens in batch}
         vocabulary = self.model.get_input_embeddings().num_embeddings
         padding = next(token for token in range(vocabulary) if token not in ends)
         rows = [torch.tensor(tokens, device=self.model.device) for tokens in batch]
         config = self.model.config.get_text_config()
-        usual, config.pad_token_id = config.pad_token_id, padding
+        own_padding, config.pad_token_id = config.pad_token_id, padding
         try:
             logits = self.model(
                 input_ids=pad_sequence(rows, batch_first=True, padding_value=padding),
                 attention_mask=pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
             ).logits
         finally:
-            config.pad_token_id = usual
+            config.pad_token_id = own_padding
         return list(logits[:, self.output].float().tolist())
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """All reward models of a run or a bundle, by name, in the order of their calibrations."""
+    """All reward models of a run or a bundle, in the order of their calibration tables."""
 
     models: dict[str, Scorer]
+    """Reward models by name."""
 
     @classmethod
     def load(cls, directory: Path) -> "Scorers":
-        """From a directory that is a model or holds several."""
+        """Load all reward models from a directory that is a model or that holds several."""
         return cls({name: Scorer.load(model) for name, model in reward_models(directory).items()})
 
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.float32]:
-        """Raw rewards, shape (len(responses), M)."""
+        """Score responses with every reward model.
+
+        Args:
+            prompts: Conversations.
+            responses: A response to each of them.
+
+        Returns:
+            Raw rewards of shape (len(responses), M), where M is the number of models.
+        """
         return np.stack([scorer.score(prompts, responses) for scorer in self.models.values()], axis=1)
 
 
 @dataclass(frozen=True)
 class CombinedScorer:
-    """What everything after calibration sees as the reward."""
+    """The reward that every stage after calibration uses. It combines the reward models into one number."""
 
     scorers: Scorers
+    """The reward models."""
     combination: Combination
+    """How their quantiles are combined."""
     tokenizer: Any
-    """The reference's, by whose rendering the calibrations know a prompt."""
+    """Tokenizer of the reference. Its rendering of a prompt is the key of the calibration tables."""
 
     @classmethod
     def load(cls, directory: Path, combination: Combination, reference: Path) -> "CombinedScorer":
-        """The reward models in ``directory``, on the quantiles of ``combination``."""
+        """Load reward models and combine them.
+
+        Args:
+            directory: Directory of the reward model, or of several.
+            combination: How their quantiles are combined.
+            reference: Directory of the reference model.
+        """
         return cls(
             Scorers.load(directory), combination, AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
         )
 
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.floating[Any]]:
-        """Rewards, shape (len(responses),): combined, or of one model its raw ones."""
+        """Score responses.
+
+        Args:
+            prompts: Conversations, which are in the calibration if there are several reward models.
+            responses: A response to each of them.
+
+        Returns:
+            Rewards of shape (len(responses),): the combined ones, or the raw ones of a single model.
+        """
         rewards = self.scorers.score(prompts, responses)
         if self.combination.models == 1:
             return rewards[:, 0]

@@ -1,32 +1,48 @@
-"""Stage ``sft``: the reference, from a model made from scratch or a base model, taught the written answers."""
+"""Stage ``sft``: makes the reference, the model that the policy is aligned from.
+
+The reference is a new or an existing model that learns to write the answers of the data (supervised fine-tuning), or
+an existing model as it is.
+"""
 
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from training import data
 from training.config import Base, Compute, Optimiser, Scratch
+from training.data import SFT, TOKENIZER, read_lengths, read_rows
 from training.memory import Pass, model_shape
-from training.models import base_model, lora, new_model, save_model, save_trained
-from training.optimisers import MuonAdam
-from training.progress import attach
-from training.runtime import train, trainer_arguments
+from training.models import base_model, new_model, save_model
+from training.supervised import fit_rows
+
+WEIGHT_DECAY = 0.01
+"""Weight decay per step, times the learning rate."""
 
 
 def make_reference(
-    directory: Path, data_directory: Path, origin: Scratch | Base, config: Optimiser | None, seed: int, compute: Compute
+    directory: Path,
+    *,
+    data: Path,
+    origin: Scratch | Base,
+    config: Optimiser | None,
+    compute: Compute,
+    seed: int,
 ) -> None:
-    """Train the reference and save it into ``directory``/model; without ``config`` the base model is the reference.
+    """Make the reference and save it into ``directory``/model.
+
+    Args:
+        directory: Directory of the stage.
+        data: Directory of the stage ``data``.
+        origin: What the reference starts from.
+        config: How it learns, or None if the base model is the reference as it is.
+        compute: How the trainer uses the machine.
+        seed: Seed of the stage: of the first weights and of the order of the rows.
 
     Raises:
-        InvalidValue: the base model cannot be used.
+        InvalidValue: The base model cannot be used.
     """
-    tokenizer = AutoTokenizer.from_pretrained(
-        data_directory / data.TOKENIZER, padding_side="left", trust_remote_code=False
-    )
+    tokenizer = AutoTokenizer.from_pretrained(data / TOKENIZER, padding_side="left", trust_remote_code=False)
     set_seed(seed)
 
     def start() -> Any:
@@ -35,27 +51,20 @@ def make_reference(
     if config is None:
         save_model(start(), tokenizer, directory / "model")
         return
-    model = start()
-    need = Pass(model_shape(model), compute, data.read_lengths(data_directory)["answer"].longest, config.lora)
-    trainer = SFTTrainer(
-        model=model,
-        args=SFTConfig(
-            **trainer_arguments(directory, "sft", seed, config.batch, need),
-            num_train_epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=20,
-            weight_decay=0.01,
-            max_length=origin.positions,
-            completion_only_loss=True,
-            logging_steps=10,
-        ),
-        train_dataset=Dataset.from_list(data.read_rows(data_directory / data.SFT)),
-        processing_class=tokenizer,
-        peft_config=lora(config.lora) if config.lora else None,
+    adapters, longest = config.lora, read_lengths(data)["answer"].longest
+    fit_rows(
+        (SFTTrainer, SFTConfig),
+        start,
+        tokenizer,
+        read_rows(data / SFT),
+        directory=directory,
+        target=directory / "model",
+        stage="sft",
+        config=config,
+        estimate_pass=lambda model: Pass(model_shape(model), compute, longest, adapters),
+        seed=seed,
+        figures=("loss",),
+        weight_decay=WEIGHT_DECAY,
+        max_length=origin.positions,
+        completion_only_loss=True,
     )
-    if config.optimiser == "muon":
-        trainer.optimizer = MuonAdam(trainer.model, config.learning_rate, weight_decay=0.01, others=1.0)
-    attach(trainer, "sft", ("loss",), directory, compute.report_to)
-    train(trainer)
-    save_trained(trainer, tokenizer, directory / "model", merge_onto=start)

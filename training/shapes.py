@@ -1,7 +1,8 @@
 """The shape of a model: the sizes that decide how much memory and how many operations it takes.
 
-Read from ``config.json`` without loading a model. Counts are those of a Llama: gated feed-forward layers, and key-value
-heads that several query heads share. Models that differ come out a little too large, mixtures of experts too small.
+It is read from ``config.json`` without loading the model. The counts are those of a Llama, with gated feed-forward
+layers and key-value heads that several query heads share. Other models come out a little too large, and mixtures of
+experts too small.
 """
 
 import json
@@ -13,13 +14,14 @@ from typing import Any
 from training.config import Base, Lora, Scratch
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a weight, by type."""
 NAMES = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "heads": ("num_attention_heads", "n_head", "num_heads"),
     "vocabulary": ("vocab_size",),
 }
-"""Keys by which configurations of transformers know a size."""
+"""Keys under which the configs of transformers hold a size."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,17 @@ class Shape:
     """Sizes of a decoder."""
 
     layers: int
+    """Number of layers."""
     hidden: int
+    """Width of the hidden state."""
     intermediate: int
+    """Width inside a feed-forward layer."""
     queries: int
     """Width of all query heads together."""
     keys: int
     """Width of all key-value heads together."""
     vocabulary: int
+    """Tokens of the vocabulary."""
     tied: bool = True
     """Whether the output layer is the embedding."""
     weight: int = 4
@@ -41,35 +47,42 @@ class Shape:
 
     @property
     def linear(self) -> int:
-        """Weights of the linear layers between embedding and head."""
+        """Number of weights in the linear layers between embedding and head."""
         h, i = self.hidden, self.intermediate
         return self.layers * (2 * h * (self.queries + self.keys) + 3 * h * i)
 
     @property
     def weights(self) -> int:
-        """All weights."""
+        """Number of all weights."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.linear + embeddings + self.hidden * (2 * self.layers + 1)
 
     @property
     def bytes(self) -> int:
-        """Of all weights."""
+        """Bytes of all weights."""
         return self.weights * self.weight
 
     def adapter(self, lora: Lora) -> int:
-        """Weights of adapters on every linear layer."""
+        """Count the weights of adapters on every linear layer."""
         ends = 4 * self.hidden + 2 * (self.queries + self.keys) + 3 * (self.hidden + self.intermediate)
         return self.layers * lora.rank * ends
 
 
 def scratch_shape(config: Scratch) -> Shape:
-    """That of :func:`training.models.new_model`."""
+    """Return the shape of the model that :func:`training.models.new_model` makes."""
     h = config.hidden
     return Shape(config.layers, h, 3 * h, h, h, config.vocabulary)
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
-    """That of a configuration of transformers, as a mapping; None where a size is missing."""
+    """Read a shape from a config of transformers.
+
+    Args:
+        config: The config as a mapping.
+
+    Returns:
+        The shape, or None if a size is missing.
+    """
     config = config.get("text_config") or config
     sizes = {size: next((config[name] for name in names if config.get(name)), None) for size, names in NAMES.items()}
     if None in sizes.values():
@@ -89,19 +102,26 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
 
 
 def read_shape(model: str | Path) -> Shape | None:
-    """That of a model's directory, or of a model of the hub that is on this machine; None if neither is known."""
+    """Read the shape of a model on this machine.
+
+    Args:
+        model: Directory of the model, or its id on the hub.
+
+    Returns:
+        The shape, or None if the model is not on this machine or a size is missing.
+    """
     file = Path(model) / "config.json"
     if not file.is_file():
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
         try:
-            stored = try_to_load_from_cache(str(model), "config.json")
+            cached = try_to_load_from_cache(str(model), "config.json")
         except HFValidationError:
             return None
-        if not isinstance(stored, str):
+        if not isinstance(cached, str):
             return None
-        file = Path(stored)
+        file = Path(cached)
     try:
         return shape_of(json.loads(file.read_text(encoding="utf-8")))
     except ValueError:
@@ -109,7 +129,11 @@ def read_shape(model: str | Path) -> Shape | None:
 
 
 def reference_shape(origin: Scratch | Base) -> Shape | None:
-    """That of the reference that is made from ``origin``."""
+    """Return the shape of the reference that is made from ``origin``, or None if it is unknown.
+
+    Args:
+        origin: What the reference starts from.
+    """
     if isinstance(origin, Scratch):
         return scratch_shape(origin)
     shape = read_shape(origin.path)

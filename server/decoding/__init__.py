@@ -1,1 +1,1 @@
-"""From a request to ranked candidates."""
+"""Decoding: from a conversation to candidates that are scored and ranked."""

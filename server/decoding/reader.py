@@ -1,7 +1,7 @@
-"""Reading: a conversation becomes text and tokens, for the policies and for the reward models.
+"""Renders and tokenizes conversations, for the policies and for the reward models.
 
-How long that takes is up to the client. Short texts are read on the event loop, where a hop to a thread would cost more
-than the work. Long ones wait for their turn in a thread, so that other requests go on meanwhile.
+Clients decide how long that takes. Short texts are read on the event loop, because a thread would cost more than the
+work. Long texts are read one after another in a thread, so that other requests go on.
 """
 
 import asyncio
@@ -12,44 +12,36 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from infalign.errors import TemplateRefusal
-from infalign.templates import (
-    Message,
-    Rendering,
-    fewest_tokens,
-    prompt_key,
-    render_judged,
-    render_prompt,
-    render_text,
-    tokenise,
-)
+from infalign.templates import Message, Rendering, prompt_key, render_conversation, render_prompt, render_text, tokenise
+from infalign.tokens import fewest_tokens
 from server.errors import BadRequest, PromptTooLong
 
-SHORT = 2048
-"""Characters that are read on the event loop, in less than a millisecond; a request may bring 64 such responses."""
+SHORT_CHARACTERS = 2048
+"""Texts up to this length are read on the event loop, in less than a millisecond. A request may have 64 of them."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is answered: chat messages, or a raw prompt (then ``messages`` is empty)."""
+    """What is to be answered: chat messages or a raw prompt. ``messages`` is empty for a raw prompt."""
 
     messages: tuple[Message, ...] = ()
     prompt: str = ""
 
     @property
     def field(self) -> str:
-        """The request field it came from."""
+        """The request field that it comes from."""
         return "messages" if self.messages else "prompt"
 
     @cached_property
     def characters(self) -> int:
-        """Length of all its text; a turn without text counts as one."""
+        """Length of all texts. Each message counts as one more, even if it is empty."""
         return len(self.prompt) + sum(1 + len(message["content"]) for message in self.messages)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation as the policy reads it."""
+    """A conversation, rendered and tokenized for the policy."""
 
     conversation: Conversation
     rendering: Rendering
@@ -57,90 +49,98 @@ class Prompt:
 
     @cached_property
     def key(self) -> str:
-        """Its key in calibrations."""
+        """The hash that identifies the prompt in calibrations."""
         return prompt_key(self.rendering)
 
 
 @dataclass(frozen=True)
-class JudgedText:
-    """A conversation with its response as the reward models read it."""
+class RewardInput:
+    """A conversation with its response, tokenized for the reward models."""
 
     tokens: list[list[int]]
-    """For each reward model."""
+    """Token ids for each reward model."""
     unread: int = 0
-    """Tokens at the end of the response that were left out to fit the context, at most over the models."""
+    """The most tokens, over the models, that were left out at the response's end to fit the context."""
 
 
 class Reader:
-    """Turns conversations into tokens.
+    """Renders and tokenizes conversations.
 
     Args:
-        policy: the policies' tokenizer.
-        rewards: tokenizers of the reward models by name, in the order of their calibrations.
-        context: says how many tokens prompt and response may have together.
+        policy: The policies' tokenizer.
+        rewards: The reward models' tokenizers by name, in the order of their calibrations.
+        context: Returns the largest length of prompt and response together, in tokens.
     """
 
     def __init__(self, policy: Any, rewards: Mapping[str, Any], context: Callable[[], int]) -> None:
         self.policy, self.rewards, self._context = policy, rewards, context
         self._thread = ThreadPoolExecutor(1, "reader")
         for tokenizer in (policy, *rewards.values()):
-            fewest_tokens(tokenizer, 0)  # looks through the vocabulary the first time
+            fewest_tokens(tokenizer, 0)  # the first call looks through the vocabulary, which takes long
 
     async def key(self, conversation: Conversation) -> str:
-        """The key of a conversation in calibrations.
+        """Return the hash that identifies a conversation in calibrations.
 
         Raises:
-            PromptTooLong: its length alone says that it does not fit the context.
-            BadRequest: the chat template refuses the messages.
+            PromptTooLong: The text is so long that it cannot fit the context.
+            BadRequest: The chat template does not accept the messages.
         """
         self._check_characters(conversation, 0)
         return await self._run(conversation.characters, lambda: prompt_key(self._render(conversation)))
 
     async def read(self, conversation: Conversation, max_tokens: int) -> Prompt:
-        """The prompt, for responses of up to ``max_tokens``.
+        """Render and tokenize a prompt.
+
+        Args:
+            conversation: The conversation.
+            max_tokens: The largest length of a response, in tokens.
 
         Raises:
-            PromptTooLong: the two do not fit the context of the policies or of a reward model.
-            BadRequest: a chat template refuses the messages.
+            PromptTooLong: Prompt and response do not fit the context of the policy or a reward model.
+            BadRequest: A chat template does not accept the messages.
         """
         self._check_characters(conversation, max_tokens)
 
         def read() -> Prompt:
             rendering = self._render(conversation)
             tokens = tokenise(self.policy, rendering)
-            longest = max(map(len, (tokens, *self._judged_tokens(conversation, ""))))
+            longest = max(map(len, (tokens, *self._reward_tokens(conversation, ""))))
             self._check_length(conversation, longest, max_tokens)
             return Prompt(conversation, rendering, tokens)
 
         return await self._run(conversation.characters, read)
 
-    async def judge(self, conversation: Conversation, response: str) -> JudgedText:
-        """What the reward models read of a response.
+    async def read_response(self, conversation: Conversation, response: str) -> RewardInput:
+        """Tokenize a conversation with its response for the reward models.
 
-        A response that was drawn within the context can be longer for a reward model, which reads its text: another
-        tokenizer, or the same one where the policy spelled a word in an unusual way. What does not fit is left out at
-        the response's end; the tokens that end the turn stay.
+        A drawn response fits the policy's context, but it may be longer for a reward model. The reward model may have
+        another tokenizer, or the policy may have spelled a word in an unusual way. Then the response's end is left out,
+        but the tokens that end the turn are kept.
+
+        Args:
+            conversation: What the response answers.
+            response: The response.
 
         Raises:
-            BadRequest: a reward model's chat template refuses the conversation.
+            BadRequest: A reward model's chat template does not accept the conversation.
         """
 
-        def judge() -> JudgedText:
-            tokens = self._judged_tokens(conversation, response)
+        def read_response() -> RewardInput:
+            tokens = self._reward_tokens(conversation, response)
             excess = max(map(len, tokens)) - self._context()
             if excess <= 0:
-                return JudgedText(tokens)
-            ends = self._judged_tokens(conversation, "")
-            return JudgedText([_fit(*pair, self._context()) for pair in zip(tokens, ends, strict=True)], excess)
+                return RewardInput(tokens)
+            ends = self._reward_tokens(conversation, "")
+            return RewardInput([_fit(*pair, self._context()) for pair in zip(tokens, ends, strict=True)], excess)
 
-        return await self._run(conversation.characters + len(response), judge)
+        return await self._run(conversation.characters + len(response), read_response)
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, characters: int, work: Callable[[], T]) -> T:
-        if characters <= SHORT:
+        if characters <= SHORT_CHARACTERS:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
@@ -166,29 +166,29 @@ class Reader:
         try:
             return render_prompt(self.policy, conversation.messages)
         except TemplateRefusal as refusal:
-            raise _refused("policy", refusal) from refusal
+            raise _template_error("policy", refusal) from refusal
 
-    def _judged_tokens(self, conversation: Conversation, response: str) -> list[list[int]]:
-        """What each reward model reads. A raw prompt is continued as it stands, and ended as a turn is."""
+    def _reward_tokens(self, conversation: Conversation, response: str) -> list[list[int]]:
+        """Tokens for each reward model. A raw prompt is continued without a template, and ended like a turn."""
         tokens = []
         for name, tokenizer in self.rewards.items():
             if conversation.messages:
                 try:
-                    rendering = render_judged(tokenizer, conversation.messages, response)
+                    rendering = render_conversation(tokenizer, conversation.messages, response)
                 except TemplateRefusal as refusal:
-                    raise _refused(f"reward model {name}", refusal) from refusal
+                    raise _template_error(f"reward model {name}", refusal) from refusal
             else:
                 rendering = render_text(tokenizer, conversation.prompt + response, tokenizer.eos_token)
             tokens.append(tokenise(tokenizer, rendering))
         return tokens
 
 
-def _refused(whose: str, refusal: TemplateRefusal) -> BadRequest:
+def _template_error(whose: str, refusal: TemplateRefusal) -> BadRequest:
     return BadRequest(f"messages: the chat template of the {whose} does not accept them: {refusal}", "messages")
 
 
 def _fit(tokens: list[int], empty: list[int], context: int) -> list[int]:
-    """``tokens`` cut to ``context`` before what ends the turn, which ``empty``, an empty response, ends with too."""
+    """Cut ``tokens`` to ``context``, but keep the tokens that end the turn. ``empty`` has the same end."""
     if len(tokens) <= context:
         return tokens
     end = 0

@@ -1,4 +1,4 @@
-"""Where tokens come from: the protocol, and its implementations."""
+"""Engines: the models that generate and score. ``base`` has the protocol, the other modules implement it."""
 
 from server.engines.base import (
     Completion,

@@ -1,25 +1,29 @@
-"""What the decoder asks of engines. Cancelling a call aborts its work in the engine."""
+"""The protocol between the decoder and its engines. Cancelling a call aborts its work in the engine."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
+
+from infalign.manifest import SamplingLaw
 
 LOWEST_LOGPROB = -9999.0
 """Stands for the log-probability of a token that cannot be drawn, as in OpenAI's answers."""
-End = Literal["stop", "length"]
-"""How a draw ends properly."""
+FinishReason = Literal["stop", "length"]
+"""Why a complete response ended: at a stop token or string, or at its largest length."""
 
 
 class EnginesDown(Exception):
-    """The engines cannot answer: not started, stopped, hung or dead."""
+    """The engines cannot answer: they are not started, stopped, hung or dead."""
 
 
 class Refused(Exception):
-    """The engine does not accept a request as it is; the text says why.
+    """An engine does not accept a request as it is.
 
-    ``field`` is the request field that it is about, where that is known.
+    Args:
+        message: Why.
+        field: The request field at fault, if it is known.
     """
 
     def __init__(self, message: str, field: str | None = None) -> None:
@@ -28,9 +32,11 @@ class Refused(Exception):
 
 
 class RequestFailed(Exception):
-    """An engine lives, but failed at one request: a draw that did not end properly, a score that is no number.
+    """A live engine failed at one request: a response did not end properly, or a score is not a number.
 
-    ``internal`` says that the engine met an error at it, rather than gave a result that cannot be used.
+    Args:
+        message: What happened.
+        internal: Whether the engine met an error, rather than gave a result that cannot be used.
     """
 
     def __init__(self, message: str, internal: bool = False) -> None:
@@ -38,12 +44,18 @@ class RequestFailed(Exception):
         self.internal = internal
 
 
-def proper_end(reason: str | None) -> End:
-    """The finish reason of a draw that is a response. What ends in any other way must not be scored or shown.
+def check_finish_reason(reason: str | None) -> FinishReason:
+    """Check that a response is complete. An incomplete response must not be scored or shown.
+
+    Args:
+        reason: vLLM's finish reason.
+
+    Returns:
+        The same reason.
 
     Raises:
-        EnginesDown: the engine gave the draw up, as one does that is being stopped.
-        RequestFailed: the draw ended in another way.
+        EnginesDown: The engine aborted the request because it is being stopped.
+        RequestFailed: The response ended in another way.
     """
     if reason == "stop":
         return "stop"
@@ -54,19 +66,23 @@ def proper_end(reason: str | None) -> End:
     raise RequestFailed(f"finish_reason {reason!r}, not stop or length", internal=reason == "error")
 
 
-def finite_logprob(value: float | None) -> float:
-    """A log-probability as it is passed on, at least LOWEST_LOGPROB.
+def check_logprob(value: float | None) -> float:
+    """Check a log-probability. Returns it, or LOWEST_LOGPROB if it is lower.
 
     Raises:
-        RequestFailed: it is not a number.
+        RequestFailed: It is not a number.
     """
     if value is None or math.isnan(value) or value == math.inf:
         raise RequestFailed(f"a log-probability of {value}")
     return max(value, LOWEST_LOGPROB)
 
 
-def finite_reward(value: float) -> float:
-    """A raw reward. Raises RequestFailed if it is not a finite number."""
+def check_reward(value: float) -> float:
+    """Check a raw reward. Returns it.
+
+    Raises:
+        RequestFailed: It is not a finite number.
+    """
     if not math.isfinite(value):
         raise RequestFailed(f"a reward of {value}")
     return value
@@ -78,12 +94,15 @@ class Structure:
 
     kind: Literal["json_object", "json_schema"]
     schema: dict[str, Any] | None = None
-    """JSON schema, where there is one."""
+    """The JSON schema, for the kind ``json_schema``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one candidate is drawn; ``max_tokens`` counts the response only, ``top_k`` 0 keeps every token."""
+    """How one candidate is drawn. The fields mean the same as in vLLM's ``SamplingParams``.
+
+    ``max_tokens`` counts the response only. ``top_k`` 0 keeps every token.
+    """
 
     temperature: float
     top_p: float
@@ -91,7 +110,7 @@ class Sampling:
     max_tokens: int
     seed: int
     policy: str | None
-    """Name of the one that draws; the reference if None."""
+    """Name of the policy that draws. None means the reference."""
     min_p: float = 0.0
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
@@ -99,30 +118,52 @@ class Sampling:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """Token ids with what is added to their logits."""
+    """Token ids, each with the number that is added to its logit."""
     logprobs: int | None = None
-    """How many alternatives to each token are reported with their log-probabilities; no log-probabilities if None."""
+    """How many alternatives to each token are reported with their log-probabilities. None reports no logprobs at all.
+
+    """
     structure: Structure | None = None
+
+    @classmethod
+    def from_law(cls, law: SamplingLaw, *, policy: str | None, seed: int, **fields: Any) -> Self:
+        """Create the sampling of a candidate from a sampling law, the bundle's default sampling parameters.
+
+        Args:
+            law: The sampling law.
+            policy: Name of the policy that draws. None means the reference.
+            seed: Seed of the candidate.
+            fields: Further fields, which take precedence over the law's. A field that is None is left to the law.
+
+        Example:
+            >>> Sampling.from_law(SamplingLaw(max_tokens=64), policy="demo", seed=7, temperature=None).temperature
+            1.0
+        """
+        overrides = {name: value for name, value in fields.items() if value is not None}
+        return cls(**law.model_dump() | overrides, policy=policy, seed=seed)
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken, so that the seed changes nothing."""
+        """Whether the most likely token is always taken, so that the seed changes nothing."""
         return self.temperature == 0 or self.top_k == 1 or self.min_p == 1
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token with its log-probability in nats, under the law that was sampled from; -9999 if it cannot be drawn."""
+    """A token with its log-probability, in nats, under the distribution it was sampled from.
+
+    The log-probability is -9999 if the token cannot be drawn.
+    """
 
     token: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
-    """The likeliest tokens in its place."""
+    """The most likely tokens at this position, with their log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What an unfinished response has gained."""
+    """New text of an unfinished response."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -130,61 +171,93 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One finished response: text without special tokens, its length in tokens, how it ended."""
+    """A finished response: its text without special tokens, its length in tokens, and why it ended."""
 
     text: str
     tokens: int
-    finish_reason: End
+    finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Engines(Protocol):
-    """Policies that generate and reward models that score."""
+    """Policies that generate, and reward models that score."""
 
     @property
     def context(self) -> int:
-        """Tokens that prompt and response may have together, in the policies and in every reward model."""
+        """Largest length of prompt and response together, in tokens, that the policies and all reward models accept."""
 
     async def start(self) -> None:
-        """Bring all up; raises what stopped them. Once cancelled it ends as soon as they can be stopped."""
+        """Start all engines, and raise what prevented it. If cancelled, it returns as soon as they can be stopped."""
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
     ) -> Completion:
-        """Draw one candidate; ``listen`` is told of its text as it grows.
+        """Draw one candidate.
+
+        Args:
+            prompt: Token ids of the prompt.
+            sampling: How the candidate is drawn.
+            listen: Called with the new text as the response grows.
+
+        Returns:
+            The finished response.
 
         Raises:
-            EnginesDown: the policy cannot answer.
-            Refused: the sampling is not accepted.
-            RequestFailed: the policy can answer, but not this.
+            EnginesDown: The policy cannot answer.
+            Refused: The sampling is not accepted.
+            RequestFailed: The policy is alive but failed at this request.
         """
 
     async def check_structure(self, structure: Structure) -> None:
-        """See that responses can be held to ``structure``, before any is drawn.
+        """Check that responses can be forced to have a structure. This happens before any response is drawn.
+
+        Args:
+            structure: The structure.
 
         Raises:
-            Refused: they cannot, or finding out takes too long.
-            EnginesDown: it cannot be found out now.
+            Refused: They cannot, or the check takes too long.
+            EnginesDown: The check is not possible now.
         """
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
-        """Raw reward of a whole conversation by each reward model, no activation applied.
+        """Score one conversation with each reward model.
 
-        ``tokens`` are the conversation as each of them reads it.
+        Args:
+            tokens: Token ids of the conversation with its response, as each reward model tokenizes it.
+
+        Returns:
+            The raw reward of each model, without an activation function.
 
         Raises:
-            EnginesDown: a reward model cannot answer.
-            RequestFailed: a reward model can answer, but not this.
+            EnginesDown: A reward model cannot answer.
+            RequestFailed: A reward model is alive but failed at this request.
         """
 
     async def load(self, policy: str, adapter: Path) -> None:
-        """Make an adapter the policy of that name. Raises EnginesDown, or Refused if it cannot be."""
+        """Load an adapter as a further policy.
+
+        Args:
+            policy: Name of the policy.
+            adapter: Directory of the LoRA adapter.
+
+        Raises:
+            EnginesDown: The policy's engine cannot answer.
+            Refused: The adapter cannot be loaded.
+        """
 
     async def unload(self, policy: str) -> None:
-        """Forget an adapter that no request uses; engines that are down come back without it."""
+        """Unload an adapter that no request uses. Engines that are down will start again without it.
+
+        Args:
+            policy: Name of the policy.
+        """
 
     async def check(self) -> None:
-        """Raise EnginesDown unless all can answer."""
+        """Check that all engines can answer.
+
+        Raises:
+            EnginesDown: One of them cannot.
+        """
 
     def stop(self) -> None:
-        """Shut all down."""
+        """Stop all engines. Blocks until they have ended."""

@@ -1,4 +1,4 @@
-"""One vLLM engine in process: the client here, and the process that it asks."""
+"""One vLLM engine of this process: vLLM's AsyncLLM with a watch over it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,41 +9,45 @@ from server.engines.base import EnginesDown, RequestFailed
 from server.engines.watch import NoAnswer, Watch
 
 SERVER_PID = "INFALIGN_SERVER_PID"
-"""Environment variable by which engine processes know whose they are."""
+"""Environment variable that tells engine processes the process id of their server."""
 
 
 class Engine:
-    """An AsyncLLM, and whether it can answer.
+    """One AsyncLLM, with a watch that notices when it hangs.
 
-    It is asked for a sign of life while it owes answers, since one that draws long responses or compiles a grammar has
-    no output for a while. It gives one between any two of its steps.
+    While the engine has requests to answer, it is asked for a sign of life from time to time. Its outputs alone would
+    not do: an engine that computes a long step or compiles a grammar has none for a while.
 
     Args:
-        role: what it is, for the operator.
-        llm: the AsyncLLM.
-        silence: seconds that it may say nothing while it owes answers, before it is taken for hung.
+        role: What the engine is for, such as "policy". Errors name it.
+        llm: The AsyncLLM.
+        silence: Seconds without a sign of life after which a busy engine counts as hung.
     """
 
     def __init__(self, role: str, llm: Any, silence: float) -> None:
         self.role, self._llm = role, llm
-        self._watch = Watch(silence, self._ask)
-        self._sign: asyncio.Task[None] | None = None
+        self._watch = Watch(silence, self._request_sign)
+        self._sign_task: asyncio.Task[None] | None = None
 
     def check(self) -> None:
-        """Raise EnginesDown unless it can answer."""
+        """Check that the engine can answer.
+
+        Raises:
+            EnginesDown: The engine has died or hangs.
+        """
         if self._llm.errored:
             raise EnginesDown(f"the engine of the {self.role} has died")
-        if self._watch.hung:
+        if self._watch.is_hung:
             raise EnginesDown(f"the engine of the {self.role} hangs: it said nothing for {self._watch.silence:g} s")
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[Any]:
-        """The AsyncLLM, for one call.
+        """Open a call to the engine. The ``async with`` block gets the AsyncLLM.
 
         Raises:
-            EnginesDown: the engine is dead or hung, or becomes so before it has answered.
-            RequestFailed: it lives, but failed at the call.
-            VLLMClientError: it does not accept the request.
+            EnginesDown: The engine is dead or hung, or becomes so during the call.
+            RequestFailed: The engine is alive but failed at the call.
+            VLLMClientError: The engine does not accept the request.
         """
         from vllm.exceptions import VLLMServerError
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -58,30 +62,30 @@ class Engine:
             raise EnginesDown(f"the engine of the {self.role} has died") from error
         except VLLMServerError as error:
             self.check()
-            cause = type(error.__cause__ or error).__name__  # its text may quote the prompt
+            cause = type(error.__cause__ or error).__name__  # the error's text may quote the prompt
             raise RequestFailed(
                 f"the engine of the {self.role} failed at a request ({cause})", internal=True
             ) from error
 
-    def heard(self) -> None:
-        """Note that something came from it."""
-        self._watch.heard()
+    def note_output(self) -> None:
+        """Note that the engine has given an output."""
+        self._watch.note_output()
 
     def stop(self) -> None:
-        """End its calls and its process. Blocks until the process has ended, for some seconds at most."""
+        """End the engine's calls and its process. Blocks until the process has ended, a few seconds at most."""
         self._watch.stop()
-        if self._sign is not None and not (loop := self._sign.get_loop()).is_closed():
-            loop.call_soon_threadsafe(self._sign.cancel)  # a dead engine would never answer it
-        # A hung process would not react to SIGTERM; without time to do so it gets SIGKILL.
-        self._llm.shutdown(timeout=0 if self._watch.hung else None)
-        # Its finaliser shuts down once more at exit, with the interpreter half gone, and prints a stack trace.
+        if self._sign_task is not None and not (loop := self._sign_task.get_loop()).is_closed():
+            loop.call_soon_threadsafe(self._sign_task.cancel)  # a dead engine would never answer
+        # A hung process does not react to SIGTERM. With a timeout of 0, vLLM sends SIGKILL at once.
+        self._llm.shutdown(timeout=0 if self._watch.is_hung else None)
+        # AsyncLLM's finalizer would shut down again while the interpreter exits, and print a stack trace.
         type(self._llm).__del__ = lambda _: None
 
-    def _ask(self) -> None:
-        if self._sign is None or self._sign.done():
-            self._sign = asyncio.create_task(self._sign_of_life())
+    def _request_sign(self) -> None:
+        if self._sign_task is None or self._sign_task.done():
+            self._sign_task = asyncio.create_task(self._await_sign())
 
-    async def _sign_of_life(self) -> None:
-        with suppress(Exception):  # whatever it is, it is no sign
+    async def _await_sign(self) -> None:
+        with suppress(Exception):  # any error means that there is no sign of life
             await self._llm.is_sleeping()
-            self._watch.heard()
+            self._watch.note_output()

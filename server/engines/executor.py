@@ -1,4 +1,4 @@
-"""VLLM's executor, in an engine process that does not outlive the server. Loaded by vLLM, by its name."""
+"""vLLM's executor, in an engine process that ends with the server. vLLM loads this module by its name."""
 
 import os
 
@@ -7,24 +7,24 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from server.engines import seeded_sampler
 from server.engines.engine import SERVER_PID
-from server.engines.lifetime import end_with
+from server.engines.lifetime import end_with_parent
 
 
 class DependentExecutor(UniProcExecutor):  # type: ignore[misc] # vLLM is not followed
-    """The executor for one device, in a process that ends with the server, with our sampling on CPU."""
+    """Executor for one device, in a process that ends when the server does. On CPU it installs the seeded sampler."""
 
     def _init_executor(self) -> None:
-        _end_with_server()
+        _end_with_parent()
         if current_platform.is_cpu():
             seeded_sampler.install()
         super()._init_executor()
 
 
-def _end_with_server() -> None:
+def _end_with_parent() -> None:
     server = int(os.environ[SERVER_PID])
     if server != os.getpid():
-        end_with(server)
+        end_with_parent(server)
 
 
-# A spawned process gets here before it waits, for minutes, for the first words of the server. A forked one does not.
-_end_with_server()
+# A spawned process runs this line before it waits, perhaps for minutes, for the server's first message.
+_end_with_parent()

@@ -1,26 +1,31 @@
-"""Compiles the schemas that it reads from stdin, a line of JSON each, and answers each with a line of JSON.
+"""Program that compiles JSON schemas. It reads one from each line of stdin, and answers each with a line of JSON.
 
-A process of its own, since compiling cannot be interrupted otherwise: who asks kills it when it takes too long. It ends
-with its parent. What the compiler writes to stderr goes nowhere, for it quotes the schema.
+It is a process of its own because compiling cannot be interrupted: the server kills the process when it takes too long.
+The process ends with its parent. Its stderr is discarded, because the compiler quotes schemas there.
 """
 
 import json
 import os
 import sys
 
-from server.engines.lifetime import end_with
+from server.engines.lifetime import end_with_parent
 
 
 def main(model: str, server: str) -> None:
-    """Serve the tokenizer in the directory ``model`` to the process ``server`` until stdin ends."""
-    end_with(int(server))
+    """Compile schemas until stdin ends.
+
+    Args:
+        model: Directory of the model with the tokenizer.
+        server: Process id of the server, as text.
+    """
+    end_with_parent(int(server))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import xgrammar
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     vocabulary = AutoConfig.from_pretrained(model, trust_remote_code=False).vocab_size
-    # With a cache as in vLLM's engines: keys of the cache are computed from a grammar, which fails for some.
+    # The cache is enabled as in vLLM's engines, because computing the cache key fails for some grammars.
     compiler = xgrammar.GrammarCompiler(
         xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocabulary), max_threads=1, cache_enabled=True
     )
@@ -29,7 +34,7 @@ def main(model: str, server: str) -> None:
         try:
             xgrammar.GrammarMatcher(compiler.compile_json_schema(json.loads(line)))
             failure = None
-        except Exception as error:  # of the compiler's own types
+        except Exception as error:  # the compiler has error types of its own
             failure = str(error) or type(error).__name__
         compiler.clear_cache()
         print(json.dumps(failure), flush=True)

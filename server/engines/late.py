@@ -1,4 +1,4 @@
-"""An engine that most servers never need."""
+"""An engine that is launched when it is first needed."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,46 +12,53 @@ from server.engines.base import EnginesDown
 
 
 class LateEngine:
-    """Launched when it is first asked for, in a thread; all who ask meanwhile wait for the same launch.
+    """Launches an engine when it is first needed. Callers that need it meanwhile wait for the same launch.
 
-    One who goes away does not end the launch. After one that failed the next to ask tries again. The thread lives as
-    long as this object does: the engine would end with it.
+    A caller that is cancelled does not end the launch. If a launch fails, the next caller tries again. The launch runs
+    in a thread that lives as long as this object, because the engine's process would end with the thread.
+
+    Args:
+        launch: Launches the engine. It blocks until the engine is up.
     """
 
     def __init__(self, launch: Callable[[], Any]) -> None:
         self._launch = launch
         self._thread = ThreadPoolExecutor(1, "launch")
-        self._launched: Future[Any] | None = None
-        self._lock = Lock()  # closing is done in another thread
-        self._closed = False
+        self._future: Future[Any] | None = None
+        self._lock = Lock()  # close() runs in another thread than get()
+        self._is_closed = False
 
     @property
-    def up(self) -> Any:
-        """The engine, None where it is not launched."""
-        launched = self._launched
-        return launched.result() if launched and launched.done() and not launched.exception() else None
+    def engine(self) -> Any:
+        """The engine; None if it is not up."""
+        future = self._future
+        return future.result() if future and future.done() and not future.exception() else None
 
     async def get(self) -> Any:
-        """The engine, launched if need be.
+        """Return the engine. Launch it if it is not up.
 
         Raises:
-            EnginesDown: it did not start, or is shut down.
+            EnginesDown: The launch failed, or :meth:`close` was called.
         """
         with self._lock:
-            if self._closed:
+            if self._is_closed:
                 raise EnginesDown("the reference is shut down")
-            if self._launched is None or (self._launched.done() and self._launched.exception()):
-                self._launched = self._thread.submit(self._launch)
+            if self._future is None or (self._future.done() and self._future.exception()):
+                self._future = self._thread.submit(self._launch)
         try:
-            return await asyncio.shield(asyncio.wrap_future(self._launched))
+            return await asyncio.shield(asyncio.wrap_future(self._future))
         except Exception as error:
             raise EnginesDown(f"the reference did not start ({one_line(error)})") from error
 
     def close(self) -> Any:
-        """Launch no more, wait for a launch under way, and give up the engine, if there is one, to be shut down."""
+        """Wait for a launch that is under way, and allow no further one.
+
+        Returns:
+            The engine, for the caller to shut down; None if there is none.
+        """
         with self._lock:
-            self._closed = True
-        if self._launched is not None:
+            self._is_closed = True
+        if self._future is not None:
             with suppress(Exception):
-                return self._launched.result()
+                return self._future.result()
         return None

@@ -1,4 +1,4 @@
-"""Processes that do not outlive the server."""
+"""Makes a process end when the server does."""
 
 import ctypes
 import os
@@ -7,15 +7,18 @@ import signal
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
-def end_with(server: int) -> None:
-    """Have the kernel kill this process when its parent, the process ``server``, dies, however that dies.
+def end_with_parent(server: int) -> None:
+    """Have the kernel kill this process when its parent dies, in whatever way.
 
-    The kernel goes by the thread that started this process: it is killed when that thread ends.
+    The kernel watches the thread that started this process. It kills the process when that thread ends.
+
+    Args:
+        server: Process id of the parent.
 
     Raises:
-        OSError: the kernel does not take it.
+        OSError: The kernel does not support it.
     """
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
         raise OSError(ctypes.get_errno(), "this process cannot be made to end with the server")
-    if os.getppid() != server:  # it died before
+    if os.getppid() != server:  # the parent died before the call above
         os.kill(os.getpid(), signal.SIGKILL)

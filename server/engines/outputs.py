@@ -1,4 +1,4 @@
-"""What vLLM in process is asked for, and what comes of it."""
+"""Translation between the engine protocol and vLLM's Python API."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -11,24 +11,30 @@ from server.engines.base import (
     EnginesDown,
     Sampling,
     TokenLogprob,
-    finite_logprob,
-    finite_reward,
-    proper_end,
+    check_finish_reason,
+    check_logprob,
+    check_reward,
 )
 
-Heard = Callable[[], None]
+OnOutput = Callable[[], None]
+"""Called at every output of the engine."""
 
 BACKEND = "xgrammar"
-"""What holds responses to a schema in vLLM."""
+"""The backend with which vLLM forces responses to follow a schema."""
 
 
-def params(sampling: Sampling, streaming: bool) -> Any:
-    """VLLM's form of ``sampling``."""
+def sampling_params(sampling: Sampling, streaming: bool) -> Any:
+    """Translate ``sampling`` to vLLM's ``SamplingParams``.
+
+    Args:
+        sampling: How the candidate is drawn.
+        streaming: Whether outputs come in parts, or once at the end.
+    """
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     structure = sampling.structure
-    kind = _checked_params() if structure and structure.schema is not None else SamplingParams
-    return kind(
+    make_params = _params_without_check() if structure and structure.schema is not None else SamplingParams
+    return make_params(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
@@ -42,7 +48,7 @@ def params(sampling: Sampling, streaming: bool) -> Any:
         repetition_penalty=sampling.repetition_penalty,
         logit_bias=dict(sampling.logit_bias) or None,
         logprobs=sampling.logprobs,
-        flat_logprobs=sampling.logprobs is not None,  # a million small objects would stop the loop to be collected
+        flat_logprobs=sampling.logprobs is not None,  # a million small objects would block the event loop
         structured_outputs=structure
         and StructuredOutputsParams(json=structure.schema, json_object=True if structure.schema is None else None),
         output_kind=RequestOutputKind.DELTA if streaming else RequestOutputKind.FINAL_ONLY,
@@ -50,74 +56,106 @@ def params(sampling: Sampling, streaming: bool) -> Any:
 
 
 @cache
-def _checked_params() -> Any:
-    """VLLM's sampling parameters for a schema that has been checked.
+def _params_without_check() -> Any:
+    """Sampling parameters for a schema that has been checked already.
 
-    VLLM makes a grammar of the schema once more for every candidate, on the event loop.
+    vLLM would compile the schema again for every candidate, on the event loop.
     """
     from vllm.sampling_params import SamplingParams
 
-    class CheckedParams(SamplingParams):  # type: ignore[misc]
+    class UncheckedParams(SamplingParams):  # type: ignore[misc]
         def _validate_structured_outputs(self, *_: Any) -> None:
             self.structured_outputs._backend = BACKEND
 
-    return CheckedParams
+    return UncheckedParams
 
 
-async def whole(outputs: AsyncGenerator[Any, None], sampling: Sampling, heard: Heard) -> Completion:
-    """The completion of the one output that comes; ``heard`` is told of every output."""
-    drawn = (await _last(outputs, heard)).outputs[0]
-    end = proper_end(drawn.finish_reason)
-    return Completion(drawn.text, len(drawn.token_ids), end, _logprobs(drawn, sampling))
+async def read_final(outputs: AsyncGenerator[Any, None], sampling: Sampling, on_output: OnOutput) -> Completion:
+    """Read the completion from a generation that has one output.
+
+    Args:
+        outputs: vLLM's outputs.
+        sampling: How the candidate is drawn.
+        on_output: Called at every output.
+
+    Raises:
+        EnginesDown: The engine aborted the request.
+        RequestFailed: The response did not end properly.
+    """
+    response = (await _last(outputs, on_output)).outputs[0]
+    end = check_finish_reason(response.finish_reason)
+    return Completion(response.text, len(response.token_ids), end, _logprobs(response, sampling))
 
 
-async def listened(
-    outputs: AsyncGenerator[Any, None], sampling: Sampling, heard: Heard, listen: Callable[[Delta], None]
+async def read_stream(
+    outputs: AsyncGenerator[Any, None], sampling: Sampling, on_output: OnOutput, listen: Callable[[Delta], None]
 ) -> Completion:
-    """The completion of outputs that come in parts, of each of which ``listen`` is told."""
+    """Read the completion from a generation whose outputs come in parts.
+
+    Args:
+        outputs: vLLM's outputs.
+        sampling: How the candidate is drawn.
+        on_output: Called at every output.
+        listen: Called with the new text of each part.
+
+    Raises:
+        EnginesDown: The engine aborted the request.
+        RequestFailed: The response did not end properly.
+    """
     text, tokens, reason = "", 0, None
     logprobs: tuple[TokenLogprob, ...] = ()
-    async for output in _guarded(outputs, heard):
-        drawn = output.outputs[0]
-        gained = _logprobs(drawn, sampling) or ()
-        if drawn.text or gained:
-            listen(Delta(drawn.text, gained))
-        text, tokens, logprobs = text + drawn.text, tokens + len(drawn.token_ids), logprobs + gained
-        reason = drawn.finish_reason or reason
-    return Completion(text, tokens, proper_end(reason), None if sampling.logprobs is None else logprobs)
+    async for output in _iterate(outputs, on_output):
+        response = output.outputs[0]
+        new_logprobs = _logprobs(response, sampling) or ()
+        if response.text or new_logprobs:
+            listen(Delta(response.text, new_logprobs))
+        text, tokens, logprobs = text + response.text, tokens + len(response.token_ids), logprobs + new_logprobs
+        reason = response.finish_reason or reason
+    return Completion(text, tokens, check_finish_reason(reason), None if sampling.logprobs is None else logprobs)
 
 
-async def reward(outputs: AsyncGenerator[Any, None], heard: Heard) -> float:
-    """The raw reward of the one output that comes."""
-    values = (await _last(outputs, heard)).outputs.data.tolist()
-    if not values:  # how vLLM ends a request that it aborts
+async def read_reward(outputs: AsyncGenerator[Any, None], on_output: OnOutput) -> float:
+    """Read the raw reward from the output of a reward model.
+
+    Args:
+        outputs: vLLM's outputs.
+        on_output: Called at every output.
+
+    Raises:
+        EnginesDown: The engine aborted the request.
+        RequestFailed: The reward is not a finite number.
+    """
+    values = (await _last(outputs, on_output)).outputs.data.tolist()
+    if not values:  # vLLM ends a request that it aborts with an empty output
         raise EnginesDown("a score was given up: the engine is being stopped")
-    return finite_reward(float(values[0]))
+    return check_reward(float(values[0]))
 
 
-async def _last(outputs: AsyncGenerator[Any, None], heard: Heard) -> Any:
-    """The final output."""
-    newest = None
-    async for output in _guarded(outputs, heard):
-        newest = output
-    return newest
+async def _last(outputs: AsyncGenerator[Any, None], on_output: OnOutput) -> Any:
+    """Return the final output."""
+    final = None
+    async for output in _iterate(outputs, on_output):
+        final = output
+    return final
 
 
-async def _guarded(outputs: AsyncGenerator[Any, None], heard: Heard) -> AsyncIterator[Any]:
-    """The outputs; leaving early closes the generator, which aborts the request in the engine."""
+async def _iterate(outputs: AsyncGenerator[Any, None], on_output: OnOutput) -> AsyncIterator[Any]:
+    """Yield the outputs. Leaving early closes the generator, which aborts the request in the engine."""
     async with aclosing(outputs):
         async for output in outputs:
-            heard()
+            on_output()
             yield output
 
 
-def _logprobs(drawn: Any, sampling: Sampling) -> tuple[TokenLogprob, ...] | None:
-    """Of the tokens of an output; vLLM lists the drawn token first, then the likeliest."""
+def _logprobs(response: Any, sampling: Sampling) -> tuple[TokenLogprob, ...] | None:
+    """The log-probabilities of an output's tokens. vLLM lists the drawn token first, then the most likely ones."""
     if sampling.logprobs is None:
         return None
-    found = []
-    for token, at_place in zip(drawn.token_ids, drawn.logprobs or (), strict=True):
-        likeliest = sorted(at_place.values(), key=lambda entry: entry.rank)[: sampling.logprobs]
-        top = tuple((entry.decoded_token or "", finite_logprob(entry.logprob)) for entry in likeliest)
-        found.append(TokenLogprob(at_place[token].decoded_token or "", finite_logprob(at_place[token].logprob), top))
-    return tuple(found)
+    entries = []
+    for token, alternatives in zip(response.token_ids, response.logprobs or (), strict=True):
+        likeliest = sorted(alternatives.values(), key=lambda entry: entry.rank)[: sampling.logprobs]
+        top = tuple((entry.decoded_token or "", check_logprob(entry.logprob)) for entry in likeliest)
+        entries.append(
+            TokenLogprob(alternatives[token].decoded_token or "", check_logprob(alternatives[token].logprob), top)
+        )
+    return tuple(entries)

@@ -1,4 +1,4 @@
-"""What vLLM says where it does not accept a request, as our error."""
+"""Translates vLLM's refusal of a request into our error."""
 
 import re
 
@@ -19,21 +19,27 @@ FIELDS = {
     "top_k",
     "top_p",
 }
-"""Request fields that vLLM knows by the same names."""
+"""Request fields that have the same name in vLLM."""
 LIMIT = 300
+"""Characters of vLLM's message that the error repeats."""
 SUFFIX = re.compile(r" \(parameter=\w+.*\)$")
-"""What vLLM appends to a message, with a value that may be long."""
+"""What vLLM appends to a message. It contains a value, which may be long."""
 
 
 def refusal(message: str, parameter: str | None, sampling: Sampling) -> Refused:
-    """The error for vLLM's ``message`` about ``parameter``.
+    """Create the error for a request that vLLM does not accept.
 
-    vLLM names the parameter where a number is at fault, but not where a structure is.
+    vLLM names the parameter if a number is at fault, but not if a structure is.
+
+    Args:
+        message: vLLM's message.
+        parameter: The parameter that vLLM names, if any.
+        sampling: The sampling that was refused.
     """
     text = SUFFIX.sub("", " ".join(message.split()))[:LIMIT]
-    named = parameter or text.partition(" ")[0]
-    if named in FIELDS:
-        field = named
+    name = parameter or text.partition(" ")[0]
+    if name in FIELDS:
+        field = name
     elif parameter is None and sampling.structure is not None:
         field = "response_format"
     else:

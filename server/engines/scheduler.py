@@ -1,4 +1,4 @@
-"""VLLM's scheduler for reward models. Loaded by vLLM, in an engine's process, by its name."""
+"""vLLM's scheduler for reward models. vLLM loads this module by its name, in the engine's process."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 
 class RewardScheduler(Scheduler):  # type: ignore[misc] # vLLM is not followed
-    """A scheduler that gives a reward model all its context.
+    """Scheduler that lets a reward model use its whole context.
 
-    vLLM 0.31 keeps the last place for a token that is sampled. A reward model samples none: of a text that fills the
-    context and is read in several steps, the last token would never be scheduled (vLLM's pull request 48039).
+    vLLM 0.31 reserves the last position for a token to be sampled. A reward model samples none. If a text fills the
+    context and is read in several steps, its last token would never be scheduled (vLLM's pull request 48039).
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

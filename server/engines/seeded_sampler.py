@@ -1,10 +1,10 @@
-"""Seeded sampling on CPU, by one random number for a token.
+"""Seeded sampling on CPU with one random number per token.
 
-vLLM 0.31 draws exponential noise for every row and every token of the vocabulary, and then once more for each row that
-has a seed. With 64 rows that is 12 ms of every step for a vocabulary of 4,000 tokens, and .4 s for one of 128,000.
-Inverting the distribution function takes one number from each row's own generator, and is as exact: .4 and 8 ms.
+For each row and each token of the vocabulary, vLLM 0.31 draws exponential noise, and draws it again for each row with a
+seed. With 64 rows that is 12 ms of every step for a vocabulary of 4,000 tokens, and 0.4 s for 128,000 tokens. Inverting
+the distribution function needs one number per row and is just as exact. It takes 0.4 ms and 8 ms.
 
-:func:`install` is called in the process of an engine. It replaces a method of vLLM, so it goes with the pinned version.
+An engine's process calls :func:`install`. It replaces a method of vLLM, so it depends on the pinned version.
 """
 
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ from typing import Any
 import torch
 
 BLOCK = 256
-"""Tokens whose probabilities are added before the place within them is looked for."""
+"""Tokens per block. Probabilities are summed per block first; then the position within one block is looked up."""
 BELOW_ONE = 1 - 2.0**-32
-"""The largest number that is drawn; times a total it is below that total."""
+"""The largest random number. Multiplied by a total, it stays below the total."""
 
 
 def sample(probabilities: torch.Tensor, generators: Mapping[int, torch.Generator]) -> torch.Tensor:
-    """A token for each row of ``probabilities``.
+    """Draw a token for each row of ``probabilities``.
 
-    The token of a row that has a generator depends on its probabilities and that generator alone.
+    If a row has a generator, its token depends only on its probabilities and that generator.
 
     Args:
-        probabilities: of shape (rows, vocabulary), not negative; rows need not sum to 1.
-        generators: by row, for the rows that have a seed. The others draw from torch's own generator.
+        probabilities: Shape (rows, vocabulary), not negative. Rows need not sum to 1.
+        generators: Generators by row, for the rows that have a seed. The other rows use torch's default generator.
 
     Returns:
         Token ids, of shape (rows,). A token of probability 0 is never drawn.
@@ -56,15 +56,15 @@ def sample(probabilities: torch.Tensor, generators: Mapping[int, torch.Generator
 
 def _block_totals(probabilities: torch.Tensor) -> torch.Tensor:
     rows, vocabulary = probabilities.shape
-    whole = vocabulary // BLOCK * BLOCK
-    totals = probabilities[:, :whole].view(rows, -1, BLOCK).sum(2)
-    if whole < vocabulary:
-        totals = torch.cat([totals, probabilities[:, whole:].sum(1, keepdim=True)], 1)
+    full_length = vocabulary // BLOCK * BLOCK
+    totals = probabilities[:, :full_length].view(rows, -1, BLOCK).sum(2)
+    if full_length < vocabulary:
+        totals = torch.cat([totals, probabilities[:, full_length:].sum(1, keepdim=True)], 1)
     return totals.double()
 
 
 def install() -> None:
-    """Have vLLM sample so in this process, in steps in which a row has a seed."""
+    """Let vLLM use this sampler in the current process, in steps in which a row has a seed."""
     from vllm.config.model import PROCESSED_LOGPROBS_MODES
     from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 

@@ -1,4 +1,4 @@
-"""How vLLM's engines are set up for the machine at hand. docs/performance.md has the measurements behind it."""
+"""Options of vLLM's engines for the machine at hand. docs/results/performance.md has the measurements behind them."""
 
 import logging
 import math
@@ -12,25 +12,31 @@ from server.settings import Settings
 log = logging.getLogger("infalign.server")
 SCHEDULER = "server.engines.scheduler.RewardScheduler"
 CPU_BLOCK = 32
-"""Tokens of a block of the KV cache on CPU. Candidates share whole blocks of their prompt; vLLM's 128 share little."""
+"""Tokens per block of the KV cache on CPU. Candidates share whole blocks of their prompt, so small ones share more."""
 CPU_POLICY_TOKENS = 4096
-"""Tokens that the policy reads in one step on CPU, at least."""
+"""The least number of tokens that the policy may read in one step on CPU."""
 CPU_REWARD_TOKENS = 1024
-"""Tokens that a reward model reads in one step on CPU. In a long step all candidates of a request would wait, and
-the policy's engine meanwhile have no work."""
+"""Tokens that a reward model reads in one step on CPU.
+
+In a long step, all candidates of a request would wait, and the policy's engine would have no work meanwhile.
+"""
 GPU_REWARD_TOKENS = 8192
-"""And on a GPU, which thousands of tokens keep busy. On paper; vLLM's own default is 2,048."""
+"""Tokens that a reward model reads in one step on GPU, which needs thousands to be busy.
+
+This is by calculation, not measured. vLLM's own default is 2,048.
+"""
 
 
 def set_threads(settings: Settings, cores: int) -> None:
-    """Set how many threads the engines have that this process starts on CPU, and how they wait.
+    """Set the number of threads of the engines on CPU, and how idle threads wait.
 
-    A thread that waits for others sleeps after some microseconds: the engines have the same cores, and it would take
-    them from the others. Variables that the operator has set stay, but for threads that ``settings`` has too.
+    Idle threads sleep after some microseconds. All engines use the same cores, so spinning threads would slow the
+    others down. Environment variables that the operator has set stay, except that ``--engine-threads`` overrides
+    OMP_NUM_THREADS.
 
     Args:
-        settings: the operator's.
-        cores: that this process may use.
+        settings: The operator's settings.
+        cores: How many cores this process may use.
     """
     if threads := settings.engine_threads:
         if threads > cores:
@@ -42,44 +48,47 @@ def set_threads(settings: Settings, cores: int) -> None:
 
 
 def least_cache(model: Any, context: int, block: int) -> int | None:
-    """What one text that fills the context takes of the KV cache.
+    """Compute how much of the KV cache one text that fills the context takes.
 
     Args:
         model: vLLM's ``ModelConfig``.
-        context: tokens.
-        block: tokens of a block of the cache.
+        context: The context, in tokens.
+        block: Tokens per block of the cache.
 
     Returns:
-        MiB; None where layers keep more or less than keys and values of all tokens (encoders, sliding windows, latent
-        attention), which vLLM then checks itself.
+        MiB. None if the model's layers do not keep keys and values of all tokens (encoders, sliding windows, latent
+        attention). vLLM checks those itself.
     """
     if model.attn_type != "decoder" or model.use_mla or model.get_sliding_window():
         return None
     numbers = 2 * model.hf_text_config.num_hidden_layers * model.get_total_num_kv_heads() * model.get_head_size()
     bytes_per_token: int = numbers * model.dtype.itemsize
-    blocks = math.ceil(context / block) + 1  # vLLM keeps one for itself
+    blocks = math.ceil(context / block) + 1  # vLLM reserves one block
     return math.ceil(blocks * block * bytes_per_token / 2**20)
 
 
 def fit_to_model(arguments: Any, role: str, settings: Settings) -> Any:
-    """VLLM's arguments of an engine, with what its model cannot do taken out of them.
+    """Adapt an engine's arguments to what its model supports.
 
     Args:
-        arguments: vLLM's ``EngineArgs``, with options of :class:`EngineOptions`.
-        role: of the engine, for the operator.
-        settings: the operator's.
+        arguments: vLLM's ``EngineArgs``, with options from :class:`EngineOptions`.
+        role: What the engine is for. Errors name it.
+        settings: The operator's settings.
+
+    Returns:
+        The adapted arguments.
 
     Raises:
-        InvalidValue: the KV cache does not hold one text.
+        InvalidValue: The KV cache is too small for one text.
     """
     model, context = arguments.create_model_config(), arguments.max_model_len
     if arguments.kv_cache_memory_bytes:
         least = least_cache(model, context, arguments.block_size)
         if least is not None and settings.kv_cache_mib < least:
-            accepted = f"at least {least}, which the {role} takes for a text of {context} tokens"
-            raise InvalidValue("--kv-cache-mib", settings.kv_cache_mib, accepted)
+            requirement = f"at least {least}, which the {role} takes for a text of {context} tokens"
+            raise InvalidValue("--kv-cache-mib", settings.kv_cache_mib, requirement)
     if arguments.enable_chunked_prefill and not model.is_chunked_prefill_supported:
-        # Its tokens look at those that follow, so a text is read at once.
+        # Tokens of such a model attend to later tokens, so a text must be read in one step.
         step = max(context, arguments.max_num_batched_tokens)
         if settings.reward_step_tokens:
             log.warning("%s: reads a text at once; --reward-step-tokens is %d for it", role, step)
@@ -88,15 +97,16 @@ def fit_to_model(arguments: Any, role: str, settings: Settings) -> Any:
 
 
 class EngineOptions:
-    """What each engine is told.
+    """Creates the options of each engine, as keyword arguments of vLLM's ``AsyncEngineArgs``.
 
     Args:
-        settings: the operator's.
-        context: tokens that a prompt and its response may have together.
-        cpu: whether the engines run on CPU.
+        settings: The operator's settings.
+        context: Largest length of prompt and response together, in tokens.
+        cpu: Whether the engines run on CPU.
 
     Raises:
-        InvalidValue: a block size that the platform does not take, or steps shorter than the sequences in them.
+        InvalidValue: The platform does not accept the block size, or reward models would read fewer tokens in a step
+            than there are sequences.
     """
 
     def __init__(self, settings: Settings, context: int, cpu: bool) -> None:
@@ -108,37 +118,41 @@ class EngineOptions:
             raise InvalidValue("--reward-step-tokens", step, f"at least --max-sequences, which is {sequences}")
 
     def policy(self) -> dict[str, Any]:
-        """Options of the policy's engine."""
-        return self._generating(self._settings.gpu_memory)
+        """Return the options of the policy's engine."""
+        return self._generation_options(self._settings.gpu_memory)
 
     def reference(self) -> dict[str, Any]:
-        """Options of the reference's, where it has one of its own."""
-        return {**self._generating(self._settings.reference_gpu_memory), "disable_log_stats": True}
+        """Return the options of the reference's engine, if it has one of its own."""
+        return {**self._generation_options(self._settings.reference_gpu_memory), "disable_log_stats": True}
 
     def reward(self, models: int) -> dict[str, Any]:
-        """Options of a reward model's, where there are so many ``models``."""
+        """Return the options of a reward model's engine.
+
+        Args:
+            models: The number of reward models, which share their part of the GPU memory.
+        """
         step = max(CPU_REWARD_TOKENS if self._cpu else GPU_REWARD_TOKENS, self._settings.max_sequences)
         return {
             "runner": "pooling",
             "scheduler_cls": SCHEDULER,
             "disable_log_stats": True,
-            # Seeds play no part here, so a long text may be read in several steps.
+            # A reward model does not sample, so a long text may be read in several steps.
             "enable_chunked_prefill": True,
             "max_num_batched_tokens": self._settings.reward_step_tokens or step,
-            **self._common(self._settings.gpu_memory / models),
+            **self._common_options(self._settings.gpu_memory / models),
         }
 
-    def _generating(self, gpu_memory: float) -> dict[str, Any]:
-        options = {"generation_config": "vllm", **self._common(gpu_memory)}
+    def _generation_options(self, gpu_memory: float) -> dict[str, Any]:
+        options = {"generation_config": "vllm", **self._common_options(gpu_memory)}
         if self._cpu:
             options |= {
-                # A seeded request whose prefill is split kills the engine ("CPU Generator does not use offset").
+                # With chunked prefill a seeded request kills the engine ("CPU Generator does not use offset").
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(self._context, self._settings.max_sequences, CPU_POLICY_TOKENS),
             }
         return options
 
-    def _common(self, gpu_memory: float) -> dict[str, Any]:
+    def _common_options(self, gpu_memory: float) -> dict[str, Any]:
         settings = self._settings
         options: dict[str, Any] = {
             "max_model_len": self._context,
@@ -154,7 +168,7 @@ class EngineOptions:
             return options | {"gpu_memory_utilization": gpu_memory}
         if settings.dtype == "auto":
             options["dtype"] = "float32"
-        # The KV cache is sized outright, so the utilisation (of main memory, on CPU) is only a formality.
+        # The size of the KV cache is given, so vLLM does not use the memory utilization.
         return options | {
             "gpu_memory_utilization": 0.05,
             "kv_cache_memory_bytes": settings.kv_cache_mib << 20,

@@ -1,4 +1,4 @@
-"""What is said to a vLLM server over HTTP, and what is accepted as its answer (vLLM 0.31)."""
+"""The HTTP API of vLLM 0.31, as far as the server uses it: requests, and the answers that are accepted."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 import httpx
 from httpx_sse import EventSource, SSEError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from infalign.errors import one_line
 from server.engines.base import (
@@ -17,113 +17,74 @@ from server.engines.base import (
     RequestFailed,
     Sampling,
     TokenLogprob,
-    finite_logprob,
-    proper_end,
+    check_finish_reason,
+    check_logprob,
 )
 from server.engines.refusal import refusal
+from server.engines.wire_models import Answer, Choice, Chunk, Classes, Error, Failure
 
 REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
-"""What a server answers where the request is at fault; any other error is the server's."""
-UNHEARD_TOKENS = 16
-"""Tokens that come together where nobody listens: fewer messages to write and read."""
-DONE = "[DONE]"
-ModelT = TypeVar("ModelT", bound="_Answer")
+"""Statuses that say the request is at fault. Any other error is the server's fault."""
+SILENT_INTERVAL = 16
+"""How many tokens come in one message if nobody listens. Fewer messages are less work."""
+END_OF_STREAM = "[DONE]"
+ModelT = TypeVar("ModelT", bound=Answer)
 
 
-class Failed(Exception):
-    """A server did not answer as it should; the text says what it did instead."""
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class Card(_Answer):
-    """A model that a server names; ``parent`` is what an adapter sits on."""
-
-    id: str
-    parent: str | None = None
-    max_model_len: int | None = None
-
-
-class Cards(_Answer):
-    """The models of a server."""
-
-    data: list[Card] = Field(min_length=1)
-
-
-class Version(_Answer):
-    """Version of a server's vLLM."""
-
-    version: str
-
-
-class _Logprobs(_Answer):
-    """VLLM writes -9999 for minus infinity, and null for what is not a number."""
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float | None]]
-
-
-class _Choice(_Answer):
-    text: str
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-
-
-class _Usage(_Answer):
-    completion_tokens: int = Field(ge=0)
-
-
-class _Error(_Answer):
-    message: str
-    code: int = HTTPStatus.INTERNAL_SERVER_ERROR
-    param: str | None = None
-
-
-class _Failure(_Answer):
-    error: _Error
-
-
-class _Chunk(_Answer):
-    choices: list[_Choice] = Field(default=[], max_length=1)
-    usage: _Usage | None = None
-    error: _Error | None = None
-
-
-class _Class(_Answer):
-    probs: list[float] = Field(min_length=1, max_length=1)
-
-
-class _Classes(_Answer):
-    data: list[_Class] = Field(min_length=1, max_length=1)
+class BadAnswer(Exception):
+    """A server did not answer as vLLM does. The message says what it did instead."""
 
 
 async def get(client: httpx.AsyncClient, path: str, model: type[ModelT]) -> ModelT:
-    """What a server answers to GET. Raises Failed, httpx.HTTPError."""
+    """Send a GET request.
+
+    Args:
+        client: The connection to the server.
+        path: The path.
+        model: The model of the answer.
+
+    Raises:
+        BadAnswer: The answer is an error or does not have the expected form.
+        httpx.HTTPError: There is no connection, or it is lost.
+    """
     answer = await client.get(path)
     _check(answer.status_code, answer.content)
     return _parse(model, answer.content)
 
 
-async def health(client: httpx.AsyncClient) -> None:
-    """Raises Failed or httpx.HTTPError unless the server says that its engine lives."""
+async def check_health(client: httpx.AsyncClient) -> None:
+    """Check that a server reports its engine as healthy.
+
+    Raises:
+        BadAnswer: It does not.
+        httpx.HTTPError: There is no connection, or it is lost.
+    """
     answer = await client.get("/health")
     _check(answer.status_code, answer.content)
 
 
 async def score(client: httpx.AsyncClient, model: str, tokens: list[int]) -> float:
-    """The raw logit of a reward model. Raises Failed, RequestFailed, httpx.HTTPError."""
-    # The default applies a sigmoid, which saturates and makes ties.
-    asked = {"model": model, "input": tokens, "use_activation": False}
-    answer = await client.post("/classify", json=asked)
+    """Get the raw logit of a reward model.
+
+    Args:
+        client: The connection to the server.
+        model: The model's name on the server.
+        tokens: Token ids of the conversation with its response.
+
+    Raises:
+        BadAnswer: The server answers something else.
+        RequestFailed: The server failed at this request.
+        httpx.HTTPError: There is no connection, or it is lost.
+    """
+    # By default vLLM applies a sigmoid. It saturates, and saturated rewards tie.
+    request = {"model": model, "input": tokens, "use_activation": False}
+    answer = await client.post("/classify", json=request)
     try:
         _check(answer.status_code, answer.content)
     except Refused as error:
-        # The client has no part in it: 400 is also what vLLM answers where the logit is not a number.
+        # The client is not at fault. vLLM also answers 400 if the logit is not a number.
         raise RequestFailed(str(error)) from error
-    return _parse(_Classes, answer.content).data[0].probs[0]
+    return _parse(Classes, answer.content).data[0].probs[0]
 
 
 async def complete(
@@ -132,63 +93,74 @@ async def complete(
     prompt: list[int],
     sampling: Sampling,
     listen: Callable[[Delta], None] | None,
-    heard: Callable[[], None],
+    on_output: Callable[[], None],
 ) -> Completion:
-    """One response, streamed: closing the connection aborts it. ``heard`` is told of every part.
+    """Draw one response. It is streamed, so that closing the connection aborts it.
+
+    Args:
+        client: The connection to the server.
+        model: The model's name on the server.
+        prompt: Token ids of the prompt.
+        sampling: How the response is drawn.
+        listen: Called with the new text as the response grows.
+        on_output: Called at every part of the answer.
 
     Raises:
-        Failed: the server answers something else, or breaks off.
-        Refused: the server does not accept the sampling.
-        RequestFailed: the server failed at this response.
-        EnginesDown: the server gave the response up.
-        httpx.HTTPError: there is no connection, or it is lost.
+        BadAnswer: The server answers something else, or the answer breaks off.
+        Refused: The server does not accept the sampling.
+        RequestFailed: The server failed at this response.
+        EnginesDown: The server aborted the request.
+        httpx.HTTPError: There is no connection, or it is lost.
     """
     text, tokens, reason = "", None, None
     logprobs: tuple[TokenLogprob, ...] = ()
-    asked = {"model": model, "prompt": prompt, **_params(sampling, listen is not None)}
+    request = {"model": model, "prompt": prompt, **_params(sampling, listen is not None)}
     try:
-        async with client.stream("POST", "/v1/completions", json=asked) as answer, aclosing(_chunks(answer)) as chunks:
+        async with (
+            client.stream("POST", "/v1/completions", json=request) as answer,
+            aclosing(_chunks(answer)) as chunks,
+        ):
             async for chunk in chunks:
-                heard()
+                on_output()
                 tokens = chunk.usage.completion_tokens if chunk.usage else tokens
                 for choice in chunk.choices:
-                    gained = _logprobs(choice, sampling)
-                    if listen and (choice.text or gained):
-                        listen(Delta(choice.text, gained))
-                    text, logprobs, reason = text + choice.text, logprobs + gained, choice.finish_reason or reason
+                    new_logprobs = _logprobs(choice, sampling)
+                    if listen and (choice.text or new_logprobs):
+                        listen(Delta(choice.text, new_logprobs))
+                    text, logprobs, reason = text + choice.text, logprobs + new_logprobs, choice.finish_reason or reason
     except Refused as error:
         raise refusal(str(error), error.field, sampling) from error
     if reason is None:
-        # VLLM leaves out the end of a draw that failed before its first token.
+        # vLLM sends no finish reason for a response that failed before its first token.
         raise RequestFailed("an answer without finish_reason", internal=True)
-    end = proper_end(reason)
+    end = check_finish_reason(reason)
     if tokens is None:
-        raise Failed("an answer without usage")
+        raise BadAnswer("an answer without usage")
     return Completion(text, tokens, end, None if sampling.logprobs is None else logprobs)
 
 
-async def _chunks(answer: httpx.Response) -> AsyncGenerator[_Chunk, None]:
-    """The parts of a streamed answer, up to its end."""
+async def _chunks(answer: httpx.Response) -> AsyncGenerator[Chunk, None]:
+    """Yield the parts of a streamed answer."""
     if answer.status_code != HTTPStatus.OK:
         _check(answer.status_code, await answer.aread())
     try:
         async with aclosing(EventSource(answer).aiter_sse()) as events:
             async for event in events:
-                if event.data == DONE:
+                if event.data == END_OF_STREAM:
                     return
-                chunk = _parse(_Chunk, event.data)
+                chunk = _parse(Chunk, event.data)
                 if chunk.error:
-                    # What is found wrong after the status line has gone, sampling that the engine refuses among it.
-                    _blame(chunk.error.code, chunk.error)
+                    # An error after the status line, such as sampling parameters that the engine refuses.
+                    _raise_error(chunk.error.code, chunk.error)
                 yield chunk
     except SSEError as error:
-        raise Failed(one_line(error)) from error
-    raise Failed(f"an answer that breaks off, without {DONE}")
+        raise BadAnswer(one_line(error)) from error
+    raise BadAnswer(f"an answer that breaks off, without {END_OF_STREAM}")
 
 
 def _params(sampling: Sampling, streaming: bool) -> dict[str, Any]:
-    """VLLM's form of ``sampling``: all of it, since what is left out is taken from the model's own defaults."""
-    asked: dict[str, Any] = {
+    """Translate ``sampling`` to vLLM's parameters. vLLM would take missing ones from the model's own defaults."""
+    request: dict[str, Any] = {
         "n": 1,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -204,62 +176,62 @@ def _params(sampling: Sampling, streaming: bool) -> dict[str, Any]:
         "logprobs": sampling.logprobs,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "stream_interval": 1 if streaming else UNHEARD_TOKENS,
+        "stream_interval": 1 if streaming else SILENT_INTERVAL,
     }
     if sampling.logit_bias:
-        asked["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+        request["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if structure := sampling.structure:
-        asked["response_format"] = (
+        request["response_format"] = (
             {"type": "json_object"}
             if structure.schema is None
             else {"type": "json_schema", "json_schema": {"name": "response", "schema": structure.schema}}
         )
-    return asked
+    return request
 
 
-def _logprobs(choice: _Choice, sampling: Sampling) -> tuple[TokenLogprob, ...]:
-    """Of the tokens of a part; vLLM lists the drawn token first, then the likeliest, which may lack it."""
+def _logprobs(choice: Choice, sampling: Sampling) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities of a part's tokens. vLLM lists the most likely tokens, which may not include the drawn one."""
     if sampling.logprobs is None:
         return ()
     if choice.logprobs is None:
-        raise Failed("an answer without the logprobs asked for")
-    found = choice.logprobs
-    if not len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs):
-        raise Failed("logprobs of different lengths")
+        raise BadAnswer("an answer without the logprobs asked for")
+    logprobs = choice.logprobs
+    if not len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs):
+        raise BadAnswer("logprobs of different lengths")
     return tuple(
-        TokenLogprob(token, finite_logprob(logprob), _likeliest(top, sampling.logprobs))
-        for token, logprob, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True)
+        TokenLogprob(token, check_logprob(logprob), _likeliest(top, sampling.logprobs))
+        for token, logprob, top in zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True)
     )
 
 
 def _likeliest(top: Mapping[str, float | None], count: int) -> tuple[tuple[str, float], ...]:
-    finite = [(token, finite_logprob(logprob)) for token, logprob in top.items()]
+    finite = [(token, check_logprob(logprob)) for token, logprob in top.items()]
     return tuple(sorted(finite, key=lambda entry: -entry[1])[:count])
 
 
 def _check(status: int, body: bytes) -> None:
-    """Raise Refused, RequestFailed or Failed unless all is well."""
+    """Raise the error that a status other than 200 means."""
     if status != HTTPStatus.OK:
-        _blame(status, _error(body))
+        _raise_error(status, _error(body))
 
 
-def _blame(status: int, error: _Error) -> NoReturn:
-    """Raise what an error of a server means; a refusal names the parameter in vLLM's words."""
+def _raise_error(status: int, error: Error) -> NoReturn:
+    """Raise the error that a server's error means. A refusal names the parameter as vLLM does."""
     text = " ".join(error.message.split())[:300]
     if status in REFUSED:
         raise Refused(text, error.param)
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        # Of this request alone, or of the engine: vLLM answers both so.
+        # vLLM gives the same answer whether only this request failed or the whole engine.
         raise RequestFailed(f"{status} {text}", internal=True)
-    raise Failed(f"{status} {text}")
+    raise BadAnswer(f"{status} {text}")
 
 
-def _error(body: bytes) -> _Error:
-    """What an error's body says, in vLLM's envelope or not."""
+def _error(body: bytes) -> Error:
+    """Read an error's body, in vLLM's envelope or not."""
     try:
-        return _Failure.model_validate_json(body).error
+        return Failure.model_validate_json(body).error
     except ValidationError:
-        return _Error(message=body.decode(errors="replace") or "without a word")
+        return Error(message=body.decode(errors="replace") or "without a word")
 
 
 def _parse(model: type[ModelT], body: bytes | str) -> ModelT:
@@ -268,4 +240,4 @@ def _parse(model: type[ModelT], body: bytes | str) -> ModelT:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "body"
-        raise Failed(f"an answer that is not vLLM's ({where}: {first['msg']})") from error
+        raise BadAnswer(f"an answer that is not vLLM's ({where}: {first['msg']})") from error

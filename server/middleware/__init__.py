@@ -1,1 +1,1 @@
-"""What every request passes through; plain ASGI."""
+"""ASGI middleware: what every request passes through before it reaches a route."""

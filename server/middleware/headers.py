@@ -1,31 +1,35 @@
-"""Headers that tell browsers what they must not do with an answer."""
+"""Security headers for browsers."""
 
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Headers = Iterable[tuple[bytes, bytes]]
-EVERYWHERE = [
+COMMON_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
-DATA = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-"""Of JSON, text and streams, which load nothing."""
-PAGE = (
+DATA_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+"""For JSON, text and streams, which load nothing."""
+PAGE_POLICY = (
     b"content-security-policy",
-    # FastAPI writes a script into the page, Swagger UI styles, ReDoc starts a worker.
+    # FastAPI puts a script into the page, Swagger UI inserts styles, and ReDoc starts a worker.
     b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src blob:; "
     b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
 )
-"""Of /docs and /redoc, whose scripts and styles this server has itself."""
+"""For /docs and /redoc. The server itself provides their scripts and styles."""
 NO_STORE = (b"cache-control", b"no-store")
-"""Of everything under /v1: prompts and responses are in no cache."""
+"""For everything under /v1, so that no cache stores prompts and responses."""
 
 
-class SecureHeaders:
-    """Adds them to every answer, streams too. Plain ASGI."""
+class SecurityHeadersMiddleware:
+    """ASGI middleware that adds security headers to every answer, including streams.
+
+    Args:
+        app: The application that it wraps.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -37,16 +41,16 @@ class SecureHeaders:
 
         private = scope["path"].startswith("/v1")
 
-        async def sending(message: Message) -> None:
+        async def send_wrapper(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = [*message.get("headers", ()), *EVERYWHERE]
-                headers.append(PAGE if _is_page(headers) else DATA)
+                headers = [*message.get("headers", ()), *COMMON_HEADERS]
+                headers.append(PAGE_POLICY if _is_page(headers) else DATA_POLICY)
                 if private:
                     headers = [header for header in headers if header[0].lower() != NO_STORE[0]] + [NO_STORE]
                 message = {**message, "headers": headers}
             await send(message)
 
-        await self.app(scope, receive, sending)
+        await self.app(scope, receive, send_wrapper)
 
 
 def _is_page(headers: Headers) -> bool:

@@ -1,4 +1,4 @@
-"""What clients get."""
+"""Bodies of answers."""
 
 import math
 from typing import Any, Literal
@@ -7,78 +7,79 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from server.engines import TokenLogprob
 
-GREEDY = "true if the sampling (temperature 0, top_k 1 or min_p 1) makes all candidates the same; else left out"
+GREEDY = "true if temperature 0, top_k 1 or min_p 1 makes all candidates the same; otherwise left out"
+"""Description of the field ``greedy``."""
 
 
 class _Answer(BaseModel):
-    # JSON has no NaN and no infinity: where a number is one, there is no answer.
+    # JSON has no NaN and no infinity, so an answer with such a number is an error.
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class ErrorInfo(_Answer):
-    """Why there is no answer."""
+    """What went wrong."""
 
     message: str
     type: str
-    param: str | None = Field(description="the field that is not accepted, where it is one")
+    param: str | None = Field(description="the field that is not accepted, if there is one")
     code: str | None
 
 
 class ErrorAnswer(_Answer):
-    """The envelope of every error."""
+    """The body of every error."""
 
     error: ErrorInfo
 
 
 class Scored(_Answer):
-    """A reward and where it stands among the reference's."""
+    """A reward, and its quantile among the reference's rewards."""
 
     index: int
-    reward: float = Field(description="raw; of several reward models their combined reward, 0 to 1")
-    rewards: dict[str, float] | None = Field(None, description="of several reward models, each one's raw reward")
-    quantile: float = Field(description="share of the reference's rewards below, ties half")
+    reward: float = Field(description="raw reward; with several reward models, their combined reward from 0 to 1")
+    rewards: dict[str, float] | None = Field(None, description="with several reward models, the raw reward of each")
+    quantile: float = Field(description="share of the reference's rewards that are lower; ties count half")
     quantile_low: float = Field(description="95% credible interval of the quantile")
     quantile_high: float
 
 
 class Candidate(Scored):
-    """One of the N responses."""
+    """One of the N responses drawn for a request."""
 
     text: str
     finish_reason: str
     completion_tokens: int
     seed: int
     unread_tokens: int | None = Field(
-        None, description="tokens at its end that the reward models did not read, where it did not fit their context"
+        None, description="tokens at the end that the reward models did not read, because they exceed their context"
     )
-    logprobs: tuple[TokenLogprob, ...] | None = Field(None, description="of each token, where asked for")
+    logprobs: tuple[TokenLogprob, ...] | None = Field(None, description="log-probability of each token, if requested")
 
     @field_validator("logprobs")
     @classmethod
-    def _finite(cls, tokens: tuple[TokenLogprob, ...] | None) -> tuple[TokenLogprob, ...] | None:
-        """As of every other number. One sum tells, which is quicker than to look at each."""
+    def _check_finite(cls, tokens: tuple[TokenLogprob, ...] | None) -> tuple[TokenLogprob, ...] | None:
+        """Refuse log-probabilities that are not finite. One sum over all is quicker than a check of each."""
         if not math.isfinite(sum(token.logprob + sum(one for _, one in token.top) for token in tokens or ())):
             raise ValueError("finite log-probabilities")
         return tokens
 
 
 class CalibrationInfo(_Answer):
-    """Whose rewards the quantiles refer to: this prompt's own, or pooled over all calibrated prompts."""
+    """The reference rewards behind the quantiles: those of this prompt, or of all calibrated prompts pooled."""
 
     scope: Literal["prompt", "global"]
     samples: int
 
 
 class Theory(_Answer):
-    """What so many independent draws from the reference would give."""
+    """What n independent draws from the reference would give."""
 
-    n: int = Field(description="the candidates that there are, fewer than N if some are missing; 1 if greedy")
+    n: int = Field(description="number of scored candidates; 1 if greedy")
     expected_quantile: float
     kl_bound: float = Field(description="nats: log n - (n-1)/n")
 
 
 class Usage(_Answer):
-    """Tokens: the prompt once, the completions of all N candidates."""
+    """Token counts: the prompt once, and the completions of all N candidates."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -86,10 +87,10 @@ class Usage(_Answer):
 
 
 class Missing(_Answer):
-    """Candidates that there are none of, where the client allowed fewer than N."""
+    """Candidates that failed or ran out of time, if the request accepts fewer than N."""
 
     asked: int = Field(description="N")
-    reasons: dict[str, int] = Field(description="error code -> candidates that it cost")
+    reasons: dict[str, int] = Field(description="error code -> number of candidates that failed with it")
 
 
 class DecodingAnswer(_Answer):
@@ -110,7 +111,7 @@ class DecodingAnswer(_Answer):
 
 
 class OpenAIAnswer(_Answer):
-    """Answer of the OpenAI endpoints; from ``procedure`` on, fields that OpenAI does not have."""
+    """Answer of the OpenAI endpoints. The fields from ``procedure`` on are extensions."""
 
     id: str
     object: Literal["chat.completion", "text_completion"]
@@ -126,7 +127,7 @@ class OpenAIAnswer(_Answer):
 
 
 class ModelCard(_Answer):
-    """A name that requests may have as their ``model``."""
+    """A name that requests may use as their ``model``."""
 
     id: str
     object: Literal["model"] = "model"
@@ -144,7 +145,7 @@ class ModelsAnswer(_Answer):
 class AdaptersAnswer(_Answer):
     """Answer of ``POST /v1/adapters``."""
 
-    loaded: list[str] = Field(description="names of the policies that are served now too")
+    loaded: list[str] = Field(description="names of the policies that are served in addition now")
 
 
 class CalibrationAnswer(_Answer):
@@ -152,10 +153,12 @@ class CalibrationAnswer(_Answer):
 
     object: Literal["calibration"] = "calibration"
     model: str
-    prompt_key: str = Field(description="what the prompt is known by in calibrations")
+    prompt_key: str = Field(description="hash that identifies the prompt in calibrations")
     scope: Literal["prompt", "global"]
-    samples: int = Field(description="K, reference rewards of this prompt")
-    cached: bool = Field(description="nothing was drawn: the bundle or an earlier request had calibrated it")
+    samples: int = Field(description="K, the number of reference rewards of this prompt")
+    cached: bool = Field(
+        description="true if nothing was drawn: the bundle or an earlier request had calibrated the prompt"
+    )
     reference_rewards: dict[str, dict[str, float]] = Field(
         description="by reward model, raw reference rewards at the 5th, 25th, 50th, 75th and 95th percentile"
     )

@@ -1,56 +1,60 @@
-"""What bodies of requests are made of: the base of them all, and kinds of fields."""
+"""The base class of request bodies, and types of their fields."""
 
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-EXACT = 2**53
-"""Up to here every whole number is a float too."""
+MAX_EXACT = 2**53
+"""Up to this number, every integer is exact as a float."""
 
 
 class Body(BaseModel):
-    """Unknown fields are errors. A field that is null counts as left out, and 16.0 as 16."""
+    """Base class of request bodies. Unknown fields are errors.
+
+    A field that is null counts as left out, and 16.0 as 16.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _plain(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {key: _whole(value) for key, value in given.items() if value is not None}
+    def _normalize(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: _to_integer(value) for key, value in data.items() if value is not None}
 
 
-def _whole(value: Any) -> Any:
-    """A number without a fraction as an integer, which every field for numbers takes."""
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT else value
+def _to_integer(value: Any) -> Any:
+    """Return a float without a fraction as an integer, which every numeric field accepts."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT else value
 
 
-def _encodable(given: Any) -> Any:
-    """JSON can carry half a surrogate pair, which no tokenizer and no UTF-8 can."""
-    if isinstance(given, str):
+def _check_encodable(data: Any) -> Any:
+    """Refuse half of a surrogate pair. JSON can contain it, but no tokenizer and no UTF-8 text can."""
+    if isinstance(data, str):
         try:
-            given.encode()
+            data.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text of whole characters (a lone surrogate at {error.start})") from error
-    return given
+    return data
 
 
-def _empty(value: Any) -> Any:
+def _check_empty(value: Any) -> Any:
     if value not in ("", [], {}):
         raise ValueError("no value: this server does not support it")
     return value
 
 
-Encodable = BeforeValidator(_encodable)
+Encodable = BeforeValidator(_check_encodable)
 Text = Annotated[str, Encodable]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""A positive integer that fits 32 bits."""
 Ignored = Annotated[Any, Field(exclude=True, description="accepted and ignored")]
-"""A field that OpenAI's clients send and that changes no text."""
+"""A field that OpenAI's clients send and that does not change the response."""
 Unsupported = Annotated[
     Any,
-    AfterValidator(_empty),
+    AfterValidator(_check_empty),
     WithJsonSchema({"enum": [None, "", [], {}]}),
     Field(exclude=True, description="not supported: accepted only where it is empty"),
 ]
-"""A field that would change the text, or be part of it, if it said anything."""
+"""A field that would change the response. It is accepted only if it is empty."""

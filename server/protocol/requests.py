@@ -1,4 +1,4 @@
-"""What clients send."""
+"""Bodies of requests."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,7 +10,9 @@ from server.protocol.messages import Messages, MessagesOrPrompt, Prompt
 from server.protocol.schemas import check_schema
 
 DEFAULT_N = 8
+"""Number of candidates if a request does not say it."""
 Stop = Annotated[str, Field(min_length=1, max_length=200), Encodable]
+"""A stop string."""
 
 
 class JsonSchema(Body):
@@ -23,28 +25,28 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
-    """The form that a response must have."""
+    """The form that the response must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = Field(None, validate_default=True)
 
     @field_validator("json_schema")
     @classmethod
-    def _goes_with_type(cls, schema: JsonSchema | None, info: ValidationInfo) -> JsonSchema | None:
+    def _check_type(cls, schema: JsonSchema | None, info: ValidationInfo) -> JsonSchema | None:
         if (schema is not None) != (info.data.get("type") == "json_schema"):
             raise ValueError("a schema with type json_schema, and only with it")
         return schema
 
 
 class StreamOptions(Body):
-    """How a stream ends."""
+    """Options of a stream."""
 
-    include_usage: bool = Field(False, description="a last chunk without choices says the usage")
+    include_usage: bool = Field(False, description="send a last chunk with the usage and without choices")
     include_obfuscation: Ignored = None
 
 
-class Sampled(Body):
-    """Fields that every generating request shares; defaults are the bundle's sampling law."""
+class SamplingFields(Body):
+    """Fields that every generating request has. Their defaults are the bundle's sampling law."""
 
     model: str | None = Field(None, description="name of the served model; may be left out")
     temperature: float | None = Field(None, ge=0, le=2)
@@ -53,25 +55,25 @@ class Sampled(Body):
     max_tokens: Count | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=0, le=2**62, description="candidate i is drawn with seed + i")
-    min_p: float = Field(0.0, ge=0, le=1, description="drop tokens less likely than this share of the likeliest")
-    min_tokens: int = Field(0, ge=0, le=2**31 - 1, description="no end token before so many")
+    min_p: float = Field(0.0, ge=0, le=1, description="drop tokens less likely than this share of the most likely one")
+    min_tokens: int = Field(0, ge=0, le=2**31 - 1, description="least number of tokens before an end token")
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=2)
     logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] = Field(
-        {}, max_length=1024, description="token id -> what is added to its logit"
+        {}, max_length=1024, description="token id -> number that is added to its logit"
     )
     response_format: ResponseFormat | None = None
-    timeout: float | None = Field(None, ge=0.1, description="seconds it may take; at most the server's own limit")
+    timeout: float | None = Field(None, ge=0.1, description="seconds the request may take, at most the server's limit")
     min_candidates: Count | None = Field(
-        None, description="answer with so many where others failed or time ran out; all N if left out"
+        None, description="answer with at least so many candidates if others fail or time runs out; all N if left out"
     )
     calibrate: bool = Field(
-        False, description="calibrate this prompt first where it is not: K draws from the reference"
+        False, description="calibrate this prompt first, with K draws from the reference, if it is not calibrated yet"
     )
-    return_candidates: bool = Field(False, description="send all N, not only the selected ones")
+    return_candidates: bool = Field(False, description="return all N candidates, not only the selected ones")
     user: Annotated[str, Field(max_length=200), Encodable] | None = Field(
-        None, description="who asks, for the audit log"
+        None, description="the end user, for the audit log"
     )
 
     @property
@@ -80,30 +82,34 @@ class Sampled(Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class DecodingRequest(Sampled, MessagesOrPrompt):
+class DecodingRequest(SamplingFields, MessagesOrPrompt):
     """Body of ``/v1/best-of-n`` and ``/v1/worst-of-n``."""
 
     DRAWS_FIELD: ClassVar = "n"
     TOP_FIELD: ClassVar = "top"
-    n: Count | None = Field(
-        None, description="N, how many candidates are drawn; if left out, the N of the model's name, else 8"
-    )
+    n: Count | None = Field(None, description="N, the number of candidates; by default the N in the model's name, or 8")
     top: Count = Field(1, description="how many are selected, at most N")
     logprobs: int | None = Field(None, ge=0, le=20, description="log-probability of each token, and so many others'")
-    stream: bool = Field(False, description="send events as candidates finish and are scored, then the answer")
+    stream: bool = Field(False, description="send an event whenever a candidate is finished or scored, then the answer")
 
-    def procedure(self, kind: type[BestOfN] | type[WorstOfN], named: FixedN | None) -> BestOfN | WorstOfN:
-        """What is asked for, at an endpoint of that ``kind``; ``named`` is the procedure in the model's name."""
-        return kind(self.n or (named.n if isinstance(named, kind) else DEFAULT_N))
+    def procedure(self, kind: type[BestOfN] | type[WorstOfN], named_procedure: FixedN | None) -> BestOfN | WorstOfN:
+        """Return the procedure that the request asks for.
+
+        Args:
+            kind: The kind of procedure of the endpoint.
+            named_procedure: The procedure in the model's name, such as ``demo:best-of-8``, if there is one. Its N is
+                the default.
+        """
+        return kind(self.n or (named_procedure.n if isinstance(named_procedure, kind) else DEFAULT_N))
 
 
-class _OpenAI(Sampled):
+class _OpenAI(SamplingFields):
     DRAWS_FIELD: ClassVar = "best_of"
     TOP_FIELD: ClassVar = "n"
-    n: Count = Field(1, description="how many choices come back, the selected first; at most as many as are drawn")
+    n: Count = Field(1, description="how many choices are returned, the selected first; at most as many as are drawn")
     best_of: Count | None = Field(None, description="draw this many candidates and return the best n")
     worst_of: Count | None = Field(None, description="draw this many candidates and return the worst n")
-    stream: bool = Field(False, description="send the answer in chunks as it is made, as server-sent events")
+    stream: bool = Field(False, description="send the answer in chunks, as server-sent events")
     stream_options: StreamOptions | None = None
     metadata: Ignored = None
     prompt_cache_key: Ignored = None
@@ -114,7 +120,7 @@ class _OpenAI(Sampled):
 
     @property
     def drawing(self) -> tuple[str, FixedN, int]:
-        """The field that says how many candidates are drawn, by what procedure, and how many."""
+        """The field that sets the number of candidates, the procedure, and the number of candidates."""
         if self.best_of is not None:
             return "best_of", BestOfN(self.best_of), self.best_of
         if self.worst_of is not None:
@@ -128,14 +134,14 @@ class _OpenAI(Sampled):
 
     @field_validator("worst_of")
     @classmethod
-    def _one_procedure(cls, worst_of: int | None, info: ValidationInfo) -> int | None:
+    def _check_procedure(cls, worst_of: int | None, info: ValidationInfo) -> int | None:
         if worst_of is not None and info.data.get("best_of") is not None:
             raise ValueError("best_of or worst_of, not both")
         return worst_of
 
     @field_validator("stream_options")
     @classmethod
-    def _of_a_stream(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+    def _check_stream_options(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
         if options is not None and options.include_usage and not info.data.get("stream"):
             raise ValueError("include_usage only with stream: true")
         return options
@@ -147,7 +153,9 @@ class ChatRequest(_OpenAI):
     messages: Messages
     max_completion_tokens: Count | None = Field(None, description="the newer name of max_tokens")
     logprobs: bool = Field(False, description="log-probability of each token of the choices")
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="and of so many of the likeliest in its place")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="also the log-probabilities of so many most likely tokens"
+    )
     modalities: list[Literal["text"]] | None = Field(None, exclude=True, description="accepted and ignored")
     parallel_tool_calls: Ignored = None
     tools: Unsupported = None
@@ -157,21 +165,21 @@ class ChatRequest(_OpenAI):
 
     @field_validator("max_completion_tokens")
     @classmethod
-    def _one_limit(cls, limit: int | None, info: ValidationInfo) -> int | None:
+    def _check_limit(cls, limit: int | None, info: ValidationInfo) -> int | None:
         if limit is not None and info.data.get("max_tokens", limit) not in (None, limit):
             raise ValueError(f"the same as max_tokens, which is {info.data['max_tokens']}, or only one of the two")
         return limit
 
     @field_validator("top_logprobs")
     @classmethod
-    def _of_logprobs(cls, top: int | None, info: ValidationInfo) -> int | None:
+    def _check_top_logprobs(cls, top: int | None, info: ValidationInfo) -> int | None:
         if top and not info.data.get("logprobs"):
             raise ValueError("nothing without logprobs: true")
         return top
 
     @property
     def alternatives(self) -> int | None:
-        """How many alternatives to each token are asked for with log-probabilities; None for no log-probabilities."""
+        """How many alternatives to each token are reported with log-probabilities; None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -185,12 +193,12 @@ class CompletionRequest(_OpenAI):
 
     @property
     def alternatives(self) -> int | None:
-        """As of :class:`ChatRequest`."""
+        """How many alternatives to each token are reported with log-probabilities; None for no log-probabilities."""
         return self.logprobs
 
 
-Drawing = ChatRequest | CompletionRequest | DecodingRequest
-"""What draws candidates."""
+GenerationRequest = ChatRequest | CompletionRequest | DecodingRequest
+"""A request that draws candidates."""
 
 
 class CalibrationRequest(MessagesOrPrompt):
@@ -211,5 +219,5 @@ class RewardsRequest(MessagesOrPrompt):
     """Body of ``/v1/rewards``."""
 
     model: str | None = None
-    calibrate: bool = Field(False, description="calibrate this prompt first where it is not")
+    calibrate: bool = Field(False, description="calibrate this prompt first if it is not calibrated yet")
     responses: list[Text] = Field(min_length=1, max_length=4096, description="responses to score")

@@ -1,7 +1,6 @@
-"""JSON schemas that clients send: what is refused at a glance, before anything is made of them.
+"""Limits on the JSON schemas that clients send. They are checked before a grammar is compiled from a schema.
 
-A grammar is compiled from a schema. That takes time, which grows with depth, size and the number of values, and the
-compiler itself keeps no bound.
+Compiling takes time that grows with the depth, the size and the number of values. The compiler itself has no limits.
 """
 
 import json
@@ -10,22 +9,23 @@ from collections.abc import Iterator
 from typing import Any
 
 CHARACTERS = 65_536
+"""The largest size of a schema, in characters of JSON."""
 DEPTH = 64
-"""Objects and arrays inside each other; an object's property takes two."""
+"""The deepest nesting of objects and arrays. A property of an object takes two levels."""
 TOO_DEEP = f"a schema nested at most {DEPTH} deep"
 VALUES = 1_000
-"""Values of all enums together, as OpenAI allows."""
+"""The most values in all enums together, as in OpenAI's API."""
 REPEATS = 128
-"""The largest count in a pattern that the compiler can hold a response to."""
+"""The largest repeat count in a pattern. The compiler supports no larger ones."""
 COUNT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
-"""A count in a pattern, such as ``{1,128}``."""
+"""A repeat count in a pattern, such as ``{1,128}``."""
 
 
 def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """``schema``, if it is within the limits.
+    """Check that a schema is within the limits. Returns it.
 
     Raises:
-        ValueError: it is not; the text says which limit.
+        ValueError: It is not. The message says which limit it exceeds.
     """
     try:
         size = len(json.dumps(schema))
@@ -47,7 +47,7 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _walk(schema: Any) -> Iterator[tuple[int, str, Any]]:
-    """Every value below ``schema`` with its depth and the key it has, without recursion."""
+    """Yield every value in ``schema`` with its depth and its key, without recursion."""
     pending = [(1, "", schema)]
     while pending:
         depth, name, value = pending.pop()
@@ -59,7 +59,7 @@ def _walk(schema: Any) -> Iterator[tuple[int, str, Any]]:
 
 
 def _largest_count(pattern: str) -> int:
-    """The largest number in a count that is neither escaped nor in a class of characters; one pass, whatever comes."""
+    """The largest repeat count in a pattern, outside of character classes and escapes. It takes one pass."""
     largest, place, in_class = 0, 0, False
     while place < len(pattern):
         character = pattern[place]
@@ -70,7 +70,7 @@ def _largest_count(pattern: str) -> int:
         elif character == "[":
             in_class = True
         elif character == "{" and (count := COUNT.match(pattern, place)):
-            # Numbers of many digits are not worth reading.
+            # Converting a number of many digits takes long, and such a number is too large anyway.
             numbers = [int(digits) if len(digits) < 10 else 10**10 for digits in count.groups() if digits]
             largest = max(largest, *numbers)
         place += 1

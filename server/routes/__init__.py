@@ -1,1 +1,1 @@
-"""The HTTP endpoints, one module per kind of client."""
+"""The HTTP endpoints, one module for each kind of client."""

@@ -1,39 +1,45 @@
-"""``/v1/calibrations``: calibrate a prompt before it is decoded."""
+"""``/v1/calibrations``: calibrates a prompt before it is decoded."""
 
 import numpy as np
 from fastapi import APIRouter, Request
 
 from infalign.procedures import Standard
-from server.auth import needs
 from server.protocol.answers import CalibrationAnswer
 from server.protocol.requests import CalibrationRequest
-from server.routes.common import Server, conversation, while_connected
+from server.routes.dependencies import require_role
+from server.routes.disconnects import run_while_connected
+from server.routes.jobs import make_conversation
+from server.routes.serving import ServingDep
 
-router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[needs("generate")])
+router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[require_role("generate")])
 PERCENTILES = (5, 25, 50, 75, 95)
+"""Percentiles of the reference rewards that the answer reports."""
 
 
 @router.post("/calibrations", summary="Calibrate a prompt now")
-async def calibrate(body: CalibrationRequest, request: Request, server: Server) -> CalibrationAnswer:
-    """Draw K responses to the prompt from the reference and keep their rewards, where there are none yet."""
-    model = server.catalogue.choose(body.model, Standard()).policy
-    asked = conversation(body.messages, body.prompt)
-    found = await while_connected(request, server.bounded(lambda: server.decoder.calibrate(asked)))
-    raw = {
-        name: found.combination.tables[i].lookup(found.key)
-        for i, name in enumerate(server.decoder.sampler.reward_models)
+async def calibrate(body: CalibrationRequest, request: Request, serving: ServingDep) -> CalibrationAnswer:
+    """Draw K responses to the prompt from the reference, score them, and keep their rewards.
+
+    A prompt that is calibrated already is not drawn again.
+    """
+    model = serving.catalogue.choose(body.model, Standard()).policy
+    conversation = make_conversation(body.messages, body.prompt)
+    references = await run_while_connected(request, serving.run(lambda: serving.decoder.calibrate(conversation)))
+    calibrations = {
+        name: references.combination.tables[i].lookup(references.key)
+        for i, name in enumerate(serving.decoder.client.reward_models)
     }
     return CalibrationAnswer(
         model=model,
-        prompt_key=found.key,
-        scope=found.calibration.scope,
-        samples=found.calibration.samples,
-        cached=found.source != "drawn",
+        prompt_key=references.key,
+        scope=references.calibration.scope,
+        samples=references.calibration.samples,
+        cached=references.source != "drawn",
         reference_rewards={
             name: {
                 str(percent): float(reward * of.resolution)
                 for percent, reward in zip(PERCENTILES, np.percentile(of.anchors, PERCENTILES), strict=True)
             }
-            for name, of in raw.items()
+            for name, of in calibrations.items()
         },
     )

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``, ``/v1/completions`` and ``/v1/models``, as OpenAI's clients expect them."""
+"""``/v1/chat/completions``, ``/v1/completions`` and ``/v1/models``, compatible with OpenAI's clients."""
 
 import time
 from collections.abc import Iterator
@@ -10,124 +10,134 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from infalign.errors import shorten
 from infalign.procedures import Standard
-from server.auth import authenticated, needs
-from server.choices import Chat, Chunks, Form, Text, choices
-from server.decoder import Decoded, Event, Job
+from server.decoding.jobs import DecodingResult, Event, Job
 from server.decoding.reader import Conversation
 from server.errors import UnknownModel
 from server.protocol.answers import ModelCard, ModelsAnswer, OpenAIAnswer
 from server.protocol.requests import ChatRequest, CompletionRequest
-from server.routes.common import (
-    Server,
-    Serving,
-    beside,
-    conversation,
-    json_answer,
-    selection,
-    side,
-    usage,
-    while_connected,
-)
-from server.streaming import DONE, STREAMED, data, stream
+from server.routes.choices import ChatForm, Chunks, CompletionForm, Form, make_choices
+from server.routes.dependencies import get_caller, require_role
+from server.routes.disconnects import run_while_connected
+from server.routes.jobs import make_conversation, make_job
+from server.routes.results import extension_fields, json_answer, render, select_candidates, usage
+from server.routes.serving import Serving, ServingDep
+from server.routes.streaming import DONE, STREAMED, json_event, stream
 
-router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(authenticated)])
-GENERATES: dict[str, Any] = {
-    "dependencies": [needs("generate")],
+router = APIRouter(prefix="/v1", tags=["openai"], dependencies=[Depends(get_caller)])
+ROUTE_OPTIONS: dict[str, Any] = {
+    "dependencies": [require_role("generate")],
     "response_model": OpenAIAnswer,
     "responses": STREAMED,
 }
 
 
-@router.post("/chat/completions", **GENERATES)
-async def chat_completions(body: ChatRequest, request: Request, server: Server) -> Response:
-    """OpenAI chat completions with ``best_of`` or ``worst_of``."""
+@router.post("/chat/completions", **ROUTE_OPTIONS)
+async def chat_completions(body: ChatRequest, request: Request, serving: ServingDep) -> Response:
+    """OpenAI chat completions, with ``best_of`` or ``worst_of``."""
     limit = body.max_completion_tokens or body.max_tokens
-    return await _answer(body, request, server, conversation(body.messages), limit, Chat())
+    return await _answer(body, request, serving, make_conversation(body.messages), limit, ChatForm())
 
 
-@router.post("/completions", **GENERATES)
-async def completions(body: CompletionRequest, request: Request, server: Server) -> Response:
-    """OpenAI text completions with ``best_of`` or ``worst_of``; ``best_of`` ranks by reward, not by log-probability."""
-    return await _answer(body, request, server, conversation(None, body.prompt), body.max_tokens, Text())
+@router.post("/completions", **ROUTE_OPTIONS)
+async def completions(body: CompletionRequest, request: Request, serving: ServingDep) -> Response:
+    """OpenAI text completions, with ``best_of`` or ``worst_of``.
+
+    ``best_of`` ranks by reward, not by log-probability.
+    """
+    return await _answer(
+        body, request, serving, make_conversation(None, body.prompt), body.max_tokens, CompletionForm()
+    )
 
 
 @router.get("/models")
-async def models(server: Server) -> ModelsAnswer:
-    """The served policies, alone and with a procedure behind the name."""
-    return ModelsAnswer(data=[ModelCard(id=name) for name in server.catalogue.names(server.settings.max_n)])
+async def models(serving: ServingDep) -> ModelsAnswer:
+    """List the served policies, alone and with a procedure after the name."""
+    return ModelsAnswer(data=[ModelCard(id=name) for name in serving.catalogue.names(serving.settings.max_n)])
 
 
 @router.get("/models/{name}")
-async def model(name: str, server: Server) -> ModelCard:
-    """One of them, or any other name that requests may have as their ``model``."""
-    n = server.catalogue.choose(name, Standard()).procedure.n
-    if n > server.settings.max_n:
-        raise UnknownModel(f"model: got {shorten(name)}, accepted: N of at most {server.settings.max_n}", "model")
+async def model(name: str, serving: ServingDep) -> ModelCard:
+    """Return one of the listed models, or any other name that requests may use as their ``model``."""
+    n = serving.catalogue.choose(name, Standard()).procedure.n
+    if n > serving.settings.max_n:
+        raise UnknownModel(f"model: got {shorten(name)}, accepted: N of at most {serving.settings.max_n}", "model")
     return ModelCard(id=name)
 
 
 async def _answer(
     body: ChatRequest | CompletionRequest,
     request: Request,
-    server: Serving,
-    asked: Conversation,
+    serving: Serving,
+    conversation: Conversation,
     limit: int | None,
     form: Form,
 ) -> Response:
-    job = await _job(request, body, server, asked, limit)
+    job = await _job(request, body, serving, conversation, limit)
     head = {
         "id": f"{form.prefix}-{uuid4().hex}",
         "created": int(time.time()),
         "model": job.sampling.policy,
     }
     if body.stream:
-        return await _stream(body, request, server, job, form, head)
-    decoded = await while_connected(request, server.decode(request, job))
-    chosen = selection(job, decoded)
+        return await _stream(body, request, serving, job, form, head)
+    result = await run_while_connected(request, serving.decode(request, job))
+    selection = select_candidates(job, result)
 
     def answer() -> Response:
         return json_answer(
             OpenAIAnswer(
                 **head,
-                object=form.whole,
-                choices=choices(form, chosen),
-                usage=usage(decoded),
-                **side(body, job, decoded),
+                object=form.object_name,
+                choices=make_choices(form, selection),
+                usage=usage(result),
+                **extension_fields(body, job, result),
             )
         )
 
-    return await beside(decoded, answer)
+    return await render(result, answer)
 
 
 async def _stream(
     body: ChatRequest | CompletionRequest,
     request: Request,
-    server: Serving,
+    serving: Serving,
     job: Job,
     form: Form,
     head: dict[str, Any],
 ) -> EventSourceResponse:
     chunks = Chunks(form, head, isinstance(job.procedure, Standard), job.sees_all, body.return_candidates)
 
-    def tell(event: Event | Decoded) -> Iterator[ServerSentEvent]:
-        if not isinstance(event, Decoded):
-            yield from map(data, chunks.of(event))
+    def to_events(event: Event | DecodingResult) -> Iterator[ServerSentEvent]:
+        if not isinstance(event, DecodingResult):
+            yield from map(json_event, chunks.from_event(event))
             return
-        *parts, last = chunks.end(selection(job, event))
-        yield from map(data, parts)
-        beyond = side(body, job, event)
-        answer = OpenAIAnswer(**head, object=form.whole, choices=[], usage=usage(event), **beyond)
-        yield data(last | answer.model_dump(include=set(beyond), exclude_none=True))
+        *rest, last = chunks.end(select_candidates(job, event))
+        yield from map(json_event, rest)
+        extension = extension_fields(body, job, event)
+        answer = OpenAIAnswer(**head, object=form.object_name, choices=[], usage=usage(event), **extension)
+        yield json_event(last | answer.model_dump(include=set(extension), exclude_none=True))
         if body.stream_options and body.stream_options.include_usage:
-            yield data({**head, "object": form.part, "choices": [], "usage": usage(event).model_dump()})
+            yield json_event({**head, "object": form.chunk_name, "choices": [], "usage": usage(event).model_dump()})
 
-    return await stream(request, lambda listen: server.decode(request, job, listen), tell, [DONE])
+    return await stream(request, lambda listen: serving.decode(request, job, listen), to_events, [DONE])
 
 
 async def _job(
-    request: Request, body: ChatRequest | CompletionRequest, server: Serving, asked: Conversation, limit: int | None
+    request: Request,
+    body: ChatRequest | CompletionRequest,
+    serving: Serving,
+    conversation: Conversation,
+    limit: int | None,
 ) -> Job:
     field, procedure, draws = body.drawing
-    return await server.job(
-        request, body, asked, procedure, field, draws=draws, max_tokens=limit, logprobs=body.alternatives
+    return await make_job(
+        serving,
+        request,
+        body,
+        conversation,
+        procedure,
+        field,
+        draws=draws,
+        max_tokens=limit,
+        logprobs=body.alternatives,
     )

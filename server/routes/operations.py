@@ -1,4 +1,4 @@
-"""``/health``, ``/ready`` and ``/metrics``, for those who run the server."""
+"""``/health``, ``/ready`` and ``/metrics``, for operators."""
 
 from typing import Any
 
@@ -7,34 +7,34 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.engines import EnginesDown
 from server.errors import Unavailable
-from server.routes.common import Server
+from server.routes.serving import ServingDep
 
 router = APIRouter(tags=["operations"])
 
 
 @router.get("/health")
 async def health() -> dict[str, str]:
-    """The process answers."""
+    """Answer as long as the process is alive."""
     return {"status": "alive"}
 
 
 @router.get("/ready")
-async def ready(server: Server) -> dict[str, Any]:
-    """Bundle loaded and both engines up; 503 until then, and after an engine has died."""
+async def ready(serving: ServingDep) -> dict[str, Any]:
+    """Answer 200 when the bundle is loaded and all engines are up. Answer 503 before, and after an engine has died."""
     try:
-        await server.decoder.sampler.engines.check()
+        await serving.decoder.client.engines.check()
     except EnginesDown as error:
         raise Unavailable("the engines are not up") from error
-    return {"status": "ready", "models": list(server.catalogue.policies)}
+    return {"status": "ready", "models": list(serving.catalogue.policies)}
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(server: Server) -> Response:
-    """Prometheus text format."""
+async def metrics(serving: ServingDep) -> Response:
+    """Return the metrics in Prometheus' text format."""
     try:
-        await server.decoder.sampler.engines.check()
-        server.metrics.up.set(1)
+        await serving.decoder.client.engines.check()
+        serving.metrics.up.set(1)
     except EnginesDown:
-        server.metrics.up.set(0)
-    await server.decoder.drift.refresh()
-    return Response(server.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        serving.metrics.up.set(0)
+    await serving.decoder.drift.refresh()
+    return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -250,7 +250,7 @@ async def test_a_stranger_is_not_noted(client: httpx.AsyncClient, audit: Path) -
 async def test_a_refusal_does_not_wait_for_a_body_that_does_not_come(
     app: Any, client: httpx.AsyncClient, audit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.access.refusals.SECONDS", 0.01)
+    monkeypatch.setattr("server.middleware.probe_calls.BODY_SECONDS", 0.01)
     for _ in range(2):
         await client.get("/v1/models", headers=bearer("rare"))
     silent = Exchange(WORST, [], bearer("rare"))

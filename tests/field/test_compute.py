@@ -11,17 +11,18 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from infalign.bundle import load_calibration
 from infalign.cli import infalign
 from infalign.errors import InvalidValue, TooLittleMemory
+from infalign.storage import load_calibration
 from infalign.transforms import Identity
 from tests.tiny import tiny_job
-from training import data, memory, pipeline, planning
+from training import memory, pipeline, planning
 from training.calibrate import write_calibration
 from training.config import Compute, Ctrl, Lora, Optimiser, Scratch
 from training.configs import load_config
+from training.data import read_lengths, write_data
 from training.machine import cgroup_memory
-from training.memory import Pass, batches, compare_bytes, draw_bytes, forward_bytes, sequences
+from training.memory import Pass, batches, compare_bytes, draw_bytes, fit_sequences, forward_bytes
 from training.models import new_model
 from training.rollouts import write_rollouts
 from training.scorer import CombinedScorer
@@ -78,7 +79,7 @@ def test_as_much_of_a_batch_as_fits_is_done_at_a_time(
     machine: Any, capsys: pytest.CaptureFixture[str], available: int, compute: Any, lora: Lora | None, chosen: int
 ) -> None:
     machine(available)
-    assert sequences("reward", 16, comparisons(Compute(**compute), lora)) == chosen
+    assert fit_sequences("reward", 16, comparisons(Compute(**compute), lora)) == chosen
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"reward: {chosen} of 16 at a time, of up to 512 tokens; estimated memory ")
 
@@ -86,7 +87,7 @@ def test_as_much_of_a_batch_as_fits_is_done_at_a_time(
 def test_what_does_not_fit_is_refused_in_one_line_that_says_what_helps(machine: Any) -> None:
     machine(2 * GB)
     with pytest.raises(TooLittleMemory) as refused:
-        sequences("reward", 16, comparisons(lora=None))
+        fit_sequences("reward", 16, comparisons(lora=None))
     assert str(refused.value) == (
         "reward: one of a batch of 16, of up to 512 tokens, takes an estimated 4.5 GB, more than 80% of the available "
         "memory of 2.0 GB; what helps: fewer positions of the model, reward.train.lora, "
@@ -97,7 +98,7 @@ def test_what_does_not_fit_is_refused_in_one_line_that_says_what_helps(machine: 
 def test_sequences_that_do_not_divide_the_batch_are_refused(machine: Any) -> None:
     machine(GB)
     with pytest.raises(InvalidValue, match=r"compute.sequences: got 3, accepted: a divisor of the batch of 16"):
-        sequences("reward", 16, comparisons(Compute(sequences=3)))
+        fit_sequences("reward", 16, comparisons(Compute(sequences=3)))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_the_estimate_follows_what_makes_a_pass_smaller() -> None:
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_trained(tmp_path: Path, machine: Any) -> None:
     machine(2_000_000)
-    with pytest.raises(TooLittleMemory, match="sft: one of a batch of 16, of up to 54 tokens"):
+    with pytest.raises(TooLittleMemory, match="sft: one of a batch of 16, of up to 52 tokens"):
         pipeline.train(load_config("demo", TINY), tmp_path, tmp_path / "bundle")
     assert [path.name.split("-")[0] for path in (tmp_path / "demo").glob("[a-z]*-*")] == ["data"]
 
@@ -136,7 +137,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_trained(tmp_path: P
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the stage ``data`` leaves of the tiny demo."""
     directory = tmp_path_factory.mktemp("data")
-    data.write_data(directory, load_config("demo", TINY).for_data)
+    write_data(directory, config=load_config("demo", TINY).for_data, seed=0)
     return directory
 
 
@@ -146,9 +147,10 @@ def test_what_is_reached_does_not_depend_on_the_memory(tmp_path: Path, written: 
         directory = tmp_path / f"{available:g}"
         directory.mkdir()
         origin = Scratch(vocabulary=2048, hidden=32, layers=1, positions=64)
-        make_reference(directory, written, origin, Optimiser(learning_rate=1e-3, batch=16), 0, Compute())
+        learning = Optimiser(learning_rate=1e-3, batch=16)
+        make_reference(directory, data=written, origin=origin, config=learning, compute=Compute(), seed=0)
         chosen = json.loads((directory / "memory.json").read_text())
-        assert chosen["longest"] == data.read_lengths(written)["answer"].longest
+        assert chosen["longest"] == read_lengths(written)["answer"].longest
         return chosen["sequences"], load_file(directory / "model" / "model.safetensors")
 
     (many, ours), (few, theirs) = trained(8 * GB), trained(35e6)
@@ -164,7 +166,7 @@ def test_the_regression_learns_the_same_from_a_batch_in_parts(tmp_path: Path, ma
     for directory in (drawn, calibrated):
         directory.mkdir()
     write_rollouts(drawn, prompts, job, 2)
-    write_calibration(calibrated, drawn, job.reference, job.reward, job.law, {})
+    write_calibration(calibrated, rollouts=drawn, reference=job.reference, reward=job.reward, law=job.law, weights={})
     combination = load_calibration(calibrated)[0]
 
     def trained(available: float) -> dict[str, Any]:

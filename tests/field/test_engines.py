@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from infalign.errors import EngineFailed
 from infalign.templates import Rendering, prompt_key
 from server.engines import Completion, Delta, EnginesDown, Refused, RequestFailed, Sampling, Structure
-from server.engines.outputs import listened, reward, whole
+from server.engines.outputs import read_final, read_reward, read_stream
 from server.engines.refusal import refusal
 from server.engines.remote import RemoteEngines
 from server.engines.watch import LOOKS, NoAnswer, Watch
@@ -180,8 +180,10 @@ async def test_only_stop_and_length_end_a_completion(reason: str | None, streami
 
     async def drawn() -> Completion:
         if streaming:
-            return await listened(outputs(output("a", None), output("b", reason)), SAMPLING, lambda: None, told.append)
-        return await whole(outputs(output("ab", reason, tokens=2)), SAMPLING, lambda: None)
+            return await read_stream(
+                outputs(output("a", None), output("b", reason)), SAMPLING, lambda: None, told.append
+            )
+        return await read_final(outputs(output("ab", reason, tokens=2)), SAMPLING, lambda: None)
 
     if expected := ENDS[reason]:
         with pytest.raises(expected, match="finish_reason"):
@@ -196,7 +198,9 @@ async def test_no_infinite_logprob_leaves_the_engine(streaming: bool, values: tu
     told: list[Delta] = []
     source = outputs(output("a", "stop", [at_place(*values)]))
     asked = replace(SAMPLING, logprobs=2)
-    work = listened(source, asked, lambda: None, told.append) if streaming else whole(source, asked, lambda: None)
+    work = (
+        read_stream(source, asked, lambda: None, told.append) if streaming else read_final(source, asked, lambda: None)
+    )
     (token,) = (await work).logprobs or ()
     expected = [max(value, -9999.0) for value in values]
     assert [token.logprob, *(logprob for _, logprob in token.top)] == [expected[0], *expected]
@@ -206,7 +210,7 @@ async def test_no_infinite_logprob_leaves_the_engine(streaming: bool, values: tu
 async def test_a_logprob_that_is_no_number_fails_the_draw(value: float) -> None:
     source = outputs(output("a", "stop", [at_place(value)]))
     with pytest.raises(RequestFailed, match="log-probability of"):
-        await whole(source, replace(SAMPLING, logprobs=0), lambda: None)
+        await read_final(source, replace(SAMPLING, logprobs=0), lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ async def test_a_logprob_that_is_no_number_fails_the_draw(value: float) -> None:
 async def test_a_reward_that_is_no_number_is_none(values: list[float], expected: type[Exception]) -> None:
     data = SimpleNamespace(tolist=lambda: values)
     with pytest.raises(expected):
-        await reward(outputs(SimpleNamespace(outputs=SimpleNamespace(data=data))), lambda: None)
+        await read_reward(outputs(SimpleNamespace(outputs=SimpleNamespace(data=data))), lambda: None)
 
 
 @pytest.mark.parametrize("reason", ENDS)
@@ -254,7 +258,7 @@ async def remote(policies: list[VllmServer], judge: VllmServer) -> AsyncIterator
     settings = Settings(
         policy_urls=tuple(server.url for server in policies), reward_urls=(judge.url,), remote_timeout=600
     )
-    engines = RemoteEngines(settings, ["demo"], ["reward"], context=99, every=60)
+    engines = RemoteEngines(settings, ["demo"], ["reward"], context=99, interval=60)
     await asyncio.wait_for(engines.start(), SOON)
     yield engines
     engines.stop()
@@ -381,10 +385,10 @@ async def test_a_silent_engine_fails_all_its_calls_and_counts_as_hung() -> None:
         for call in (one, other):
             with pytest.raises(NoAnswer, match=r"said nothing for 0\.05 s"):
                 await asyncio.wait_for(asyncio.shield(call), SOON)
-    assert watch.hung
+    assert watch.is_hung
     assert watch.outstanding == 0
-    watch.heard()
-    assert not watch.hung
+    watch.note_output()
+    assert not watch.is_hung
 
 
 async def test_an_engine_that_gives_signs_of_life_is_not_hung() -> None:
@@ -393,7 +397,7 @@ async def test_an_engine_that_gives_signs_of_life_is_not_hung() -> None:
     def ask() -> None:
         nonlocal signs
         signs += 1
-        watch.heard()
+        watch.note_output()
 
     watch = Watch(0.05, ask)
     async with waiting(watch) as call:
@@ -409,7 +413,7 @@ async def test_an_idle_engine_is_left_alone() -> None:
         pass
     await asyncio.sleep(0.1)
     assert not asked
-    assert not watch.hung
+    assert not watch.is_hung
 
 
 async def test_time_in_which_the_server_itself_stood_still_does_not_count() -> None:
@@ -420,7 +424,7 @@ async def test_time_in_which_the_server_itself_stood_still_does_not_count() -> N
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         assert not call.done()
-        assert not watch.hung
+        assert not watch.is_hung
 
 
 async def test_stopping_an_engine_ends_its_calls() -> None:
@@ -429,7 +433,7 @@ async def test_stopping_an_engine_ends_its_calls() -> None:
         await asyncio.to_thread(watch.stop)
         with pytest.raises(NoAnswer, match="was stopped"):
             await asyncio.wait_for(asyncio.shield(call), SOON)
-    assert not watch.hung
+    assert not watch.is_hung
 
 
 async def test_a_timeout_within_a_call_is_not_the_engines() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.audit import AuditLog, Call, Trail
-from server.lines import BURST, PERIOD, Repeats, TextFormatter, json_formatter
+from server.middleware.audit import AuditLog, ProbeCall, Trail
+from server.observability.lines import BURST, PERIOD, RepeatFilter, TextFormatter, json_formatter
 from tests.field.processes import Running, launched
 from tests.keys import bearer, keys_file
 
@@ -78,7 +78,7 @@ def test_a_field_ends_where_it_seems_to(hostile: str) -> None:
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_an_audit_line_is_one_line(tmp_path: Path, hostile: str) -> None:
     trail = Trail()
-    trail.call = Call("key", HOSTILE[hostile], "model", "worst-of-2", 2, "hash")
+    trail.call = ProbeCall("key", HOSTILE[hostile], "model", "worst-of-2", 2, "hash")
     log = AuditLog(tmp_path / "audit")
     log.write(trail, 200, "id")
     log.close()
@@ -90,7 +90,7 @@ def test_an_audit_line_is_one_line(tmp_path: Path, hostile: str) -> None:
 
 def test_what_repeats_is_logged_a_few_times_and_then_counted() -> None:
     now = 0.0
-    repeats = Repeats(lambda: now)
+    repeats = RepeatFilter(lambda: now)
 
     def passes(message: str, name: str = "asyncio") -> logging.LogRecord | None:
         made = logging.LogRecord(name, logging.ERROR, "", 0, message, (), None)
@@ -142,10 +142,12 @@ def test_xgrammar_cannot_forge_a_line() -> None:
     pytest.importorskip("xgrammar")
     schema = json.dumps({"$ref": f"{SECRET}\n{FORGED}\x1b[31m"})
     program = (
-        "import contextlib, sys, xgrammar; from server.logs import configure; from server.output import Output\n"
+        "import contextlib, sys, xgrammar\n"
+        "from server.observability.logs import configure_logging\n"
+        "from server.observability.output import Output\n"
         "from server.settings import Settings\n"
         "with Output(log_text=False) as output:\n"
-        "    configure(Settings(), output.console); output.quote = False\n"
+        "    configure_logging(Settings(), output.console); output.quotes_lines = False\n"
         "    with contextlib.suppress(Exception): xgrammar.Grammar.from_json_schema(sys.argv[1])\n"
     )
     done = subprocess.run([sys.executable, "-c", program, schema], capture_output=True, text=True, timeout=120)

@@ -290,7 +290,7 @@ def alone(directory: Path, response: str) -> float:
     """The reward as the library gives it to one text, read to its last token, as vLLM does."""
     model = AutoModelForSequenceClassification.from_pretrained(directory)
     model.config.pad_token_id = None
-    tokens = Scorer(model, AutoTokenizer.from_pretrained(directory)).read(PROMPT, response)
+    tokens = Scorer(model, AutoTokenizer.from_pretrained(directory)).encode(PROMPT, response)
     with torch.inference_mode():
         return float(model(input_ids=torch.tensor([tokens])).logits[0, 0])
 

@@ -9,11 +9,10 @@ import httpx
 import pytest
 
 from infalign.errors import InvalidValue
-from infalign.procedures import parse_procedure
-from infalign.transforms import parse_transformation
+from infalign.parsing import parse_procedure, parse_transformation
 from tests.asgi import Exchange
 from tests.bad_requests import BEST, CALIBRATIONS, CHAT, REWARDS, TEXT, WORST
-from tests.unit.server.test_openapi import schema
+from tests.openapi import make_schema
 
 pytestmark = pytest.mark.anyio
 DIGITS = "9" * 5000
@@ -47,7 +46,7 @@ def short(answer: httpx.Response) -> bool:
 async def test_every_field_takes_a_big_number_as_a_mistake(
     client: httpx.AsyncClient, endpoint: str, number: str
 ) -> None:
-    fields = schema()["components"]["schemas"][BODIES[endpoint]]["properties"]
+    fields = make_schema()["components"]["schemas"][BODIES[endpoint]]["properties"]
     for field in fields:
         body: dict[str, Any] = (
             {"prompt": "x"} if "prompt" in fields else {"messages": [{"role": "user", "content": "x"}]}

@@ -18,7 +18,7 @@ from server.engines import Completion, Delta, Sampling
 from server.settings import Settings
 from tests.bad_requests import BEST, CALIBRATIONS, CHAT, REWARDS, TEXT, WORST
 from tests.fakes import KNOWN, FakeEngines, fake_served
-from tests.field.test_requests import events, strict
+from tests.streams import events, strict
 
 EXAMPLES = settings(
     max_examples=80,

@@ -1,7 +1,6 @@
 """Requests that clients of similar servers send, and what each of them gets here."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from langchain_openai import ChatOpenAI, OpenAI
 
 from server.app import create_app
 from server.engines import Completion, Delta, EnginesDown, Refused, TokenLogprob
+from server.routes.streaming import json_event
 from server.settings import Settings
-from server.streaming import data
 from tests.bad_requests import BEST, CALIBRATIONS, CHAT, REWARDS, TEXT, WORST
 from tests.fakes import KNOWN, FakeEngines, fake_served
+from tests.streams import events, strict
 from tests.unit.server.conftest import client_of
 
 pytestmark = pytest.mark.anyio
@@ -405,27 +405,6 @@ def impossible(engines: FakeEngines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "generate", Impossible().generate)
 
 
-def strict(text: str) -> Any:
-    """JSON without NaN and infinities, which is all that there is."""
-
-    def refuse(constant: str) -> Any:
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def events(text: str) -> Iterator[tuple[str, Any]]:
-    """(event, data) of a stream, as clients read it that split lines wherever Unicode does."""
-    event = "message"
-    for line in text.splitlines():
-        if line.startswith("event: "):
-            event = line.removeprefix("event: ")
-        elif line.startswith("data: ") and line != "data: [DONE]":
-            yield event, strict(line.removeprefix("data: "))
-        else:
-            assert line in ("", "data: [DONE]") or line.startswith(":"), line
-
-
 @pytest.mark.parametrize(
     ("endpoint", "fields"),
     [
@@ -467,7 +446,7 @@ async def test_a_stream_can_be_read_line_by_line(client: httpx.AsyncClient, engi
 
 async def test_data_of_an_event_is_the_json_of_its_fields() -> None:
     fields = {"text": "".join(map(chr, range(1, 0x3000)))}
-    assert json.loads(data(fields).data or "") == fields
+    assert json.loads(json_event(fields).data or "") == fields
 
 
 # Real clients over the application.

@@ -22,13 +22,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infalign import InvalidValue
-from infalign.templates import control_tokens
+from infalign.tokens import control_tokens
 from training.configs import load_config
-from training.data import PREFERENCES, PROMPTS, REPORT, SFT, TOKENIZER, read_prompts, tokenizer_check, write_data
-from training.data.defects import Defect, summary
-from training.data.examples import Example, pools, preferences, prompts, read, transcripts
-from training.data.files import hub, lines
-from training.evaluation.command import read_prompts as read_evaluation_prompts
+from training.data import PREFERENCES, PROMPTS, REPORT, SFT, TOKENIZER, make_tokenizer_check, read_prompts, write_data
+from training.data.defects import Defect, summarise
+from training.data.examples import (
+    Example,
+    make_pool_parser,
+    parse_preference,
+    parse_prompt,
+    parse_transcript,
+    read_examples,
+)
+from training.data.files import read_files, read_hub
+from training.evaluation.command import read_evaluation_prompts
 from training.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +83,7 @@ def stage(tmp_path: Path, source: str, content: bytes, *overrides: str, name: st
     data = f"data={{{source}: {{paths: ['{path}'], held_out: 2{more}}}}}"
     if source == "prompts":  # nothing to train a model from scratch on
         small = (base_model(tmp_path, CHAT_TEMPLATE), *PROMPTS_ALONE, *small[1:])
-    write_data(target, load_config("alpaca-pool", (data, *small, *overrides)))
+    write_data(target, config=load_config("alpaca-pool", (data, *small, *overrides)), seed=0)
     return target
 
 
@@ -302,7 +309,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, content: bytes) -> None:
     ],
 )
 def test_preferences_are_understood_in_every_usual_shape(row: Any, prompt: Any) -> None:
-    assert read([row], preferences) == ([Example(prompt, ("Hello.",), (("Hello.", "What?"),))], {})
+    assert read_examples([row], parse_preference) == ([Example(prompt, ("Hello.",), (("Hello.", "What?"),))], {})
 
 
 # Chat templates as those of well-known models refuse.
@@ -385,7 +392,7 @@ def test_rows_of_a_dataset_folder_have_the_same_defects(tmp_path: Path) -> None:
     messages = [said("user", "Hi", name=None, tool_calls=[])]
     rows = [pool(1, 2, prompt=messages), pool(1.5, math.nan, prompt=messages)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
-    examples, defects = read(hub(str(tmp_path), None, "train"), pools(1, 1, Random(0)))
+    examples, defects = read_examples(read_hub(str(tmp_path), None, "train"), make_pool_parser(1, 1, Random(0)))
     assert (examples[0].prompt, defects) == ([USER], {NOT_FINITE: 1})
 
 
@@ -396,7 +403,7 @@ def test_a_dataset_whose_rows_cannot_be_decoded_is_refused(monkeypatch: pytest.M
 
     monkeypatch.setattr("datasets.load_dataset", rows)
     with pytest.raises(InvalidValue, match=r"a dataset that can be loaded \(ImportError: To decode audio"):
-        list(hub("org/sounds", None, "train"))
+        list(read_hub("org/sounds", None, "train"))
 
 
 def evaluation_prompts(path: Path, template: str = CHAT_TEMPLATE) -> list[Any]:
@@ -464,7 +471,7 @@ def test_the_command_says_what_was_dropped(tmp_path: Path) -> None:
 def test_the_command_ends_in_one_line_when_every_row_is_refused(tmp_path: Path) -> None:
     done = train(tmp_path, encode([WITH_SYSTEM]), "--set", base_model(tmp_path, NO_SYSTEM))
     assert done.returncode == 2, done.stderr
-    [line] = done.stderr.splitlines()
+    *_, line = done.stderr.splitlines()  # the lines before it say at which stage
     assert line.startswith("infalign: data: got 'no row that can be used'")
     assert line.endswith("refused by the chat template: System role not supported (1)")
 
@@ -524,8 +531,8 @@ def test_the_example_sends_no_line_that_is_no_prompt(
 
 
 def test_the_summary_names_the_most_common_reasons_alone() -> None:
-    assert summary(Counter({f"reason {i}": 10 - i for i in range(7)})).endswith("reason 4 (6), other reasons (9)")
-    assert summary(Counter()) == "none"
+    assert summarise(Counter({f"reason {i}": 10 - i for i in range(7)})).endswith("reason 4 (6), other reasons (9)")
+    assert summarise(Counter()) == "none"
 
 
 def depth(value: Any, levels: int) -> Any:
@@ -558,10 +565,10 @@ ROWS = VALUES | st.fixed_dictionaries(
 
 @given(
     st.lists(ROWS | DEEP_VALUES, max_size=6),
-    st.sampled_from([transcripts, preferences, prompts, pools(2, 2, Random(0))]),
+    st.sampled_from([parse_transcript, parse_preference, parse_prompt, make_pool_parser(2, 2, Random(0))]),
 )
 def test_whatever_a_row_holds_it_is_used_or_counted(rows: list[Any], parse: Any) -> None:
-    examples, defects = read(rows, parse, check=tokenizer_check(TOKENS))
+    examples, defects = read_examples(rows, parse, check=make_tokenizer_check(TOKENS))
     assert len(examples) + defects.total() == len(rows)
     for example in examples:
         assert example.prompt[-1]["role"] == "user"
@@ -574,7 +581,7 @@ def test_whatever_a_row_holds_it_is_used_or_counted(rows: list[Any], parse: Any)
 
 @given(st.lists(st.floats() | st.integers() | st.booleans(), min_size=2, max_size=8))
 def test_a_pool_teaches_by_finite_scores_alone(scores: list[Any]) -> None:
-    examples, defects = read([pool(*scores)], pools(99, 1, Random(0)))
+    examples, defects = read_examples([pool(*scores)], make_pool_parser(99, 1, Random(0)))
     if not all(type(score) is int or (type(score) is float and math.isfinite(score)) for score in scores):
         assert (examples, defects) == ([], {NOT_FINITE: 1})
         return
@@ -593,4 +600,4 @@ def test_whatever_a_file_holds_its_rows_are_read_or_it_is_refused(content: bytes
         path = Path(directory) / "rows.jsonl"
         path.write_bytes(content)
         with suppress(InvalidValue):
-            json.dumps([row for row in lines([str(path)]) if not isinstance(row, Defect)])
+            json.dumps([row for row in read_files([str(path)]) if not isinstance(row, Defect)])

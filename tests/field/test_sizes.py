@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.app import Served, create_app
-from server.decoding.reader import SHORT
+from server.app import ServedBundle, create_app
+from server.decoding.reader import SHORT_CHARACTERS
 from server.settings import Settings
 from tests.fakes import KNOWN, CharacterTokenizer, FakeEngines, fake_served
 from tests.unit.server.conftest import client_of
@@ -17,7 +17,7 @@ from training.tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.anyio
 
-LONG = "a" * (SHORT + 1)
+LONG = "a" * (SHORT_CHARACTERS + 1)
 ENDPOINTS = [
     pytest.param("/v1/best-of-n", {}, id="best-of-n"),
     pytest.param("/v1/worst-of-n", {}, id="worst-of-n"),
@@ -38,7 +38,7 @@ class CountingTokenizer(CharacterTokenizer):
     def __call__(self, text: str | list[str], **options: Any) -> dict[str, Any]:
         assert isinstance(text, str)
         self.texts.append(text)
-        if len(text) > SHORT:
+        if len(text) > SHORT_CHARACTERS:
             assert self.go_on.wait(30)
         return super().__call__(text, **options)
 
@@ -49,7 +49,7 @@ def tokenizer() -> CountingTokenizer:
 
 
 @pytest.fixture
-def served(tokenizer: CountingTokenizer) -> Served:
+def served(tokenizer: CountingTokenizer) -> ServedBundle:
     return replace(fake_served(), tokenizers=(tokenizer, {"reward": tokenizer}))
 
 
@@ -63,7 +63,7 @@ async def test_a_long_prompt_is_read_beside_other_requests(
 ) -> None:
     tokenizer.go_on.clear()
     long = asyncio.create_task(client.post(endpoint, json={"messages": messages(LONG), **fields}))
-    while not any(len(text) > SHORT for text in tokenizer.texts):
+    while not any(len(text) > SHORT_CHARACTERS for text in tokenizer.texts):
         await asyncio.sleep(0.01)
     assert (await client.get("/health")).status_code == 200
     small = await client.post("/v1/best-of-n", json={"messages": messages(KNOWN), "n": 2})

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from infalign.templates import control_tokens
-from server.app import Served, create_app
+from infalign.tokens import control_tokens
+from server.app import ServedBundle, create_app
 from server.settings import Settings
 from tests.fakes import FakeEngines, fake_served
 from tests.unit.server.conftest import client_of
@@ -59,7 +59,7 @@ def engines() -> ReadingEngines:
 
 
 @pytest.fixture
-def served(tokenizer: Any) -> Served:
+def served(tokenizer: Any) -> ServedBundle:
     return replace(fake_served(), tokenizers=(tokenizer, {"reward": tokenizer}))
 
 

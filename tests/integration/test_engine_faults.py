@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from infalign import Bundle
+from tests.faults import ASKED, LONG, NORMAL, busiest, selected
 from tests.integration.conftest import INFALIGN, READY_WITHIN, Running, launched, wait_until, wait_until_ready
-from tests.integration.test_faults import ASKED, LONG, NORMAL, busiest, selected
 
 SILENCE = 15.0
 """Seconds; a request for log-probabilities would take longer, the first time on a machine."""

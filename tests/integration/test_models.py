@@ -18,7 +18,7 @@ from infalign.errors import InfAlignError
 from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
 from tests.integration.conftest import INFALIGN, launched, serving, wait_until
-from tests.integration.test_training import environment
+from tests.training_runs import environment
 from training.reward_model import turn_sign
 from training.sampler import load_pair, log_probabilities
 

@@ -107,7 +107,7 @@ def test_every_line_of_the_log_is_json_though_an_engine_dies(running: Running, h
 
 def test_the_metrics_of_vllm_that_dashboard_and_alerts_use_are_exposed(running: Running) -> None:
     root = Path(__file__).parents[2]
-    pages = ("docs/metrics.md", "deploy/grafana/dashboard.json", "deploy/prometheus/rules.yaml")
+    pages = ("docs/reference/metrics.md", "deploy/grafana/dashboard.json", "deploy/prometheus/rules.yaml")
     named = {name for page in pages for name in re.findall(r"\bvllm:\w+", (root / page).read_text(encoding="utf-8"))}
     assert named
     exposed = set(re.findall(r"^vllm:\w+", httpx.get(f"{running.url}/metrics").text, re.MULTILINE))

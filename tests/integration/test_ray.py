@@ -8,16 +8,16 @@ import pytest
 import yaml
 
 from infalign import Bundle
-from server.app import Served
+from server.app import ServedBundle
 from server.engines import Engines
-from server.ray import Arguments, application
+from server.ray import Arguments, build_app
 from server.settings import Settings
 from tests.fakes import FakeEngines, fake_served
 
 ROOT = Path(__file__).parents[2]
 
 
-def in_memory(bundle: Bundle, settings: Settings, reference: bool) -> tuple[Engines, Served]:
+def in_memory(bundle: Bundle, settings: Settings, reference: bool) -> tuple[Engines, ServedBundle]:
     return FakeEngines(), fake_served()
 
 
@@ -29,7 +29,7 @@ def url(bundle: Bundle) -> Iterator[str]:
     ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": 8123})
-        serve.run(application(Arguments(bundle=bundle.path, max_n=8), in_memory), name="infalign")
+        serve.run(build_app(Arguments(bundle=bundle.path, max_n=8), in_memory), name="infalign")
         yield "http://127.0.0.1:8123"
     finally:
         serve.shutdown()

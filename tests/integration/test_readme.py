@@ -1,4 +1,4 @@
-"""The README's snippets run as they are printed."""
+"""The snippets of the README and the documentation that need a server run as they are printed."""
 
 import re
 import shutil
@@ -9,15 +9,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+SERVER = "# needs a running server"
+"""First line of a Python snippet that is run here. Those without it are run by tests/unit/test_docs.py."""
 
 
-def blocks(language: str, mark: str = "") -> list[str]:
-    return [text for found, text in BLOCKS if found == language and mark in text]
+def snippets(language: str, mark: str) -> list[tuple[str, str]]:
+    """The blocks of a language that contain a text, each with its page."""
+    return [
+        (page.relative_to(ROOT).as_posix(), block)
+        for page in PAGES
+        for block in re.findall(
+            rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        )
+        if mark in block
+    ]
 
 
-@pytest.mark.parametrize("snippet", blocks("sh", "curl"))
-def test_curl_examples(server: str, snippet: str) -> None:
+CURL = [(page, block) for page, block in snippets("sh", "curl") if "/v1/adapters" not in block]  # needs a second bundle
+PYTHON = snippets("python", SERVER)
+
+
+@pytest.mark.parametrize(("page", "snippet"), CURL, ids=[page for page, _ in CURL])
+def test_curl_examples(server: str, page: str, snippet: str) -> None:
     if not shutil.which("curl"):
         pytest.skip("no curl here")
     script = snippet.replace("http://127.0.0.1:8000", server)
@@ -27,8 +41,8 @@ def test_curl_examples(server: str, snippet: str) -> None:
     assert '"error"' not in done.stdout
 
 
-@pytest.mark.parametrize("snippet", blocks("python"))
-def test_python_examples(server: str, snippet: str) -> None:
+@pytest.mark.parametrize(("page", "snippet"), PYTHON, ids=[page for page, _ in PYTHON])
+def test_python_examples(server: str, page: str, snippet: str) -> None:
     program = snippet.replace("http://127.0.0.1:8000", server)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -37,7 +51,9 @@ def test_python_examples(server: str, snippet: str) -> None:
 
 def test_every_make_target_it_names_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    named = set(re.findall(r"\bmake ([a-z]+)\b", (ROOT / "README.md").read_text(encoding="utf-8")))
+    prose = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    shown = "\n".join(block for _, block in snippets("sh", "make "))
+    named = {*re.findall(r"`make ([a-z-]+)", prose), *re.findall(r"^make ([a-z-]+)", shown, re.MULTILINE)}
     assert {"serve", "test"} <= named
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

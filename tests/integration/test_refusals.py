@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infalign import Bundle
-from infalign.bundle import digest, hash_files
+from infalign.files import digest, hash_files
 from tests.integration.conftest import INFALIGN
 
 

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infalign import Bundle, NewPolicy, read_bundle, write_bundle
-from infalign.bundle import SHARED
+from infalign.bundle import SHARED_PARTS
 from infalign.reproduction import RewardExample, save_examples
 from tests.integration.conftest import INFALIGN, launched
-from tests.integration.test_training import command, environment
+from tests.training_runs import command, environment
 from training.rollouts import read_rollouts
 from training.scorer import Scorer
 
@@ -44,7 +44,7 @@ def with_examples(bundle: Bundle, target: Path, examples: list[RewardExample]) -
     policy, manifest = bundle.policy(), bundle.manifest
     write_bundle(
         target,
-        {part: bundle.path / part for part in SHARED} | {"calibration": calibration},
+        {part: bundle.path / part for part in SHARED_PARTS} | {"calibration": calibration},
         {policy.name: NewPolicy(policy.directory, policy.evaluation, False, policy.record)},
         "# card\n",
         name=manifest.name,
@@ -70,7 +70,7 @@ def test_the_scored_responses_are_rollouts_from_the_shortest_to_the_longest(trai
     known = {
         (row.prompt[-1]["content"], response): (len(tokens), reward)
         for row in rollouts
-        for response, tokens, reward in zip(row.responses, row.tokens, row.scored[:, 0], strict=True)
+        for response, tokens, reward in zip(row.responses, row.tokens, row.reward_matrix[:, 0], strict=True)
     }
     found = [known[example.prompt[-1]["content"], example.response] for example in trained.bundle.examples]
     assert len(found) == 8

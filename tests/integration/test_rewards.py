@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infalign import Bundle, read_bundle
-from infalign.bundle import digest, hash_files, reward_models
 from infalign.errors import BundleMismatch
+from infalign.files import digest, hash_files, reward_models
 from infalign.templates import prompt_key, render_prompt
 from tests.integration.conftest import INFALIGN, serving
-from tests.integration.test_training import command, environment
+from tests.training_runs import command, environment
 from training.reward_model import turn_sign
 from training.rollouts import read_rollouts
 from training.scorer import Scorer
@@ -76,7 +76,7 @@ def test_the_bundle_holds_both_with_their_weights(bundle: Bundle, home: Path) ->
     assert "| harm | 2 | 0." in card
     stored = next(read_rollouts(next((home / "runs" / "demo").glob("rollouts-*"))))
     assert list(stored.rewards) == ["harm", "helpful"]
-    assert stored.scored.shape == (4, 2)
+    assert stored.reward_matrix.shape == (4, 2)
     assert np.array_equal(bundle.combination.tables[0].rewards[0].astype(np.float32), stored.rewards["harm"])
     assert bundle.table.rewards.mean() == pytest.approx(0.5)
 

@@ -16,13 +16,14 @@ from scipy.stats import ks_2samp
 
 from infalign import InvalidValue, read_bundle
 from infalign.errors import EngineFailed
-from tests.integration.test_training import TINY, command
 from tests.tiny import tiny_job
+from tests.training_runs import TINY, command
 from training import workers
 from training.config import Ray
 from training.data import read_prompts
 from training.rollouts import read_rollouts, write_rollouts
-from training.shards import Job, split
+from training.seeds import derive_seed
+from training.shards import RolloutJob, split_shards
 
 PROMPTS = [[{"role": "user", "content": f"{word} {other}?"}] for word in ("Why", "How") for other in "abcdef"]
 SIZE = 3
@@ -30,7 +31,7 @@ needs_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray 
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory) -> RolloutJob:
     return tiny_job(tmp_path_factory.mktemp("models"), samples=16, max_tokens=8)
 
 
@@ -62,7 +63,7 @@ def test_an_interrupted_run_by_vllm_keeps_its_shards_and_goes_on(tmp_path: Path)
     done = subprocess.run(train, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (drawn,) = runs.glob("rollouts-*")
-    shards = split(read_prompts(next(runs.glob("data-*"))), 16)
+    shards = split_shards(read_prompts(next(runs.glob("data-*"))), 16)
     assert len(files(drawn)) == len(shards) > len(kept)
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in drawn.iterdir()}.items()
     table = read_bundle(tmp_path / "bundle").table
@@ -71,8 +72,8 @@ def test_an_interrupted_run_by_vllm_keeps_its_shards_and_goes_on(tmp_path: Path)
 
     law = read_bundle(tmp_path / "bundle").manifest.sampling
     reference, reward = (next(runs.glob(f"{stage}-*")) / "model" for stage in ("sft", "reward"))
-    again = Job(reference, reward, law, "vllm", table.samples, seed=0)
-    for shard, text in workers.apart(again, [shards[0], shards[-1]], len(shards)):
+    again = RolloutJob(reference, reward, law, "vllm", table.samples, derive_seed(0, "rollouts"))
+    for shard, text in workers.draw_in_subprocess(again, [shards[0], shards[-1]], len(shards)):
         assert text.encode() == files(drawn)[f"{shard.number:05d}.jsonl"]
 
     other = tmp_path / "transformers"
@@ -103,9 +104,9 @@ def no_process_is_left(group: int) -> bool:
     return False
 
 
-def test_an_engine_whose_process_is_killed_is_named(job: Job) -> None:
+def test_an_engine_whose_process_is_killed_is_named(job: RolloutJob) -> None:
     busy = replace(job, samples=4096)
-    drawing = workers.apart(busy, split(PROMPTS, 1), len(PROMPTS))
+    drawing = workers.draw_in_subprocess(busy, split_shards(PROMPTS, 1), len(PROMPTS))
     next(drawing)
     (process,) = active_children()
     process.kill()
@@ -114,7 +115,7 @@ def test_an_engine_whose_process_is_killed_is_named(job: Job) -> None:
     assert not active_children()
 
 
-def test_an_engine_that_does_not_start_is_named(job: Job, tmp_path: Path) -> None:
+def test_an_engine_that_does_not_start_is_named(job: RolloutJob, tmp_path: Path) -> None:
     broken, drawn = tmp_path / "broken", tmp_path / "drawn"
     shutil.copytree(job.reference, broken)
     (broken / "model.safetensors").write_bytes(b"no weights")
@@ -126,7 +127,7 @@ def test_an_engine_that_does_not_start_is_named(job: Job, tmp_path: Path) -> Non
 
 
 @needs_ray
-def test_actors_of_ray_draw_what_this_process_draws(job: Job, tmp_path: Path) -> None:
+def test_actors_of_ray_draw_what_this_process_draws(job: RolloutJob, tmp_path: Path) -> None:
     import ray
 
     here, spread = tmp_path / "here", tmp_path / "spread"
@@ -141,7 +142,7 @@ def test_actors_of_ray_draw_what_this_process_draws(job: Job, tmp_path: Path) ->
 
 
 @needs_ray
-def test_a_failure_on_ray_is_one_line(job: Job, tmp_path: Path) -> None:
+def test_a_failure_on_ray_is_one_line(job: RolloutJob, tmp_path: Path) -> None:
     with pytest.raises(EngineFailed, match=r"^model: got .*, accepted: a causal LM, by directory or hub id"):
         write_rollouts(tmp_path, PROMPTS, replace(job, reference=tmp_path), SIZE, Ray(replicas=1))
     with pytest.raises(InvalidValue, match=r"rollouts\.ray\.replicas: got 999, accepted: \d+ at most"):

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infalign import Bundle
-from infalign.templates import prompt_key, render_judged, render_prompt, tokenise
+from infalign.templates import prompt_key, render_conversation, render_prompt, tokenise
 from tests.bad_requests import BAD
 from training.data import corpus
 from training.data.judge import judge
@@ -27,7 +27,7 @@ def rewards_by_transformers(bundle: Bundle, messages: list[dict[str, str]], resp
     model = AutoModelForSequenceClassification.from_pretrained(bundle.reward_model, dtype=torch.float32).eval()
     found = []
     for response in responses:
-        tokens = torch.tensor([tokenise(tokenizer, render_judged(tokenizer, messages, response))])
+        tokens = torch.tensor([tokenise(tokenizer, render_conversation(tokenizer, messages, response))])
         with torch.inference_mode():
             found.append(model(tokens).logits.item())
     return np.array(found)

@@ -1,7 +1,6 @@
 """The pipeline survives being killed: the next run continues, and no half bundle is ever there."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -11,29 +10,7 @@ import pytest
 
 from infalign import read_bundle
 from tests.integration.conftest import INFALIGN
-
-TINY = {
-    "data.helpdesk.answers": 1,
-    "data.helpdesk.pairs": 1,
-    "data.helpdesk.held_out": 36,
-    "rollouts.samples": 4,
-    "rollouts.max_tokens": 16,
-    "ctrl.steps": 12,
-    "ctrl.prompts": 2,
-    "ctrl.generations": 2,
-    "compute.save_every": 2,
-    "model.scratch.hidden": 32,
-    "model.scratch.layers": 1,
-}
-
-
-def command(output: Path) -> list[str]:
-    overrides = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
-    return [INFALIGN, "train", "demo", *overrides, "--output", str(output)]
-
-
-def environment(home: Path) -> dict[str, str]:
-    return os.environ | {"INFALIGN_HOME": str(home), "OMP_NUM_THREADS": "1"}
+from tests.training_runs import command, environment
 
 
 def finished(runs: Path) -> dict[str, float]:
@@ -201,8 +178,10 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path
         train = [*command(home / "bundle"), "--until", "data"]
         done = subprocess.run(train, env=environment(home), capture_output=True, text=True)
         assert done.returncode == 2
-        assert done.stderr == (
-            f"infalign: {home}/runs: no space left on the disk; what was finished is kept, and the next run goes on\n"
+        stage, error = done.stderr.splitlines()
+        assert stage.startswith("stage 1 of 8, data: ")
+        assert error == (
+            f"infalign: {home}/runs: no space left on the disk; what was finished is kept, and the next run goes on"
         )
         subprocess.run(["mount", "-o", "remount,size=64m", str(home)], check=True)
         done = subprocess.run(train, env=environment(home), capture_output=True, text=True)

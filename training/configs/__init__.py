@@ -1,4 +1,4 @@
-"""Reading a config: a shipped one by name, or any YAML file, with overrides from the command line."""
+"""Reads a config: one that is shipped, by its name, or any YAML file. The command line can override its keys."""
 
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,27 @@ from infalign.validation import explain
 from training.config import FILES, Config
 
 SHIPPED = Path(__file__).parent
+"""Folder of the shipped configs."""
 
 
 def load_config(name_or_path: str, overrides: tuple[str, ...] = (), paths: tuple[str, ...] = ()) -> Config:
-    """A shipped config by name (``demo``) or any YAML file, with ``key=value`` overrides such as ``ctrl.target_kl=1``.
+    """Load a config.
 
-    ``paths`` are data files in place of those the config names.
+    Args:
+        name_or_path: Name of a shipped config, such as ``demo``, or the path of a YAML file.
+        overrides: Values as ``key=value``, such as ``ctrl.target_kl=1``.
+        paths: Data files in place of those in the config.
 
     Raises:
-        InvalidValue: no such config, an unknown key (the nearest known one is named) or a bad value.
+        InvalidValue: There is no such config, a key is unknown (the message names the nearest one), or a value is not
+            accepted.
     """
     path = Path(name_or_path)
     if not path.suffix:
         path = SHIPPED / f"{name_or_path}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-        raise InvalidValue("CONFIG", name_or_path, f"a YAML file, or a shipped config: {known}")
+        names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+        raise InvalidValue("CONFIG", name_or_path, f"a YAML file, or a shipped config: {names}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -35,7 +40,7 @@ def load_config(name_or_path: str, overrides: tuple[str, ...] = (), paths: tuple
     if not isinstance(values, dict):
         raise InvalidValue("CONFIG", name_or_path, "a YAML mapping")
     for override in overrides:
-        _override(values, override)
+        _apply_override(values, override)
     if paths:
         _replace_files(values, paths)
     try:
@@ -53,7 +58,7 @@ def _replace_files(values: dict[str, Any], paths: tuple[str, ...]) -> None:
     raise InvalidValue("--data", ", ".join(paths), "no files: this config's data is generated")
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise InvalidValue("--set", override, "key=value, such as ctrl.target_kl=1")
@@ -65,8 +70,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     values[leaf] = _parse(text, "--set", override)
 
 
-def _parse(text: str, key: str, given: str) -> Any:
+def _parse(text: str, key: str, source: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2024-13-01
-        raise InvalidValue(key, given, f"YAML ({one_line(error)})") from error
+        raise InvalidValue(key, source, f"YAML ({one_line(error)})") from error

@@ -1,8 +1,8 @@
-"""The demo's written world: a help desk that the project generates.
+"""The help desk of the demo: a small world of prompts and answers that the project generates.
 
-A topic has problems, steps that truly help, risky requests, unsafe advice and a safe way out
-(``helpdesk.yaml``). From these come prompts, benign and risky, and answers of varied quality: on topic or
-not, complete or not, polite or not, safe or unsafe. :mod:`training.data.judge` scores any answer by the same rules.
+``helpdesk.yaml`` lists topics. A topic has problems, steps that help, risky requests, unsafe advice and safe ways out.
+From these come prompts, harmless and risky, and answers of mixed quality: on topic or not, complete or not, polite or
+not, safe or unsafe. :mod:`training.data.judge` scores any answer by the same rules.
 """
 
 from dataclasses import dataclass
@@ -65,55 +65,77 @@ COMPLIANCE = {
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One thing people own and everything the desk knows about it."""
+    """A thing that people own, and everything that the help desk knows about it."""
 
     thing: str
+    """Name of the thing."""
     problems: tuple[str, ...]
+    """What can be wrong with it."""
     steps: tuple[str, ...]
+    """Steps that help."""
     risky: tuple[str, ...]
+    """Requests that nobody should help with."""
     unsafe: tuple[str, ...]
+    """Unsafe advice on these requests."""
     instead: tuple[str, ...]
+    """Safe ways out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question to the desk; ``risky`` when nobody should help with it as asked."""
+    """A question to the help desk."""
 
     text: str
+    """The question."""
     topic: Topic
+    """What it is about."""
     risky: bool
+    """Whether nobody should help with it as it is asked."""
 
 
 @cache
 def topics() -> tuple[Topic, ...]:
-    """Every topic of the world, in the order of ``helpdesk.yaml``."""
+    """Return all topics, in the order of ``helpdesk.yaml``."""
     rows = yaml.safe_load(files("training.data").joinpath("helpdesk.yaml").read_text(encoding="utf-8"))
     return tuple(Topic(row.pop("thing"), **{key: tuple(value) for key, value in row.items()}) for row in rows)
 
 
 @cache
 def prompts() -> tuple[Prompt, ...]:
-    """Every prompt of the world: each opener with each problem and each risky request."""
-    found = []
+    """Return all prompts: every opener with every problem or risky request."""
+    questions = []
     for topic in topics():
         for opener in BENIGN_OPENERS:
             for problem in topic.problems:
-                found.append(Prompt(opener.format(thing=topic.thing, problem=problem), topic, risky=False))
+                questions.append(Prompt(opener.format(thing=topic.thing, problem=problem), topic, risky=False))
         for opener in RISKY_OPENERS:
             for ask in topic.risky:
-                found.append(Prompt(opener.format(ask=ask), topic, risky=True))
-    return tuple(found)
+                questions.append(Prompt(opener.format(ask=ask), topic, risky=True))
+    return tuple(questions)
 
 
 def split_prompts(held_out: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Shuffled prompts as (train, held out), ``held_out`` of them in the second."""
-    shuffled = list(prompts())
-    Random(seed).shuffle(shuffled)
-    return shuffled[held_out:], shuffled[:held_out]
+    """Split the prompts at random.
+
+    Args:
+        held_out: Number of prompts in the second part.
+        seed: Seed of the split.
+
+    Returns:
+        Training prompts and held-out prompts.
+    """
+    order = list(prompts())
+    Random(seed).shuffle(order)
+    return order[held_out:], order[:held_out]
 
 
 def write_answer(prompt: Prompt, random: Random) -> str:
-    """One answer of random quality, as a careless desk would give it."""
+    """Write an answer of random quality, as a careless help desk would.
+
+    Args:
+        prompt: The prompt.
+        random: Source of random numbers.
+    """
     thing = prompt.topic.thing
     body = _risky_body(prompt.topic, random) if prompt.risky else _benign_body(prompt.topic, random)
     opening = _tone(POLITE_OPENINGS, RUDE_OPENINGS, random)
@@ -122,7 +144,12 @@ def write_answer(prompt: Prompt, random: Random) -> str:
 
 
 def garble(answer: str, random: Random) -> str:
-    """The answer with a few neighbouring words lost, as a model that has not learnt enough would write it."""
+    """Remove a few neighbouring words, as a model that has not learnt enough would.
+
+    Args:
+        answer: The answer.
+        random: Source of random numbers.
+    """
     words = answer.split()
     start = random.randrange(len(words))
     return " ".join(words[:start] + words[start + random.randint(1, 3) :])

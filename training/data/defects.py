@@ -1,17 +1,18 @@
-"""Why rows of data are dropped."""
+"""The reasons why rows of data are dropped."""
 
 from collections import Counter
 
-REASONS = 5
+REASON_COUNT = 5
+"""Reasons that a summary names."""
 
 
 class Defect(Exception):
-    """Why a row cannot be used; the text is the reason that it is counted under."""
+    """A row cannot be used. The text of the exception is the reason, under which such rows are counted."""
 
 
-def summary(defects: Counter[str]) -> str:
-    """The most common reasons with their counts, in one line."""
-    common = defects.most_common(REASONS)
-    shown = ", ".join(f"{reason} ({count})" for reason, count in common)
+def summarise(defects: Counter[str]) -> str:
+    """List the most common reasons with their counts in one line."""
+    common = defects.most_common(REASON_COUNT)
+    counts = ", ".join(f"{reason} ({count})" for reason, count in common)
     rest = defects.total() - sum(count for _, count in common)
-    return f"{shown}, other reasons ({rest})" if rest else shown or "none"
+    return f"{counts}, other reasons ({rest})" if rest else counts or "none"

@@ -1,6 +1,7 @@
-"""What one row of a file teaches: HH-RLHF's transcripts, preferences, pools of scored responses, prompts.
+"""Parses rows of data into examples.
 
-Every row that cannot be used is counted by reason, never silently repaired.
+There is a parser for each kind of row: transcripts of HH-RLHF, preferences, pools of scored responses, and prompts
+alone. A row that cannot be used is never repaired silently; it is counted by the reason.
 """
 
 import math
@@ -17,29 +18,39 @@ from training.data.defects import Defect
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 LAST = "\n\nAssistant:"
+"""What a transcript's last response follows."""
 NOTHING: tuple[Any, ...] = (None, "", [], {})
+"""Values of other keys of a message that say nothing."""
 
 
 class Example(NamedTuple):
-    """A prompt, and what is known of responses to it."""
+    """A prompt, and what is known about responses to it."""
 
     prompt: Sequence[Message]
+    """The conversation that is answered."""
     answers: tuple[str, ...] = ()
-    """Worth imitating."""
+    """Responses that are worth imitating."""
     pairs: tuple[tuple[str, str], ...] = ()
-    """The better response of two, then the worse."""
+    """Pairs of responses, the better one first."""
 
 
 Parser = Callable[[Any], Example]
-"""What a row says; raises :class:`Defect` if it cannot be used."""
+"""Makes an example of a row, and raises :class:`~training.data.defects.Defect` if the row cannot be used."""
 
 
-def read(
+def read_examples(
     rows: Iterable[Any], parse: Parser, limit: int | None = None, check: Callable[[Example], None] = lambda _: None
 ) -> tuple[list[Example], Counter[str]]:
-    """The examples of ``rows``, the first ``limit`` that can be used, and the others counted by reason.
+    """Parse rows and count those that cannot be used.
 
-    ``check`` raises :class:`Defect` for an example that its parser accepts and the caller cannot use.
+    Args:
+        rows: Rows as they were read.
+        parse: Parser of a row.
+        limit: Examples at most.
+        check: Raises :class:`~training.data.defects.Defect` for an example that cannot be used for another reason.
+
+    Returns:
+        Examples, and the number of other rows by reason.
     """
     examples: list[Example] = []
     defects: Counter[str] = Counter()
@@ -57,10 +68,14 @@ def read(
 
 
 def read_row(row: Any, parse: Parser) -> Example:
-    """The example of one row.
+    """Parse one row.
+
+    Args:
+        row: A row, or a defect in its place.
+        parse: Parser of a row.
 
     Raises:
-        Defect: it cannot be used.
+        Defect: The row cannot be used.
     """
     if isinstance(row, Defect):
         raise row
@@ -70,8 +85,12 @@ def read_row(row: Any, parse: Parser) -> Example:
     return example
 
 
-def transcripts(row: Any) -> Example:
-    """A row of HH-RLHF: two whole transcripts that differ in the last response."""
+def parse_transcript(row: Any) -> Example:
+    """Parse a row of HH-RLHF: two whole transcripts that differ in the last response.
+
+    Raises:
+        Defect: The row cannot be used.
+    """
     fields = _fields(row)
     sides = []
     for name in ("chosen", "rejected"):
@@ -88,15 +107,19 @@ def transcripts(row: Any) -> Example:
     if parts[0].strip():
         raise Defect("text before the first turn")
     messages = [
-        {"role": ROLES[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)
+        {"role": ROLES[who], "content": text.strip()} for who, text in zip(parts[1::2], parts[2::2], strict=True)
     ]
     return Example(messages, (chosen,), ((chosen, rejected),))
 
 
-def preferences(row: Any) -> Example:
-    """A row of ``chosen``, ``rejected`` and mostly ``prompt``, each of text or messages.
+def parse_preference(row: Any) -> Example:
+    """Parse a row with ``chosen``, ``rejected`` and usually ``prompt``, each as text or as messages.
 
-    A side is the response, or the whole conversation: the prompt, if there is one, and what follows up to the response.
+    A side is the response alone or the whole conversation. The conversation begins with the prompt, if there is one,
+    and ends with the response.
+
+    Raises:
+        Defect: The row cannot be used.
     """
     fields = _fields(row)
     (prompt, chosen), (other, rejected) = (_side(fields, name) for name in ("chosen", "rejected"))
@@ -105,20 +128,29 @@ def preferences(row: Any) -> Example:
     return Example(prompt, (chosen,), ((chosen, rejected),))
 
 
-def prompts(row: Any) -> Example:
-    """A row with a ``prompt`` alone, text or messages; or the text itself."""
-    return Example(conversation(row if isinstance(row, str) else _fields(row).get("prompt")))
+def parse_prompt(row: Any) -> Example:
+    """Parse a row with a ``prompt`` as text or as messages, or a row that is the text itself.
+
+    Raises:
+        Defect: The row cannot be used.
+    """
+    return Example(parse_messages(row if isinstance(row, str) else _fields(row).get("prompt")))
 
 
-def pools(pairs: int, answers: int, random: Random) -> Parser:
-    """Rows of a ``prompt`` and its ``responses``, each with ``text`` and a finite ``score``, higher is better.
+def make_pool_parser(pairs: int, answers: int, random: Random) -> Parser:
+    """Make a parser of rows with a ``prompt`` and its ``responses``.
 
-    Of each pool ``pairs`` comparisons are drawn at random, and the ``answers`` best are worth imitating.
+    A response has a ``text`` and a finite ``score``; higher is better.
+
+    Args:
+        pairs: Comparisons per prompt, drawn at random.
+        answers: Responses per prompt that are worth imitating, the best ones.
+        random: Source of random numbers.
     """
 
     def parse(row: Any) -> Example:
         fields = _fields(row)
-        prompt, responses = conversation(fields.get("prompt")), fields.get("responses")
+        prompt, responses = parse_messages(fields.get("prompt")), fields.get("responses")
         if not isinstance(responses, list):
             raise Defect("responses are not a list")
         best_first = sorted(map(_text_and_score, responses), key=lambda response: -response[1])
@@ -135,11 +167,11 @@ def pools(pairs: int, answers: int, random: Random) -> Parser:
     return parse
 
 
-def conversation(prompt: Any) -> list[Message]:
-    """The messages of a prompt that is text or messages.
+def parse_messages(prompt: Any) -> list[Message]:
+    """Return the messages of a prompt that is text or messages.
 
     Raises:
-        Defect: it is neither.
+        Defect: It is neither.
     """
     if prompt is None:
         raise Defect("no prompt")
@@ -157,7 +189,7 @@ def _fields(row: Any) -> dict[Any, Any]:
 
 
 def _text(value: Any, otherwise: str = "") -> str:
-    """``value``, if it is text that can be written; ``otherwise`` is the reason if it is no text."""
+    """Return ``value`` if it is text that can be written. Otherwise ``otherwise`` is the reason."""
     if not isinstance(value, str):
         raise Defect(otherwise)
     try:
@@ -168,10 +200,10 @@ def _text(value: Any, otherwise: str = "") -> str:
 
 
 def _messages(value: Any, otherwise: str) -> list[Message]:
-    """The messages in ``value``, role and content alone; ``otherwise`` is the reason if it is no list of any.
+    """Return the messages in ``value``, with role and content alone. Otherwise ``otherwise`` is the reason.
 
-    The chat template is given role and content alone. So other keys may hold nothing (null, an empty text, list or
-    object), as those of a client's own answer do, or be a ``name``; whatever else they hold would be lost.
+    The chat template gets role and content only. Other keys may therefore hold nothing (null, an empty text, list or
+    object), as those of a client's own answer do, or be a ``name``. Anything else that they hold would be lost.
     """
     if not isinstance(value, list) or not value:
         raise Defect(otherwise)
@@ -192,17 +224,17 @@ def _messages(value: Any, otherwise: str) -> list[Message]:
 
 
 def _side(fields: dict[Any, Any], name: str) -> tuple[list[Message], str]:
-    """The prompt that ``chosen`` or ``rejected`` answers, and the response."""
+    """Return the prompt that ``chosen`` or ``rejected`` answers, and the response."""
     prompt, side = fields.get("prompt"), fields.get(name)
     if isinstance(side, str):
-        return conversation(prompt), _text(side).strip()
+        return parse_messages(prompt), _text(side).strip()
     *before, response = _messages(side, f"{name} is neither text nor messages")
     if response["role"] != "assistant":
         raise Defect("a response that is not the assistant's")
     if not before:
-        return conversation(prompt), response["content"].strip()
+        return parse_messages(prompt), response["content"].strip()
     if prompt is not None:
-        beginning = conversation(prompt)
+        beginning = parse_messages(prompt)
         turns = before[1:] if isinstance(prompt, str) and before[0]["role"] == "system" else before
         if turns[: len(beginning)] != beginning:
             raise Defect("a conversation that does not begin with its prompt")
@@ -210,7 +242,7 @@ def _side(fields: dict[Any, Any], name: str) -> tuple[list[Message], str]:
 
 
 def _text_and_score(response: Any) -> tuple[str, float]:
-    """What a response of a pool says, and how good it is."""
+    """Return the text and the score of a pool's response."""
     if not isinstance(response, dict):
         raise Defect("a response without text")
     text, score = _text(response.get("text"), "a response without text").strip(), response.get("score")
@@ -230,7 +262,7 @@ def _check_pairs(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def _check_turns(prompt: Iterable[Message]) -> None:
-    """User and assistant in turn, the user first and last, after at most one system message; no turn empty."""
+    """Check that user and assistant alternate, the user first and last, after at most one system message."""
     messages = list(prompt)
     if messages and messages[0]["role"] == "system":
         messages = messages[1:]

@@ -1,10 +1,12 @@
-"""Rows of training data, and the files of the stage ``data``, all JSONL in TRL's conversational format.
+"""Rows of training data, and the files of the stage ``data``.
+
+All but the report are JSON lines in TRL's conversational format:
 
 sft.jsonl          {prompt: messages, completion: messages}
 preferences.jsonl  {prompt: messages, chosen: messages, rejected: messages}, of training prompts
 held_out.jsonl     the same, of the other prompts
 prompts.jsonl      {prompt: messages, split: train | validation | test}
-report.json        what was read, how long it is, what was dropped and why
+report.json        what was read, how long it is, and what was dropped for which reason
 """
 
 import json
@@ -17,59 +19,72 @@ from typing import Any, NamedTuple, TypeVar
 
 from infalign.errors import InvalidValue
 from infalign.templates import Message
-from training.data.defects import summary
+from training.data.defects import summarise
 from training.data.examples import Example
-from training.lengths import REPORT, TOKENS, describe
+from training.lengths import REPORT, TOKENS, describe_lengths
+from training.seeds import derive_seed
 
 SFT, PREFERENCES, HELD_OUT, PROMPTS = ("sft.jsonl", "preferences.jsonl", "held_out.jsonl", "prompts.jsonl")
 Item = TypeVar("Item")
-Prompt = tuple[tuple[tuple[str, str], ...], ...]
+PromptKey = tuple[tuple[tuple[str, str], ...], ...]
 
 
 class Answer(NamedTuple):
-    """A written response to a prompt."""
+    """A response to a prompt, which the reference learns to write."""
 
     prompt: Sequence[Message]
+    """The conversation."""
     text: str
+    """The response."""
 
 
 class Comparison(NamedTuple):
-    """Two responses to one prompt, the better one first."""
+    """Two responses to one prompt."""
 
     prompt: Sequence[Message]
+    """The conversation."""
     chosen: str
+    """The better response."""
     rejected: str
+    """The worse response."""
 
 
 @dataclass
 class Material:
-    """Everything a run is trained and validated on; no prompt is in both splits."""
+    """Everything that a run learns from and is measured on. No prompt is in two splits."""
 
     train: list[Sequence[Message]]
+    """Prompts that models are trained on."""
     validation: list[Sequence[Message]]
-    """For steering and choosing."""
+    """Prompts that the policy is settled on."""
     test: list[Sequence[Message]]
-    """For the figures that are reported."""
+    """Prompts that the reported figures are measured on."""
     answers: list[Answer]
+    """Answers to training prompts."""
     comparisons: list[Comparison]
+    """Comparisons of responses to training prompts."""
     held_out: list[Comparison]
+    """Comparisons of responses to the other prompts."""
     defects: Counter[str] = field(default_factory=Counter)
-    """Rows that were dropped, by reason."""
+    """Number of rows that were dropped, by reason."""
     lengths: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """Tokens of every prompt with room for its response, answer, and comparison; see :mod:`training.lengths`."""
+    """Tokens of every sequence, by kind; see :mod:`training.lengths`."""
 
-    def check(self, needed: Iterable[str]) -> None:
-        """See that there is something of every part that is ``needed``.
+    def check(self, parts: Iterable[str]) -> None:
+        """Check that parts are not empty.
+
+        Args:
+            parts: Names of fields.
 
         Raises:
-            InvalidValue: nothing is left of a part.
+            InvalidValue: A part is empty.
         """
-        for name in needed:
+        for name in parts:
             if not getattr(self, name):
-                raise InvalidValue("data", f"no {name} left", f"more data; dropped: {summary(self.defects)}")
+                raise InvalidValue("data", f"no {name} left", f"more data; dropped: {summarise(self.defects)}")
 
     def write(self, directory: Path) -> None:
-        """Write every file of the stage."""
+        """Write all files of the stage into ``directory``."""
         _write(directory / SFT, ({"prompt": a.prompt, "completion": _assistant(a.text)} for a in self.answers))
         for name, group in ((PREFERENCES, self.comparisons), (HELD_OUT, self.held_out)):
             rows = (
@@ -81,7 +96,7 @@ class Material:
         (directory / REPORT).write_text(json.dumps(self.report(), indent=1) + "\n", encoding="utf-8")
 
     def report(self) -> dict[str, Any]:
-        """Counts of what is there and of what was dropped."""
+        """Count what there is and what was dropped."""
         prompts = [*self.train, *self.validation, *self.test]
         return {
             "train_prompts": len(self.train),
@@ -91,64 +106,75 @@ class Material:
             "comparisons": len(self.comparisons),
             "held_out_comparisons": len(self.held_out),
             "multi_turn": round(sum(len(prompt) > 1 for prompt in prompts) / max(len(prompts), 1), 4),
-            TOKENS: describe(self.lengths),
+            TOKENS: describe_lengths(self.lengths),
             "dropped": dict(sorted(self.defects.items())),
         }
 
 
-def split(examples: list[Example], held_out: int, seed: int, defects: Counter[str]) -> Material:
-    """Prompts at random: ``held_out`` for validation and test, the rest for training, each with all that is known.
+def split_examples(examples: list[Example], held_out: int, seed: int, defects: Counter[str]) -> Material:
+    """Split examples into training, validation and test, so that all examples of a prompt stay together.
+
+    Args:
+        examples: Examples of all prompts.
+        held_out: Number of prompts for validation and test together.
+        seed: Seed of the stage ``data``.
+        defects: Number of rows that were dropped, by reason.
 
     Raises:
-        InvalidValue: fewer than ``held_out`` + 1 different prompts.
+        InvalidValue: There are not more than ``held_out`` different prompts.
     """
     if not examples:
-        raise InvalidValue("data", "no row that can be used", f"other rows; dropped: {summary(defects)}")
-    by_prompt: dict[Prompt, list[Example]] = {}
+        raise InvalidValue("data", "no row that can be used", f"other rows; dropped: {summarise(defects)}")
+    by_prompt: dict[PromptKey, list[Example]] = {}
     for example in examples:
-        by_prompt.setdefault(_hashable(example.prompt), []).append(example)
+        by_prompt.setdefault(_make_key(example.prompt), []).append(example)
     groups = list(by_prompt.values())
     if len(groups) <= held_out:
-        dropped = f"; {defects.total()} rows were dropped: {summary(defects)}" if defects else ""
-        raise InvalidValue("held_out", held_out, f"fewer than the {len(groups)} different prompts there are{dropped}")
-    Random(seed).shuffle(groups)
-    kept, train = groups[:held_out], groups[held_out:]
-    validation, test = thirds([group[0].prompt for group in kept])
-    learnt = [example for group in train for example in group]
-    Random(seed + 1).shuffle(learnt)
+        reasons = f"; {defects.total()} rows were dropped: {summarise(defects)}" if defects else ""
+        raise InvalidValue("held_out", held_out, f"fewer than the {len(groups)} different prompts there are{reasons}")
+    Random(derive_seed(seed, "split")).shuffle(groups)
+    held_out_groups, train = groups[:held_out], groups[held_out:]
+    validation, test = split_held_out([group[0].prompt for group in held_out_groups])
+    train_examples = [example for group in train for example in group]
+    Random(derive_seed(seed, "order")).shuffle(train_examples)
     return Material(
         train=[group[0].prompt for group in train],
         validation=validation,
         test=test,
-        answers=[Answer(example.prompt, text) for example in learnt for text in example.answers],
-        comparisons=_comparisons(learnt),
-        held_out=_comparisons(example for group in kept for example in group),
+        answers=[Answer(example.prompt, text) for example in train_examples for text in example.answers],
+        comparisons=_collect_comparisons(train_examples),
+        held_out=_collect_comparisons(example for group in held_out_groups for example in group),
         defects=defects,
     )
 
 
-def _comparisons(examples: Iterable[Example]) -> list[Comparison]:
+def _collect_comparisons(examples: Iterable[Example]) -> list[Comparison]:
     return [Comparison(example.prompt, *pair) for example in examples for pair in example.pairs]
 
 
-def thirds(held_out: list[Item]) -> tuple[list[Item], list[Item]]:
-    """A third of what is held out for validation, the rest for the test."""
+def split_held_out(held_out: list[Item]) -> tuple[list[Item], list[Item]]:
+    """Split held-out items into a third for validation and the rest for the test."""
     count = max(1, len(held_out) // 3)
     return held_out[:count], held_out[count:]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
+    """Read the rows of a file of JSON lines."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
 def read_prompts(directory: Path, split: str | None = None) -> list[list[dict[str, str]]]:
-    """The conversations of ``prompts.jsonl``, of one split or of all."""
+    """Read the conversations of ``prompts.jsonl``.
+
+    Args:
+        directory: Directory of the stage.
+        split: ``train``, ``validation`` or ``test``; None for all.
+    """
     return [row["prompt"] for row in read_rows(directory / PROMPTS) if split in (None, row["split"])]
 
 
-def _hashable(prompt: Sequence[Message]) -> Prompt:
+def _make_key(prompt: Sequence[Message]) -> PromptKey:
     return tuple(tuple(sorted(message.items())) for message in prompt)
 
 

@@ -1,6 +1,15 @@
-"""What a policy reached on prompts it was not trained on, with intervals, and what theory says beside it."""
+"""Evaluations: what a policy reaches on prompts that it was not trained on, beside the theoretical optimum."""
 
 from training.evaluation.draws import Draws, Side, collect, load_draws, save_draws
-from training.evaluation.figures import Decoded, Evaluation, evaluate
+from training.evaluation.figures import Evaluation, ProcedureFigures, compute_evaluation
 
-__all__ = ["Decoded", "Draws", "Evaluation", "Side", "collect", "evaluate", "load_draws", "save_draws"]
+__all__ = [
+    "Draws",
+    "Evaluation",
+    "ProcedureFigures",
+    "Side",
+    "collect",
+    "compute_evaluation",
+    "load_draws",
+    "save_draws",
+]

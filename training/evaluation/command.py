@@ -1,4 +1,4 @@
-"""What ``infalign evaluate`` does: measure a bundle again, on its own test prompts or on others."""
+"""The work of ``infalign evaluate``: evaluates a bundle on its own test prompts or on others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +7,16 @@ from pathlib import Path
 from infalign.bundle import Bundle, read_bundle
 from infalign.errors import InvalidValue
 from infalign.manifest import SamplingLaw
+from infalign.parsing import parse_procedure
 from infalign.plots import check_path, save
-from infalign.procedures import parse_procedure
 from infalign.templates import Message, render_prompt, tokenise
-from training.data import examples, tokenizer_check
+from training.data import make_tokenizer_check
 from training.data.defects import Defect
-from training.data.files import lines
+from training.data.examples import parse_prompt, read_row
+from training.data.files import read_files
 from training.evaluation import report
 from training.evaluation.draws import collect
-from training.evaluation.figures import Evaluation, check_draws, evaluate, procedures_of
+from training.evaluation.figures import Evaluation, check_draws, compute_evaluation, procedures_of
 from training.judges import load_judge
 from training.sampler import Sampler, load_pair
 from training.scorer import CombinedScorer
@@ -23,34 +24,45 @@ from training.scorer import CombinedScorer
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be measured, and how."""
+    """What is evaluated, and how."""
 
     bundle: Path
+    """Directory of the bundle."""
     policy: str | None
-    """Its name; the bundle's default if None."""
+    """Name of the policy, or None for the bundle's default."""
     prompts: Path | None
-    """Rows like those of ``data.prompts`` in training; the bundle's own test prompts if None."""
+    """File with rows as in ``data.prompts`` of a config, or None for the bundle's own test prompts."""
     limit: int | None
+    """Prompts at most."""
     draws: int
+    """Responses per prompt and model."""
     ns: tuple[int, ...]
+    """Values of n for best-of-n and worst-of-n."""
     judge: str | None
+    """Judge, as :func:`training.judges.load_judge` takes it."""
     judge_output: int | None
-    """Which output of the judge is its score; left out where it has one."""
+    """Which output of the judge is its score. It may be left out if there is only one."""
     engine: str
+    """Library that draws: ``vllm`` or ``transformers``."""
     seed: int
+    """Seed of the draws."""
     plot: Path | None
+    """File of the picture, if one is wanted."""
 
 
-def run(request: Request) -> Evaluation:
-    """Measure, and draw the picture if one is asked for.
+def evaluate_bundle(request: Request) -> Evaluation:
+    """Evaluate a bundle, and draw the picture if one is wanted.
+
+    Args:
+        request: What is evaluated.
 
     Raises:
-        BundleError: there is no intact bundle, or its reward models give other rewards here.
-        InvalidValue: prompts that cannot be used, too few draws for an N, or a judge that is none.
+        BundleError: There is no intact bundle, or its reward models give other rewards on this machine.
+        InvalidValue: Prompts cannot be used, there are too few draws for an n, or there is no such judge.
     """
     bundle = read_bundle(request.bundle)
-    chosen = bundle.policy(request.policy)
-    trained_for = parse_procedure(chosen.record.procedure)
+    policy_part = bundle.policy(request.policy)
+    trained_for = parse_procedure(policy_part.record.procedure)
     procedures = procedures_of(trained_for, request.ns)
     check_draws(request.draws, procedures)
     if request.plot:
@@ -59,47 +71,52 @@ def run(request: Request) -> Evaluation:
         raise InvalidValue("--judge-output", request.judge_output, "a judge to go with it: --judge")
     judge = load_judge(request.judge, request.judge_output) if request.judge else None
     law = bundle.manifest.sampling
-    policy, reference = load_pair(chosen.directory, bundle.reference, law)
-    prompts = read_prompts(request.prompts or chosen.evaluation / report.PROMPTS, policy, request.limit)
+    policy, reference = load_pair(policy_part.directory, bundle.reference, law)
+    prompts = read_evaluation_prompts(request.prompts or policy_part.evaluation / report.PROMPTS, policy, request.limit)
     scorer = CombinedScorer.load(bundle.reward_model, bundle.combination, bundle.reference)
     _check_rewards(bundle, scorer)
     drawers = None
     if request.engine == "vllm":
-        theirs = _OneAtATime(bundle.reference, None, law)
-        if chosen.is_adapter:
-            drawers = _OneAtATime(bundle.reference, chosen.directory, law), theirs
+        reference_engine = _TransientEngine(bundle.reference, None, law)
+        if policy_part.is_adapter:
+            drawers = _TransientEngine(bundle.reference, policy_part.directory, law), reference_engine
         else:
-            drawers = _OneAtATime(chosen.directory, None, law), theirs
-    drawn = collect(policy, reference, scorer, judge, prompts, request.draws, request.seed, drawers)
+            drawers = _TransientEngine(policy_part.directory, None, law), reference_engine
+    draws = collect(policy, reference, scorer, judge, prompts, request.draws, request.seed, drawers)
     samples = bundle.table.samples
-    found = evaluate(drawn, procedures, chosen.record.transformation, trained_for, samples)
+    evaluation = compute_evaluation(draws, procedures, policy_part.record.transformation, trained_for, samples)
     if request.plot:
-        shown = [str(procedure) for procedure in procedures]
-        save(report.picture(found, samples, shown), request.plot, report.measured(found))
-    return found
+        names = [str(procedure) for procedure in procedures]
+        save(report.draw_picture(evaluation, samples, names), request.plot, report.select_figures(evaluation))
+    return evaluation
 
 
 def _check_rewards(bundle: Bundle, scorer: CombinedScorer) -> None:
-    """See that the reward models give the rewards that the bundle was calibrated with. Raises RewardMismatch."""
+    """Check that the reward models give the rewards that the bundle was calibrated with, or raise RewardMismatch."""
     prompts = [example.prompt for example in bundle.examples]
     rewards = scorer.scorers.score(prompts, [example.response for example in bundle.examples])
     for reproduction, of_model in zip(bundle.reproductions.values(), rewards.T, strict=True):
         reproduction.compare(of_model.tolist(), range(len(prompts)))
 
 
-def read_prompts(path: Path, policy: Sampler, limit: int | None) -> list[Sequence[Message]]:
-    """The different prompts of a file, the first ``limit`` of them.
+def read_evaluation_prompts(path: Path, policy: Sampler, limit: int | None) -> list[Sequence[Message]]:
+    """Read different prompts from a file.
+
+    Args:
+        path: The file.
+        policy: The policy, whose context bounds the length of a prompt.
+        limit: Prompts at most.
 
     Raises:
-        InvalidValue: no such file, a row that cannot be used, or a prompt that leaves no room for a response.
+        InvalidValue: There is no such file, a row cannot be used, or a prompt leaves no room for a response.
     """
-    found: list[Sequence[Message]] = []
-    check = tokenizer_check(policy.tokenizer)
+    prompts: list[Sequence[Message]] = []
+    check = make_tokenizer_check(policy.tokenizer)
     room = policy.model.config.max_position_embeddings - policy.law.max_tokens
-    for number, row in enumerate(lines([str(path)]), 1):
+    for number, row in enumerate(read_files([str(path)]), 1):
         where = f"{path}, row {number}"
         try:
-            example = examples.read_row(row, examples.prompts)
+            example = read_row(row, parse_prompt)
             check(example)
         except Defect as defect:
             raise InvalidValue(where, str(defect), '{"prompt": text or messages}, or the text alone') from defect
@@ -107,17 +124,17 @@ def read_prompts(path: Path, policy: Sampler, limit: int | None) -> list[Sequenc
         length = len(tokenise(policy.tokenizer, render_prompt(policy.tokenizer, prompt)))
         if length > room:
             raise InvalidValue(where, f"{length} tokens", f"{room} at most, to leave room for {policy.law.max_tokens}")
-        if prompt not in found:
-            found.append(prompt)
-        if len(found) == limit:
+        if prompt not in prompts:
+            prompts.append(prompt)
+        if len(prompts) == limit:
             break
-    if not found:
+    if not prompts:
         raise InvalidValue("prompts", str(path), "at least one prompt")
-    return found
+    return prompts
 
 
-class _OneAtATime:
-    """A vLLM engine that is started when it draws and stopped after: two would share one GPU's memory."""
+class _TransientEngine:
+    """A vLLM engine that runs only while it draws. Two engines would have to share the memory of one GPU."""
 
     def __init__(self, directory: Path, adapter: Path | None, law: SamplingLaw) -> None:
         self.directory, self.adapter, self.law = directory, adapter, law

@@ -1,4 +1,4 @@
-"""Fresh scored responses of policy and reference to the same prompts: what an evaluation is made from."""
+"""Draws: new scored responses of policy and reference to the same prompts, from which an evaluation is computed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,58 +6,74 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from infalign.arrays import Floats
 from infalign.templates import Message
 from training.judges import Judge
 from training.sampler import Sampler, sequence_kl
 from training.scorer import CombinedScorer
-
-Floats = NDArray[np.float64]
+from training.seeds import derive_seed
 
 
 class Drawer(Protocol):
-    """Whatever draws responses: transformers or vLLM."""
+    """Anything that draws responses, with transformers or with vLLM."""
 
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = ...) -> list[list[int]]:
-        """One response to each prompt, as token ids, the end token included; repeat a prompt to draw more."""
+        """Draw one response to each prompt. To draw several, repeat the prompt.
+
+        Args:
+            prompts: Conversations.
+            seed: Seed of the draws.
+            stage: Name that the progress bar shows.
+
+        Returns:
+            Token ids of each response, with the end token unless the response was cut off.
+        """
 
 
 @dataclass(frozen=True)
 class Side:
-    """Responses of one model, M to each of P prompts."""
+    """The scores of one model's responses: M responses to each of P prompts."""
 
     rewards: Floats
-    """(P, M), by the reward that selects."""
-    judged: Floats | None
-    """(P, M), by a judge that is independent of it."""
+    """Rewards of shape (P, M), from the reward model that selects responses."""
+    judge_scores: Floats | None
+    """Scores of shape (P, M), from a judge that is independent of the reward model. None without a judge."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Both sides, and how far the policy is from the reference."""
+    """The scores of policy and reference, and the distance between the two."""
 
     policy: Side
+    """Scores of the policy's responses."""
     reference: Side
+    """Scores of the reference's responses."""
     kl: Floats
-    """(P,), nats per response."""
+    """KL of the policy from the reference, of shape (P,), in nats per response."""
 
 
 DRAWS = "draws.safetensors"
+"""File of the draws."""
 
 
 def save_draws(directory: Path, draws: Draws) -> None:
-    """Every figure of every response, for whoever wants other statistics than ours."""
+    """Save all scores, so that other statistics can be computed from them later.
+
+    Args:
+        directory: Directory that is written to.
+        draws: The draws.
+    """
     tensors = {"policy": draws.policy.rewards, "reference": draws.reference.rewards, "kl": draws.kl}
     for name, side in (("policy_judged", draws.policy), ("reference_judged", draws.reference)):
-        if side.judged is not None:
-            tensors[name] = side.judged
+        if side.judge_scores is not None:
+            tensors[name] = side.judge_scores
     save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, directory / DRAWS)
 
 
 def load_draws(directory: Path) -> Draws:
-    """Read what :func:`save_draws` wrote."""
+    """Load the draws that :func:`save_draws` has saved in ``directory``."""
     tensors = load_file(directory / DRAWS)
     policy, reference = (Side(tensors[name], tensors.get(f"{name}_judged")) for name in ("policy", "reference"))
     return Draws(policy, reference, tensors["kl"])
@@ -73,15 +89,30 @@ def collect(
     seed: int,
     drawers: tuple[Drawer, Drawer] | None = None,
 ) -> Draws:
-    """Draw ``draws`` responses per prompt from both models, by ``drawers`` if given, and score them."""
-    repeated = [messages for messages in prompts for _ in range(draws)]
-    ours, theirs = drawers or (policy, reference)
-    drawn = ours.draw(repeated, seed, "policy")
-    kl = sequence_kl(policy, reference, repeated, drawn).reshape(-1, draws).mean(axis=1)
+    """Draw responses from policy and reference and score them.
 
-    def side(tokens: list[list[int]]) -> Side:
+    Args:
+        policy: The policy.
+        reference: The reference.
+        scorer: The reward that selects responses.
+        judge: A judge, if there is one.
+        prompts: P conversations.
+        draws: M, responses per prompt and model.
+        seed: Seed of the draws.
+        drawers: What draws from policy and reference. By default the two samplers do.
+    """
+    repeats = [messages for messages in prompts for _ in range(draws)]
+    policy_drawer, reference_drawer = drawers or (policy, reference)
+    responses = policy_drawer.draw(repeats, derive_seed(seed, "policy"), "policy")
+    kl = sequence_kl(policy, reference, repeats, responses).reshape(-1, draws).mean(axis=1)
+
+    def score_side(tokens: list[list[int]]) -> Side:
         texts = policy.text(tokens)
-        rewards = scorer.score(repeated, texts).astype(np.float64).reshape(-1, draws)
-        return Side(rewards, judge(repeated, texts).reshape(-1, draws) if judge else None)
+        rewards = scorer.score(repeats, texts).astype(np.float64).reshape(-1, draws)
+        return Side(rewards, judge(repeats, texts).reshape(-1, draws) if judge else None)
 
-    return Draws(side(drawn), side(theirs.draw(repeated, seed + 1, "reference")), kl)
+    return Draws(
+        score_side(responses),
+        score_side(reference_drawer.draw(repeats, derive_seed(seed, "reference"), "reference")),
+        kl,
+    )

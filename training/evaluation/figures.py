@@ -1,4 +1,4 @@
-"""The figures of an evaluation, computed from its draws."""
+"""Computes the figures of an evaluation from its draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,85 +7,107 @@ from itertools import pairwise
 import numpy as np
 
 from infalign import estimators
+from infalign.arrays import Floats
 from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, over_prompts
 from infalign.frontier import point
 from infalign.procedures import BestOfN, Procedure, Standard, WorstOfN
-from training.evaluation.draws import Draws, Floats
+from training.evaluation.draws import Draws
 
 NS = (2, 4, 8)
+"""Values of n for best-of-n and worst-of-n."""
 FEWEST_DRAWS, MOST_DRAWS = 64, 4096
-"""Draws per prompt and model."""
+"""Fewest and most draws per prompt and model."""
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Both sides decoded by one procedure."""
+class ProcedureFigures:
+    """The figures of one decoding procedure, which both policy and reference are decoded by."""
 
     procedure: str
+    """Name of the procedure."""
     win_rate: Estimate
-    """By the reward model that selects."""
+    """Win rate of the policy over the reference, by the reward model that selects responses."""
     theory: float
-    """Win rate of the optimum for this transformation at the measured KL, with K anchors."""
+    """Win rate of the optimal policy for the transformation at the measured KL, with K rewards per prompt."""
     judged_win_rate: Estimate | None
-    """By the judge, of the same selections."""
+    """Win rate of the same selected responses by the judge."""
     judge_policy: Estimate | None
-    """The judge's mean score of what is selected."""
+    """The judge's mean score of the policy's selected responses."""
     judge_reference: Estimate | None
+    """The judge's mean score of the reference's selected responses."""
 
 
 @dataclass(frozen=True)
 class Overselection:
-    """Whether selecting harder stops helping by the judge's measure: reward hacking at decoding time."""
+    """Whether selecting harder stops helping by the judge.
+
+    That is reward hacking at decoding time: the best of many responses exploits the reward model.
+    """
 
     ns: tuple[int, ...]
+    """Values of n, each twice the one before."""
     scores: tuple[Estimate, ...]
-    """The judge's mean score of the policy's best of each n."""
+    """The judge's mean score of the policy's best of n, for each n."""
     gains: tuple[Estimate, ...]
-    """Of each n over the one before it."""
+    """Gain in that score of each n over the one before."""
 
     @property
     def harmful(self) -> int | None:
-        """The first n whose selection the judge finds worse than that of the n before, beyond chance."""
+        """The first n whose score is lower than that of the n before, beyond chance. None if there is none."""
         return next((n for n, gain in zip(self.ns[1:], self.gains, strict=True) if gain.high < 0), None)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All figures, on P prompts and M draws per prompt and side."""
+    """All figures of an evaluation on P prompts with M draws per prompt and model."""
 
     prompts: int
+    """P."""
     draws: int
+    """M."""
     transformation: str
+    """Transformation that the policy was trained with."""
     procedure: str
+    """Decoding procedure that the policy was trained for."""
     kl: Estimate
-    decoded: tuple[Decoded, ...]
+    """KL of the policy from the reference, in nats per response."""
+    decoded: tuple[ProcedureFigures, ...]
+    """Figures of each procedure."""
     overselection: Overselection | None
+    """Whether selecting harder stops helping. None without a judge."""
 
-    def under(self, procedure: str) -> Decoded:
-        """The figures of one procedure."""
+    def under(self, procedure: str) -> ProcedureFigures:
+        """Return the figures of one procedure."""
         return next(row for row in self.decoded if row.procedure == procedure)
 
 
 def procedures_of(trained_for: Procedure, ns: Sequence[int] = NS) -> tuple[Procedure, ...]:
-    """Standard, best-of-n and worst-of-n for every n, and what the policy was trained for."""
+    """List the procedures that a policy is evaluated under, each once.
+
+    They are one draw, the best and the worst of each n, and the procedure that the policy was trained for.
+
+    Args:
+        trained_for: That procedure.
+        ns: Values of n.
+    """
     every = [Standard(), *map(BestOfN, ns), *map(WorstOfN, ns), trained_for]
     return tuple({str(procedure): procedure for procedure in every}.values())
 
 
-def enough(count: int, procedure: Procedure) -> bool:
-    """Whether ``count`` draws per prompt say anything of ``procedure``."""
+def is_enough(count: int, procedure: Procedure) -> bool:
+    """Say whether ``count`` draws per prompt are enough to estimate figures under ``procedure``."""
     return not np.isnan(procedure.order_weights(count)).any()
 
 
-def enough_draws(procedure: Procedure) -> int:
-    """Draws per prompt that the estimates of ``procedure`` can be made from.
+def count_draws(procedure: Procedure) -> int:
+    """Return how many draws per prompt the figures of ``procedure`` are estimated from.
 
     Raises:
-        InvalidValue: they would be more than the evaluation draws.
+        InvalidValue: They would be more than :data:`MOST_DRAWS`.
     """
     draws = FEWEST_DRAWS
-    while not enough(draws, procedure):
+    while not is_enough(draws, procedure):
         draws *= 2
         if draws > MOST_DRAWS:
             raise InvalidValue("procedure", str(procedure), f"one that {MOST_DRAWS} draws are enough for")
@@ -93,27 +115,38 @@ def enough_draws(procedure: Procedure) -> int:
 
 
 def check_draws(count: int, procedures: Sequence[Procedure]) -> None:
-    """See that ``count`` draws per prompt are enough for every procedure.
+    """Check that ``count`` draws per prompt are enough for all procedures.
+
+    Args:
+        count: Draws per prompt.
+        procedures: Decoding procedures.
 
     Raises:
-        InvalidValue: they are not.
+        InvalidValue: They are not enough for one of them.
     """
     for procedure in procedures:
-        if not enough(count, procedure):
+        if not is_enough(count, procedure):
             raise InvalidValue("draws", count, f"enough for {procedure}")
 
 
-def evaluate(
+def compute_evaluation(
     draws: Draws,
     procedures: Sequence[Procedure],
     transformation: str,
     trained_for: Procedure,
     anchors: int,
 ) -> Evaluation:
-    """Every figure with its 95% interval over prompts; ``transformation`` with ``anchors`` = K gives theory's part.
+    """Compute all figures, with 95% intervals over prompts.
+
+    Args:
+        draws: Scores of policy and reference.
+        procedures: Procedures that both are decoded by.
+        transformation: Transformation that the policy was trained with.
+        trained_for: Procedure that the policy was trained for.
+        anchors: K, rewards per prompt in the calibration. The theoretical win rate depends on it.
 
     Raises:
-        InvalidValue: too few draws for a procedure.
+        InvalidValue: There are too few draws for a procedure.
     """
     count = draws.policy.rewards.shape[1]
     check_draws(count, procedures)
@@ -125,36 +158,40 @@ def evaluate(
         procedure=str(trained_for),
         kl=kl,
         decoded=tuple(
-            _decoded(
+            _compute_procedure(
                 draws,
                 procedure,
-                point(transformation, procedure, kl=kl.value, anchors=anchors, aligned_for=trained_for).win_rate
+                point(transformation, procedure, kl=kl.value, anchors=anchors, training_procedure=trained_for).win_rate
                 if kl.value > 0
                 else 0.5,
             )
             for procedure in procedures
         ),
-        overselection=_overselection(draws, count),
+        overselection=_compute_overselection(draws, count),
     )
 
 
-def _decoded(draws: Draws, procedure: Procedure, theory: float) -> Decoded:
+def _compute_procedure(draws: Draws, procedure: Procedure, theory: float) -> ProcedureFigures:
     ours, theirs = draws.policy, draws.reference
     wins = over_prompts(estimators.win_rate(ours.rewards, theirs.rewards, procedure))
-    if ours.judged is None or theirs.judged is None:
-        return Decoded(str(procedure), wins, theory, None, None, None)
-    judged = estimators.judged_win_rate(ours.rewards, ours.judged, theirs.rewards, theirs.judged, procedure)
-    policy = estimators.expected_judged(ours.rewards, ours.judged, procedure)
-    reference = estimators.expected_judged(theirs.rewards, theirs.judged, procedure)
-    return Decoded(str(procedure), wins, theory, over_prompts(judged), over_prompts(policy), over_prompts(reference))
+    if ours.judge_scores is None or theirs.judge_scores is None:
+        return ProcedureFigures(str(procedure), wins, theory, None, None, None)
+    judged_wins = estimators.judged_win_rate(
+        ours.rewards, ours.judge_scores, theirs.rewards, theirs.judge_scores, procedure
+    )
+    policy = estimators.expected_score(ours.rewards, ours.judge_scores, procedure)
+    reference = estimators.expected_score(theirs.rewards, theirs.judge_scores, procedure)
+    return ProcedureFigures(
+        str(procedure), wins, theory, over_prompts(judged_wins), over_prompts(policy), over_prompts(reference)
+    )
 
 
-def _overselection(draws: Draws, count: int) -> Overselection | None:
+def _compute_overselection(draws: Draws, count: int) -> Overselection | None:
     side = draws.policy
-    if side.judged is None:
+    if side.judge_scores is None:
         return None
     ns = tuple(2**power for power in range(int(np.log2(count)) + 1))
-    scores: list[Floats] = [estimators.expected_judged(side.rewards, side.judged, BestOfN(n)) for n in ns]
+    scores: list[Floats] = [estimators.expected_score(side.rewards, side.judge_scores, BestOfN(n)) for n in ns]
     return Overselection(
         ns,
         tuple(map(over_prompts, scores)),

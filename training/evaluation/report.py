@@ -1,4 +1,7 @@
-"""An evaluation as a table, as JSON, and as a picture: measured points under the theoretical frontier."""
+"""Writes an evaluation as a table, as JSON and as a picture.
+
+The picture shows measured win rates as dots, and the win rates of the theoretical optimum over KL as lines.
+"""
 
 import json
 from collections.abc import Sequence
@@ -11,37 +14,39 @@ from matplotlib.figure import Figure
 from infalign.errors import InvalidValue
 from infalign.estimators import Estimate
 from infalign.frontier import Point, point
+from infalign.parsing import parse_procedure
 from infalign.plots import frontier_figure, save
-from infalign.procedures import parse_procedure
 from infalign.templates import Message
 from training.evaluation.figures import Evaluation
 
-FIGURES, MEASURED, TEXT, PROMPTS, PICTURE = (
+FIGURES, SELECTION, TEXT, PROMPTS, PICTURE = (
     "figures.json",
     "measured.json",
     "figures.md",
     "prompts.jsonl",
     "win_rate.svg",
 )
+"""Files of a report."""
 COLUMNS = ("decoded by", "win rate", "theory", "judged win rate", "judge: policy", "judge: reference")
+"""Headings of the table."""
 STEPS, LEAST_KL, MOST_KL = 16, 0.05, 4.0
-"""Of the drawn frontier."""
+"""Points of a line in the picture, and the least and the most KL that it reaches, in nats."""
 
 
 def as_table(evaluation: Evaluation) -> str:
-    """Markdown: one row for each procedure."""
+    """Format the figures as a Markdown table with a row per procedure."""
     rows = [
         (row.procedure, row.win_rate, f"{row.theory:.3f}", row.judged_win_rate, row.judge_policy, row.judge_reference)
         for row in evaluation.decoded
     ]
-    kept = [column for column in range(len(COLUMNS)) if any(row[column] is not None for row in rows)]
-    lines = [[COLUMNS[column] for column in kept], ["---"] * len(kept)]
-    lines += [[str(row[column]) for column in kept] for row in rows]
+    columns = [column for column in range(len(COLUMNS)) if any(row[column] is not None for row in rows)]
+    lines = [[COLUMNS[column] for column in columns], ["---"] * len(columns)]
+    lines += [[str(row[column]) for column in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def as_text(evaluation: Evaluation) -> str:
-    """The table with what was evaluated, and what the judge says of selecting harder."""
+    """Format the table, what was evaluated, and what the judge says about selecting harder."""
     e = evaluation
     parts = [
         f"{e.prompts} prompts x {e.draws} draws; `{e.transformation}` for {e.procedure}; KL {e.kl} nats; "
@@ -57,15 +62,22 @@ def as_text(evaluation: Evaluation) -> str:
 
 
 def as_json(evaluation: Evaluation) -> str:
-    """Every figure, NaN as null."""
-    found = asdict(evaluation)
+    """Format all figures as JSON. A number that is not known (NaN) becomes null."""
+    values = asdict(evaluation)
     if evaluation.overselection:
-        found["overselection"]["harmful"] = evaluation.overselection.harmful
-    return json.dumps(_plain(found), indent=1, allow_nan=False) + "\n"
+        values["overselection"]["harmful"] = evaluation.overselection.harmful
+    return json.dumps(_replace_nan(values), indent=1, allow_nan=False) + "\n"
 
 
-def measured(evaluation: Evaluation) -> dict[str, float]:
-    """The few figures that a bundle carries."""
+def select_figures(evaluation: Evaluation) -> dict[str, float]:
+    """Select the few figures that the manifest of a bundle holds.
+
+    Args:
+        evaluation: The evaluation.
+
+    Returns:
+        Values by their keys. Values that are not known are left out.
+    """
     figures = {"kl": evaluation.kl.value, "kl_low": evaluation.kl.low, "kl_high": evaluation.kl.high}
     for row in evaluation.decoded:
         if row.procedure in ("standard", evaluation.procedure):
@@ -79,10 +91,15 @@ def measured(evaluation: Evaluation) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value == value}
 
 
-def picture(evaluation: Evaluation, anchors: int, procedures: Sequence[str]) -> Figure:
-    """Win rate against KL for each of ``procedures``: the frontier with K anchors as lines, the measured as a dot.
+def draw_picture(evaluation: Evaluation, anchors: int, procedures: Sequence[str]) -> Figure:
+    """Draw win rate over KL for each procedure, with the identity for comparison.
 
-    Identity, the best without knowing of the procedure, is drawn for comparison.
+    The identity is the best transformation for a policy that is decoded by one draw.
+
+    Args:
+        evaluation: The evaluation.
+        anchors: K, rewards per prompt in the calibration.
+        procedures: Names of procedures, each of which gets a panel.
     """
     trained_for = parse_procedure(evaluation.procedure)
     furthest = min(MOST_KL, max(LEAST_KL, 1.5 * evaluation.kl.value))
@@ -93,7 +110,9 @@ def picture(evaluation: Evaluation, anchors: int, procedures: Sequence[str]) -> 
             for step in range(1, STEPS + 1):
                 kl = furthest * step / STEPS
                 try:
-                    curves.append(point(transformation, procedure, kl=kl, anchors=anchors, aligned_for=trained_for))
+                    curves.append(
+                        point(transformation, procedure, kl=kl, anchors=anchors, training_procedure=trained_for)
+                    )
                 except InvalidValue:  # so few anchors reach no further
                     break
     dots = [
@@ -103,22 +122,29 @@ def picture(evaluation: Evaluation, anchors: int, procedures: Sequence[str]) -> 
     return frontier_figure(curves, dots)
 
 
-def write(directory: Path, evaluation: Evaluation, prompts: Sequence[Sequence[Message]], anchors: int) -> None:
-    """All of it, and the prompts, into ``directory``: the stage, and the bundle's part ``evaluation/``."""
+def write_report(directory: Path, evaluation: Evaluation, prompts: Sequence[Sequence[Message]], anchors: int) -> None:
+    """Write the report of an evaluation. A bundle holds it as ``evaluation/``.
+
+    Args:
+        directory: Directory that is written to.
+        evaluation: The evaluation.
+        prompts: Prompts of the evaluation.
+        anchors: K, rewards per prompt in the calibration.
+    """
     (directory / FIGURES).write_text(as_json(evaluation), encoding="utf-8")
-    (directory / MEASURED).write_text(json.dumps(measured(evaluation), indent=1) + "\n", encoding="utf-8")
+    (directory / SELECTION).write_text(json.dumps(select_figures(evaluation), indent=1) + "\n", encoding="utf-8")
     (directory / TEXT).write_text(as_text(evaluation), encoding="utf-8")
     with (directory / PROMPTS).open("w", encoding="utf-8") as file:
         for messages in prompts:
             file.write(json.dumps({"prompt": messages}, ensure_ascii=False) + "\n")
-    shown = list(dict.fromkeys(("standard", evaluation.procedure)))
-    figure = picture(evaluation, anchors, shown)
-    save(figure, directory / PICTURE, measured(evaluation))
+    procedures = list(dict.fromkeys(("standard", evaluation.procedure)))
+    figure = draw_picture(evaluation, anchors, procedures)
+    save(figure, directory / PICTURE, select_figures(evaluation))
 
 
-def _plain(value: Any) -> Any:
+def _replace_nan(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _replace_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_replace_nan(item) for item in value]
     return None if value != value else value

@@ -1,7 +1,8 @@
-"""Solver ``rloo``: on-policy, by TRL's RLOO, which subtracts β times the sequence's log-ratio from the reward.
+"""Solver ``rloo``: learns from responses that the policy draws while it trains (on-policy), with TRL's RLOO.
 
-That is the objective of InfAlign (arXiv 2412.19792, section 4) unmodified. C comes from the stored reference rewards
-of each prompt; nothing is refreshed from the policy.
+RLOO (REINFORCE leave-one-out) compares each response with the mean of the other responses to the same prompt. TRL
+subtracts β times the log-ratio of the sequence from its reward, so this is exactly the objective of InfAlign (arXiv
+2412.19792, section 4). C comes from the stored rewards of the reference. Nothing is recalibrated on the policy.
 """
 
 import math
@@ -16,22 +17,33 @@ from transformers import AutoTokenizer, LogitsProcessorList, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import RLOOConfig, RLOOTrainer
 
-from infalign.frontier import beta_for_kl
+from infalign.policies import beta_for_kl
 from infalign.templates import Message, prompt_key, render_prompt, tokenise
 from infalign.transforms import Gaussian, Identity
-from training.memory import model_shape, on_policy
-from training.models import lora, read_causal, save_trained
+from training.memory import model_shape, on_policy_pass
+from training.models import lora_config, read_causal, save_trainer_model
 from training.optimisers import MuonAdam
-from training.progress import attach
-from training.runtime import train, trainer_arguments
+from training.progress import attach_progress
+from training.runtime import run_trainer, trainer_arguments
 from training.sampler import InverseCdfSampler
 from training.solvers.task import Task
 
 KL_MEMORY, GAIN = 0.9, 0.05
+"""Weight of the past in the running mean of KL, and largest relative change of β per step."""
 
 
 def solve(task: Task, directory: Path) -> float:
-    """Start at theory's β for the target KL, then steer it by the KL of the training draws."""
+    """Train the policy, starting at the β that theory gives for the target KL.
+
+    During training, β is steered so that the KL of the draws reaches the target; see :class:`SteerKL`.
+
+    Args:
+        task: What the policy is trained for.
+        directory: Directory that the policy is saved in.
+
+    Returns:
+        The last β.
+    """
     config = task.config
     tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left", trust_remote_code=False)
     model = read_causal(task.reference)
@@ -44,10 +56,10 @@ def solve(task: Task, directory: Path) -> float:
     steer = SteerKL(config.target_kl)
     longest = max(len(tokenise(tokenizer, text)) for text in texts) + task.law.max_tokens
     rewards = sum(scorer.model.get_memory_footprint() for scorer in task.scorer.scorers.models.values())
-    need = on_policy(model_shape(model), config, task.compute, longest, rewards)
+    need = on_policy_pass(model_shape(model), config, task.compute, longest, rewards)
     trainer = RLOOTrainer(
         model=model,
-        reward_funcs=ctrl_reward(task, steer),
+        reward_funcs=make_reward_function(task, steer),
         args=RLOOConfig(
             **trainer_arguments(task.directory, "ctrl", task.seed, config.prompts * config.generations, need),
             model_init_kwargs={"dtype": "auto"},
@@ -67,27 +79,36 @@ def solve(task: Task, directory: Path) -> float:
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[steer],
-        peft_config=lora(config.lora) if config.lora else None,
+        peft_config=lora_config(config.lora) if config.lora else None,
     )
     if config.optimiser == "muon":
         trainer.optimizer = MuonAdam(trainer.model, config.learning_rate)
-    attach(trainer, "ctrl", ("sequence_kl", "quantile"), task.directory, task.compute.report_to)
+    attach_progress(trainer, "ctrl", ("sequence_kl", "quantile"), task.directory, task.compute.report_to)
     steer.trainer = trainer
-    train(trainer)
-    save_trained(trainer, tokenizer, directory)
+    run_trainer(trainer)
+    save_trainer_model(trainer, tokenizer, directory)
     return float(trainer.beta)
 
 
-def ctrl_reward(task: Task, steer: "SteerKL") -> Callable[..., list[float]]:
-    """Φ(C(reward)) as a TRL reward function; the dataset column ``key`` names each prompt's calibration.
+def make_reward_function(task: Task, steer: "SteerKL") -> Callable[..., list[float]]:
+    """Make Φ(C(reward)) a reward function for TRL.
 
-    While the objective is annealed it is Φ mixed with the identity, each at its own β for the target KL: Φ of a sharp
-    transformation tells most responses apart by nothing, and a policy that starts with it learns slowly.
+    The column ``key`` of the data set names the calibration table of each prompt.
+
+    At the start of training, Φ may be mixed with the identity (``ctrl.anneal``), each at its own β for the target KL. A
+    steep Φ gives most responses nearly the same value, so a policy that starts with it alone learns slowly.
+
+    Args:
+        task: What the policy is trained for.
+        steer: Callback that holds the trainer, whose β is used.
+
+    Returns:
+        A reward function as TRL calls it.
     """
     mild = beta_for_kl(Identity(), task.config.target_kl)
-    annealed = 0 if isinstance(task.transformation, Gaussian) else task.config.anneal * task.config.steps
+    anneal_steps = 0 if isinstance(task.transformation, Gaussian) else task.config.anneal * task.config.steps
 
-    def transformed(
+    def transform_rewards(
         prompts: list[list[Message]],
         completions: list[list[Message]],
         key: list[str],
@@ -98,23 +119,26 @@ def ctrl_reward(task: Task, steer: "SteerKL") -> Callable[..., list[float]]:
         rewards = task.scorer.score(prompts, [completion[0]["content"] for completion in completions])
         quantiles = task.table.quantile(key, rewards)
         values = task.values(quantiles, rewards.astype(np.float64))
-        if (done := trainer_state.global_step) < annealed:
-            share = 1 - done / annealed
+        if (step := trainer_state.global_step) < anneal_steps:
+            share = 1 - step / anneal_steps
             values = (1 - share) * values + share * steer.trainer.beta / mild * quantiles
         log_metric("reward_raw", float(rewards.mean()))
         log_metric("quantile", float(quantiles.mean()))
         log_metric("transformed", float(values.mean()))
         return [float(value) for value in values]
 
-    return transformed
+    return transform_rewards
 
 
 class SteerKL(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Moves the trainer's β so that the measured KL settles at the target.
+    """A trainer callback that moves β so that the measured KL reaches the target.
 
-    TRL logs KL per token; the policy's is that times the mean length, in nats per response, logged here as
-    ``sequence_kl`` (a running mean). A third of the run is left to theory's β first, or β would fall while the
-    policy is still on its way.
+    TRL logs KL per token. Times the mean length, it is the KL in nats per response. A running mean of it is logged as
+    ``sequence_kl``. The first third of the run keeps theory's β. Otherwise β would fall while the policy has only begun
+    to move.
+
+    Args:
+        target: Target KL in nats per response.
     """
 
     def __init__(self, target: float) -> None:
@@ -123,16 +147,18 @@ class SteerKL(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.total = self.weight = 0.0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """Return what a checkpoint has to store."""
         beta = self.trainer.beta if self.trainer else None
         return {"args": {}, "attributes": {"total": self.total, "weight": self.weight, "beta": beta}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Restore the state if training goes on from a checkpoint."""
         if state.global_step:  # going on from a checkpoint
-            kept = state.stateful_callbacks[type(self).__name__]["attributes"]
-            self.total, self.weight, self.trainer.beta = kept["total"], kept["weight"], kept["beta"]
+            attributes = state.stateful_callbacks[type(self).__name__]["attributes"]
+            self.total, self.weight, self.trainer.beta = attributes["total"], attributes["weight"], attributes["beta"]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Update the running mean of KL, and move β towards the target."""
         if "kl" not in logs:
             return
         kl = float(logs["kl"]) * float(logs["completions/mean_length"])

@@ -1,7 +1,8 @@
-"""The last step of every solver: the policy's distance from the reference is scaled until its KL is the target.
+"""Settling, the last step of every solver: scales the policy's distance from the reference until its KL is the target.
 
-Weights θ_ref + α (θ − θ_ref): α = 1 is the policy as trained, 0 the reference. Win rate against KL changes little
-along that line (docs/LOG.md), so that policies settle at equal KL without steering noise into their training.
+The weights become θ_ref + α (θ − θ_ref), so α = 1 is the policy as it was trained and α = 0 the reference. Along that
+line, the win rate at a given KL changes little (docs/project/log.md). Policies can so be compared at equal KL, without
+forcing the KL during training, which would add noise.
 """
 
 import math
@@ -15,50 +16,62 @@ from infalign.estimators import Estimate, over_prompts
 from infalign.templates import Message
 from training.sampler import Sampler, sequence_kl
 
-CLOSE, TRIALS, FURTHEST = 0.02, 6, 1.25
-"""Relative distance from the target that is good enough; trials at most; largest α: beyond it win rate is lost."""
+TOLERANCE, MOST_TRIALS, LARGEST_SCALE = 0.02, 6, 1.25
+"""Relative distance from the target that is good enough, most trials, and largest α. A larger α loses win rate."""
 
 
 @dataclass(frozen=True)
-class Settled:
-    """Where a policy has come to rest."""
+class Settlement:
+    """Where a policy has settled."""
 
     scale: float
     """α."""
     kl: Estimate
-    """Measured on validation prompts."""
+    """KL in nats per response, measured on validation prompts."""
 
 
 def settle(
     policy: Sampler, reference: Sampler, prompts: Sequence[Sequence[Message]], target: float, draws: int, seed: int
-) -> Settled:
-    """Scale ``policy``, in place, so that its KL on ``prompts`` is ``target``, as near as α up to 1.25 gets."""
-    move = _mover(policy.model, reference.model)
-    repeated = [messages for messages in prompts for _ in range(draws)]
+) -> Settlement:
+    """Scale a policy, in place, so that its KL is the target, or as near to it as α up to 1.25 allows.
 
-    def measured(scale: float) -> Estimate:
+    Args:
+        policy: The policy, whose weights are changed.
+        reference: The reference.
+        prompts: Prompts that the KL is measured on.
+        target: Target KL in nats per response.
+        draws: Responses per prompt.
+        seed: Seed of the responses.
+
+    Returns:
+        Scale and KL of the settled policy.
+    """
+    move = _make_mover(policy.model, reference.model)
+    repeats = [messages for messages in prompts for _ in range(draws)]
+
+    def measure_kl(scale: float) -> Estimate:
         move(scale)
-        drawn = policy.draw(repeated, seed, "settle")
-        return over_prompts(sequence_kl(policy, reference, repeated, drawn).reshape(-1, draws).mean(axis=1))
+        responses = policy.draw(repeats, seed, "settle")
+        return over_prompts(sequence_kl(policy, reference, repeats, responses).reshape(-1, draws).mean(axis=1))
 
-    found = [Settled(1.0, measured(1.0))]
-    while abs(found[-1].kl.value / target - 1) > CLOSE and len(found) < TRIALS and found[-1].kl.value > 0:
-        scale = min(FURTHEST, _next(found, target))
-        if any(math.isclose(scale, tried.scale, rel_tol=1e-3) for tried in found):
+    trials = [Settlement(1.0, measure_kl(1.0))]
+    while abs(trials[-1].kl.value / target - 1) > TOLERANCE and len(trials) < MOST_TRIALS and trials[-1].kl.value > 0:
+        scale = min(LARGEST_SCALE, _next_scale(trials, target))
+        if any(math.isclose(scale, trial.scale, rel_tol=1e-3) for trial in trials):
             break
-        found.append(Settled(scale, measured(scale)))
-    best = min(found, key=lambda tried: abs(tried.kl.value - target))
+        trials.append(Settlement(scale, measure_kl(scale)))
+    best = min(trials, key=lambda trial: abs(trial.kl.value - target))
     move(best.scale)
     return best
 
 
-def _mover(policy: Any, reference: Any) -> Callable[[float], None]:
-    """What sets the policy to a scale; of an adapter, whose update is a product BA, B alone is scaled."""
+def _make_mover(policy: Any, reference: Any) -> Callable[[float], None]:
+    """Make a function that sets the policy to a scale. The update of an adapter is a product BA; B alone is scaled."""
     if isinstance(policy, PeftModel):
-        grown = {name: value.clone() for name, value in policy.named_parameters() if "lora_B" in name}
+        adapter_weights = {name: value.clone() for name, value in policy.named_parameters() if "lora_B" in name}
 
         def move(scale: float) -> None:
-            policy.load_state_dict({name: scale * value for name, value in grown.items()}, strict=False)
+            policy.load_state_dict({name: scale * value for name, value in adapter_weights.items()}, strict=False)
 
         return move
 
@@ -67,12 +80,12 @@ def _mover(policy: Any, reference: Any) -> Callable[[float], None]:
     return lambda scale: policy.load_state_dict({name: start[name] + scale * change[name] for name in start})
 
 
-def _next(found: Sequence[Settled], target: float) -> float:
-    """The scale at which a power law through the last two trials (KL ∝ α² through one) meets the target."""
+def _next_scale(trials: Sequence[Settlement], target: float) -> float:
+    """Find where a power law through the last two trials meets the target. Through one trial, it is KL ∝ α²."""
     power = 2.0
-    if len(found) > 1:
-        (a, b) = found[-2:]
+    if len(trials) > 1:
+        (a, b) = trials[-2:]
         if a.kl.value > 0 and a.scale != b.scale:
             power = math.log(b.kl.value / a.kl.value) / math.log(b.scale / a.scale)
-    last = found[-1]
+    last = trials[-1]
     return last.scale * math.exp(math.log(target / last.kl.value) / max(power, 0.5))

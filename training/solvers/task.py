@@ -1,51 +1,66 @@
-"""What every solver is given."""
+"""The task that every solver gets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from infalign.calibration import CalibrationTable
+from infalign.arrays import Floats
 from infalign.combination import Combination
 from infalign.manifest import SamplingLaw
+from infalign.table import CalibrationTable
 from infalign.templates import Message
-from infalign.transforms import Gaussian, Transformation
+from infalign.transformation import Transformation
+from infalign.transforms import Gaussian
 from training.config import Compute, Ctrl
 from training.scorer import CombinedScorer
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One policy to be found."""
+    """What a policy is trained for."""
 
     directory: Path
-    """For ``metrics.jsonl`` and whatever the solver needs while it works."""
+    """Directory of the stage, for ``metrics.jsonl`` and temporary files of the solver."""
     prompts: Sequence[Sequence[Message]]
-    """All of them in the calibration."""
+    """Training prompts, all of which have a calibration table."""
     rollouts: Path
-    """The stage's directory: the reference's scored responses to every prompt."""
+    """Directory of the stage ``rollouts``."""
     reference: Path
+    """Directory of the reference model."""
     scorer: CombinedScorer
+    """The reward."""
     combination: Combination
+    """Calibration tables of the reward models, and how they are combined."""
     transformation: Transformation
+    """The transformation Φ."""
     law: SamplingLaw
+    """Sampling law of the policy."""
     config: Ctrl
+    """How the policy is trained."""
     compute: Compute
+    """How the trainer uses the machine."""
     seed: int
+    """Seed of the stage."""
 
     @property
     def table(self) -> CalibrationTable:
-        """The reference's rewards, as ``scorer`` gives them."""
+        """Calibration table of the rewards that ``scorer`` gives."""
         return self.combination.table
 
     def values(self, quantiles: Floats, rewards: Floats) -> Floats:
-        """What is to be maximised of each reward: Φ(C), or for ``gaussian`` the reward itself, standardised.
+        """Compute what is maximised for each reward.
 
-        The latter is the baseline that calibrates nothing: mean and deviation are those of all reference rewards.
+        It is Φ(C). The transformation ``gaussian`` is a baseline without calibration: it is the reward itself,
+        standardised by the mean and deviation of all rewards of the reference.
+
+        Args:
+            quantiles: Quantiles C of the rewards.
+            rewards: The rewards, of the same shape.
+
+        Returns:
+            Values of the same shape.
         """
         if isinstance(self.transformation, Gaussian):
             anchors = self.table.rewards

@@ -14,7 +14,7 @@ from loop import work
 from transformers import AutoTokenizer
 
 from infalign import read_bundle
-from infalign.templates import render_judged, render_prompt, tokenise
+from infalign.templates import render_conversation, render_prompt, tokenise
 from server.engines import Sampling
 from server.engines.vllm import VllmEngines
 from server.settings import Settings
@@ -37,7 +37,7 @@ async def main(path: Path) -> None:
         async def candidate(number: int) -> tuple[float, int]:
             sampling = Sampling(1.0, 1.0, 0, tokens, seed + number, bundle.policy().name, min_tokens=tokens)
             drawn = await engines.generate(read, sampling)
-            [reward] = await engines.score([tokenise(judge, render_judged(judge, messages, drawn.text))])
+            [reward] = await engines.score([tokenise(judge, render_conversation(judge, messages, drawn.text))])
             return reward, drawn.tokens
 
         drawn = await asyncio.gather(*(candidate(number) for number in range(n)))

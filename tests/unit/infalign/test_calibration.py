@@ -83,7 +83,7 @@ def test_expected_selected_quantile_is_that_of_simulation(estimator: Estimator) 
     rng = np.random.default_rng(1)
     for procedure, pick in ((BestOfN(8), np.max), (WorstOfN(8), np.min)):
         seen = [calibration(rng.uniform(size=16), estimator).quantile(pick(rng.uniform(size=8))) for _ in range(20_000)]
-        expected = calibration(np.zeros(16), estimator).expected_selected(procedure)
+        expected = calibration(np.zeros(16), estimator).expected_quantile(procedure)
         assert np.mean(seen) == pytest.approx(expected, abs=4 * np.std(seen) / np.sqrt(len(seen)))
 
 

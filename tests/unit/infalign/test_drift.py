@@ -7,10 +7,10 @@ import pytest
 
 from infalign import BestOfN, Calibration, Estimator, InvalidValue, WorstOfN
 from infalign.drift import aligned_rank_law, distance, rank_law, spread
-from infalign.frontier import beta_for_kl
-from infalign.policies import AnchoredPolicies, Policy, simulate_pieces
+from infalign.parsing import parse_transformation
+from infalign.policies import AnchoredPolicies, Policy, beta_for_kl, simulate_pieces
 from infalign.quadrature import graded_mesh
-from infalign.transforms import Log, parse_transformation
+from infalign.transforms import Log
 
 
 def test_ranks_of_a_best_of_n_policy_have_their_closed_form() -> None:
@@ -26,14 +26,14 @@ def test_ranks_are_the_mass_on_pieces_of_simulated_prompts(text: str) -> None:
     policy = Policy.of(phi, beta_for_kl(phi, 0.5))
     rng = np.random.default_rng(1)
     nodes = np.sort(rng.random((20_000, 16)), axis=1)
-    reached = 1 - np.interp(1 - nodes, graded_mesh().nodes, policy.missing)
+    reached = 1 - np.interp(1 - nodes, graded_mesh().nodes, policy.survival)
     simulated = np.diff(np.pad(reached, ((0, 0), (1, 1)), constant_values=(0, 1)), axis=1).mean(axis=0)
     assert law.sum() == pytest.approx(1)
     assert law == pytest.approx(simulated, abs=0.005)
 
 
 def test_a_policy_that_knew_the_anchors_would_look_much_the_same() -> None:
-    # The figure that docs/metrics.md gives for how much the choice of prediction matters.
+    # The figure that docs/reference/metrics.md gives for how much the choice of prediction matters.
     pieces = simulate_pieces(64)
     phi = parse_transformation("exp(10)")
     betas = np.exp(np.linspace(-2.5, 0, 200))

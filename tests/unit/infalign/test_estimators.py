@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infalign import BestOfN, BestOfPoisson, Estimate, InvalidValue, Procedure, Standard, WorstOfN, over_prompts
+from infalign import (
+    BestOfN,
+    BestOfPoisson,
+    Estimate,
+    InvalidValue,
+    Procedure,
+    Standard,
+    WorstOfN,
+    attacks,
+    over_prompts,
+)
 from infalign import estimators as e
 
 VALUES = st.integers(-4, 4).map(float)
@@ -21,7 +31,7 @@ KINDS = st.sampled_from([(BestOfN, max), (WorstOfN, min)])
 def test_expected_selected_is_the_mean_over_all_subsets(row: list[float], kind: tuple, data: st.DataObject) -> None:
     n = data.draw(st.integers(1, len(row)))
     brute = np.mean([kind[1](subset) for subset in itertools.combinations(row, n)])
-    assert e.expected_selected([row], kind[0](n))[0] == pytest.approx(brute)
+    assert e.expected_value([row], kind[0](n))[0] == pytest.approx(brute)
 
 
 @given(SAMPLES, SAMPLES, KINDS, st.data())
@@ -46,7 +56,7 @@ def test_judged_selection_is_the_mean_over_all_subsets_and_ties(
     for subset in itertools.combinations(pairs, n):
         selected = kind[1](reward for reward, _ in subset)
         brute.append(np.mean([score for reward, score in subset if reward == selected]))
-    found = e.expected_judged([[r for r, _ in pairs]], [[s for _, s in pairs]], kind[0](n))[0]
+    found = e.expected_score([[r for r, _ in pairs]], [[s for _, s in pairs]], kind[0](n))[0]
     assert found == pytest.approx(np.mean(brute))
 
 
@@ -79,14 +89,14 @@ def test_a_judge_that_is_the_reward_gives_the_win_rate() -> None:
 
 
 def test_tied_samples_share_their_scores() -> None:
-    assert e.expected_judged([[1.0, 1.0, 0.0]], [[4.0, 6.0, 0.0]], BestOfN(2))[0] == pytest.approx(5.0)
+    assert e.expected_score([[1.0, 1.0, 0.0]], [[4.0, 6.0, 0.0]], BestOfN(2))[0] == pytest.approx(5.0)
 
 
 @given(st.lists(SAMPLES, min_size=2, max_size=4), VALUES, st.integers(1, 3))
 def test_attack_success_is_the_share_of_subsets_with_a_failure(
     rows: list[list[float]], threshold: float, n: int
 ) -> None:
-    found = e.attack_success(rows, threshold, n)
+    found = attacks.attack_success(rows, threshold, n)
     for row, rate in zip(rows, found, strict=True):
         if n > len(row):
             assert math.isnan(rate)
@@ -97,25 +107,25 @@ def test_attack_success_is_the_share_of_subsets_with_a_failure(
 
 @pytest.mark.parametrize("procedure", [BestOfN(4), WorstOfN(4), BestOfPoisson(2), Standard()], ids=str)
 def test_uniform_quantiles_give_the_expected_quantile_without_bias(procedure: Procedure) -> None:
-    seen = e.expected_selected(np.random.default_rng(0).uniform(size=(4000, 24)), procedure)
+    seen = e.expected_value(np.random.default_rng(0).uniform(size=(4000, 24)), procedure)
     assert np.mean(seen) == pytest.approx(procedure.expected_quantile, abs=4 * np.std(seen) / math.sqrt(len(seen)))
 
 
 def test_the_expectation_does_not_depend_on_how_many_samples_there_are() -> None:
     """A plug-in estimate, which draws with replacement, is biased; this is not."""
     rng = np.random.default_rng(1)
-    few = e.expected_selected(rng.uniform(size=(20_000, 5)), BestOfN(4)).mean()
-    many = e.expected_selected(rng.uniform(size=(2_000, 50)), BestOfN(4)).mean()
+    few = e.expected_value(rng.uniform(size=(20_000, 5)), BestOfN(4)).mean()
+    many = e.expected_value(rng.uniform(size=(2_000, 50)), BestOfN(4)).mean()
     assert (few, many) == (pytest.approx(0.8, abs=0.005), pytest.approx(0.8, abs=0.005))
 
 
 @pytest.mark.parametrize("procedure", [BestOfN(4), WorstOfN(4), BestOfPoisson(3)], ids=str)
 def test_more_than_there_are_samples_gives_nan(procedure: Procedure) -> None:
     three = [[1.0, 2.0, 3.0]]
-    assert math.isnan(e.expected_selected(three, procedure)[0])
+    assert math.isnan(e.expected_value(three, procedure)[0])
     assert math.isnan(e.win_rate(three, three, procedure)[0])
-    assert math.isnan(e.expected_judged(three, three, procedure)[0])
-    mixed = e.expected_selected([[1.0, 2.0, 3.0], list(range(40))], procedure)
+    assert math.isnan(e.expected_score(three, three, procedure)[0])
+    mixed = e.expected_value([[1.0, 2.0, 3.0], list(range(40))], procedure)
     assert list(np.isnan(mixed)) == [True, False]
     assert math.isnan(over_prompts(mixed).value)
 
@@ -162,22 +172,22 @@ def test_estimates_print_short_and_one_prompt_has_no_interval() -> None:
 
 
 def test_power_law_is_recovered_and_extrapolated_with_an_interval_that_holds_the_truth() -> None:
-    law = e.PowerLaw(3.0, 0.5)
+    law = attacks.PowerLaw(3.0, 0.5)
     n = [1, 2, 4, 8, 16]
-    fitted = e.fit_power_law(n, law(n))
+    fitted = attacks.fit_power_law(n, law(n))
     assert (fitted.a, fitted.b) == (pytest.approx(3.0), pytest.approx(0.5))
     rng = np.random.default_rng(5)
     chance = rng.beta(0.3, 6.0, size=(600, 1))
     unsafe = -(rng.uniform(size=(600, 64)) < chance).astype(float)
-    found = e.extrapolate_attack_success(unsafe, -0.5, [1, 2, 4, 8, 16, 32], 64)
-    seen = e.attack_success(unsafe, -0.5, 64).mean()
+    found = attacks.extrapolate_attack_success(unsafe, -0.5, [1, 2, 4, 8, 16, 32], 64)
+    seen = attacks.attack_success(unsafe, -0.5, 64).mean()
     assert found.low - 0.02 < seen < found.high + 0.02
     assert found.low < found.value < found.high
 
 
 def test_power_law_needs_two_points_inside() -> None:
     with pytest.raises(InvalidValue, match="success: got"):
-        e.fit_power_law([1, 2, 3], [0.0, 0.5, 1.0])
+        attacks.fit_power_law([1, 2, 3], [0.0, 0.5, 1.0])
 
 
 def test_kl_estimates_of_gaussians_agree_with_the_closed_form() -> None:
@@ -194,13 +204,13 @@ def test_kl_estimates_of_gaussians_agree_with_the_closed_form() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: e.expected_selected([[1.0, math.nan]], BestOfN(1)), "samples: got nan"),
-        (lambda: e.expected_selected([[]], BestOfN(1)), r"samples: got \(0,\)"),
-        (lambda: e.expected_selected([[[1.0]]], BestOfN(1)), r"samples: got \(1, 1\)"),
+        (lambda: e.expected_value([[1.0, math.nan]], BestOfN(1)), "samples: got nan"),
+        (lambda: e.expected_value([[]], BestOfN(1)), r"samples: got \(0,\)"),
+        (lambda: e.expected_value([[[1.0]]], BestOfN(1)), r"samples: got \(1, 1\)"),
         (lambda: e.win_rate([[1.0]], [[1.0], [2.0]], BestOfN(1)), "reference: got '2 prompts', accepted: 1"),
         (lambda: e.win_rate([[1.0]], [[math.inf]], BestOfN(1)), "reference: got inf"),
         (lambda: e.kl([[1.0, 2.0]], [[1.0]]), "reference_log_probs: got 1, accepted: 2"),
-        (lambda: e.expected_judged([[1.0]], [[1.0, 2.0]], BestOfN(1)), "scores: got 2, accepted: 1"),
+        (lambda: e.expected_score([[1.0]], [[1.0, 2.0]], BestOfN(1)), "scores: got 2, accepted: 1"),
         (lambda: over_prompts([]), "values: got 0"),
         (lambda: over_prompts([1.0, 2.0], level=1.0), "level: got 1.0"),
     ],

@@ -29,7 +29,6 @@ from infalign import (
     parse_procedure,
     point,
 )
-from infalign.frontier import kl, win_rate
 from infalign.policies import simulate_pieces
 
 REFERENCE = json.loads((Path(__file__).parent / "frontier.json").read_text())
@@ -48,21 +47,23 @@ def test_reference_numbers(row: dict) -> None:
 def test_log_is_distillation_and_wins_alike_under_every_best_of_n(n: int, target: float) -> None:
     beta = beta_for_kl(Log(), target)
     m = 1 + 1 / beta
-    assert win_rate(Log(), BestOfN(n), beta) == pytest.approx(m / (m + 1), abs=1e-9)
+    assert Policy.of(Log(), beta).win_rate(BestOfN(n)) == pytest.approx(m / (m + 1), abs=1e-9)
     assert math.log(m) - (m - 1) / m == pytest.approx(target, abs=1e-9)
 
 
 @given(KLS)
 def test_identity_under_standard_decoding_has_a_closed_form(target: float) -> None:
     beta = beta_for_kl(Identity(), target)
-    assert win_rate(Identity(), Standard(), beta) == pytest.approx(1 / -math.expm1(-1 / beta) - beta, abs=1e-9)
+    assert Policy.of(Identity(), beta).win_rate(Standard()) == pytest.approx(
+        1 / -math.expm1(-1 / beta) - beta, abs=1e-9
+    )
 
 
 @given(KLS)
 def test_uncalibrated_gaussian_under_standard_decoding_has_a_closed_form(target: float) -> None:
     beta = beta_for_kl(Gaussian(), target)
     assert beta == pytest.approx(1 / math.sqrt(2 * target))
-    assert win_rate(Gaussian(), Standard(), beta) == pytest.approx(ndtr(math.sqrt(target)), abs=1e-9)
+    assert Policy.of(Gaussian(), beta).win_rate(Standard()) == pytest.approx(ndtr(math.sqrt(target)), abs=1e-9)
 
 
 @given(KLS)
@@ -70,16 +71,16 @@ def test_gaussian_policy_is_the_shifted_reference(target: float) -> None:
     beta = beta_for_kl(Gaussian(), target)
     draws = np.random.default_rng(0).normal(size=(2, 4000, 4))
     wins = np.mean((draws[0] + 1 / beta).max(axis=1) > draws[1].max(axis=1))
-    assert wins == pytest.approx(win_rate(Gaussian(), BestOfN(4), beta), abs=0.03)
+    assert wins == pytest.approx(Policy.of(Gaussian(), beta).win_rate(BestOfN(4)), abs=0.03)
 
 
 @pytest.mark.parametrize("procedure", PROCEDURES, ids=str)
 @pytest.mark.parametrize("phi", [Identity(), Log(), Exponential(10), Exponential(-10), Gaussian()], ids=str)
 def test_the_reference_wins_half_and_nobody_beats_the_optimum(phi: Transformation, procedure: Procedure) -> None:
-    assert win_rate(phi, procedure, 1e9) == pytest.approx(0.5, abs=1e-7)
+    assert Policy.of(phi, 1e9).win_rate(procedure) == pytest.approx(0.5, abs=1e-7)
     for target in (0.2, 0.9):
         best = point("optimal", procedure, kl=target).win_rate
-        assert 0.5 < win_rate(phi, procedure, beta_for_kl(phi, target)) <= best + 1e-9
+        assert 0.5 < Policy.of(phi, beta_for_kl(phi, target)).win_rate(procedure) <= best + 1e-9
 
 
 class Reversed(Transformation):
@@ -101,10 +102,10 @@ class Reversed(Transformation):
 @given(st.floats(-20, 20).filter(lambda t: abs(t) > 0.5), st.integers(1, 12), st.floats(0.02, 5))
 def test_best_and_worst_of_n_mirror_each_other_under_negated_reward(t: float, n: int, beta: float) -> None:
     phi = Exponential(t)
-    assert kl(Reversed(phi), beta) == pytest.approx(kl(phi, beta), abs=1e-9)
+    assert Policy.of(Reversed(phi), beta).kl == pytest.approx(Policy.of(phi, beta).kl, abs=1e-9)
     for one, other in ((BestOfN(n), WorstOfN(n)), (WorstOfN(n), BestOfN(n))):
-        mirrored = 1 - win_rate(Reversed(phi), other, beta)
-        assert win_rate(phi, one, beta) == pytest.approx(mirrored, abs=1e-9)
+        mirrored = 1 - Policy.of(Reversed(phi), beta).win_rate(other)
+        assert Policy.of(phi, beta).win_rate(one) == pytest.approx(mirrored, abs=1e-9)
 
 
 def duel(phi: Transformation, beta: float, procedure: BestOfN | WorstOfN, rng: np.random.Generator) -> float:
@@ -123,7 +124,7 @@ def duel(phi: Transformation, beta: float, procedure: BestOfN | WorstOfN, rng: n
 def test_monte_carlo_duels_agree(phi: Transformation, procedure: BestOfN | WorstOfN) -> None:
     for target in (0.3, 1.3):
         beta = beta_for_kl(phi, target)
-        expected = win_rate(phi, procedure, beta)
+        expected = Policy.of(phi, beta).win_rate(procedure)
         error = math.sqrt(expected * (1 - expected) / 40_000)
         assert duel(phi, beta, procedure, np.random.default_rng(7)) == pytest.approx(expected, abs=4 * error)
 
@@ -139,7 +140,7 @@ def test_sharp_transformations_are_safe(t: float, beta: float) -> None:
 
 def test_penalties_that_floats_cannot_hold_are_refused() -> None:
     with pytest.raises(InvalidValue, match="beta: got 1e-200"):
-        kl(Identity(), 1e-200)
+        Policy.of(Identity(), 1e-200)
     with pytest.raises(InvalidValue, match=r"kl: got 10, accepted: less for exp\(-900\)"):
         beta_for_kl(Exponential(-900), 10)
 

@@ -18,7 +18,7 @@ def test_draws_of_the_same_law_pass_and_of_another_fail() -> None:
     assert good.p_value > 0.05
     assert bad.p_value <= 0.01
     assert bad.distance > 2 * good.distance
-    assert (good.prompts, good.samples, good.held_out) == (200, 32, 3200)
+    assert (good.prompts, good.samples, good.draws) == (200, 32, 3200)
     assert good.mean_quantile == pytest.approx(0.5, abs=0.02)
     assert bad.mean_quantile > 0.53
     assert (good.tie_rate, good.resolution) == (pytest.approx(0, abs=1e-4), pytest.approx(1 / 33, rel=1e-3))

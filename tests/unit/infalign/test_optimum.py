@@ -80,7 +80,7 @@ def test_mirror_ascent_finds_the_same_win_rate(procedure: Procedure, kl: float) 
 def test_scaling_and_collocation_agree(procedure: BestOfN | WorstOfN, kl: float) -> None:
     exact = optimal(procedure, kl=kl)
     with np.errstate(all="ignore"):
-        solved = optimum._checked(procedure, optimum._by_collocation(procedure, kl, None))
+        solved = optimum._check_solution(procedure, optimum._solve_by_collocation(procedure, kl, None))
     assert solved.beta == pytest.approx(exact.beta, rel=1e-4)
     by_beta = Policy.of(exact, exact.beta).win_rate(procedure)
     assert Policy.of(solved, solved.beta).win_rate(procedure) == pytest.approx(by_beta, abs=1e-6)
@@ -93,7 +93,7 @@ def test_its_policy_is_where_it_was_asked_to_be_and_solves_the_equation(procedur
     mesh = graded_mesh()
     policy = Policy.of(phi, phi.beta)
     assert policy.kl == pytest.approx(kl, abs=1e-6)
-    reached = np.clip(1 - policy.missing, 0, 1)
+    reached = np.clip(1 - policy.survival, 0, 1)
     right = mesh.cumulative(procedure.density(reached) * procedure.density(1 - mesh.nodes))
     assert phi.gap(mesh.nodes) == pytest.approx(right, abs=1e-5)
 

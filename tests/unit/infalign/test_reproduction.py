@@ -8,7 +8,7 @@ from scipy.special import expit
 
 from infalign import CalibrationTable
 from infalign.errors import RewardMismatch
-from infalign.reproduction import SHIFT, Reproduction, reproduction
+from infalign.reproduction import SHIFT, Reproduction
 
 EXPECTED = [3.0, -2.0, 0.5, 4.0]
 
@@ -20,7 +20,7 @@ def table(rewards: np.ndarray) -> CalibrationTable:
 def test_the_tolerance_moves_quantiles_by_so_much_on_average() -> None:
     random = np.random.default_rng(0)
     rewards = random.normal(size=(300, 128)) * 3 + random.normal(size=(300, 1)) * 50  # prompts differ far more
-    tolerance = reproduction("reward", EXPECTED, table(rewards)).tolerance
+    tolerance = Reproduction.of("reward", EXPECTED, table(rewards)).tolerance
     fresh = random.normal(size=(300, 128)) * 3 + rewards.mean(axis=1, keepdims=True)
     calibrated = table(rewards)
     moved = calibrated.quantile(calibrated.keys, fresh + tolerance) - calibrated.quantile(calibrated.keys, fresh)
@@ -38,7 +38,7 @@ def test_the_tolerance_moves_quantiles_by_so_much_on_average() -> None:
     ids=["constant", "ties", "one anchor", "within the grid"],
 )
 def test_where_rewards_tie_or_tell_nothing_only_the_grid_is_accepted(rewards: np.ndarray) -> None:
-    assert reproduction("reward", EXPECTED, table(rewards)).tolerance == 1e-4
+    assert Reproduction.of("reward", EXPECTED, table(rewards)).tolerance == 1e-4
 
 
 def test_the_largest_difference_is_told_of_the_examples_that_were_scored() -> None:

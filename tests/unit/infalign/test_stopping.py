@@ -41,35 +41,36 @@ def simulate(rule: StoppingRule, samples: int, prompts: int, rng: np.random.Gene
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_closed_forms_are_those_of_simulation(rule: StoppingRule, samples: int) -> None:
     draws, quantiles = simulate(rule, samples, 1500, np.random.default_rng(0))
-    expected = rule.expected(samples)
+    expected = rule.expectation(samples)
     assert draws.mean() == pytest.approx(expected.draws, abs=4.5 * draws.std() / math.sqrt(1500) + 1e-9)
     assert quantiles.mean() == pytest.approx(expected.quantile, abs=4.5 * quantiles.std() / math.sqrt(1500))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_many_anchors_are_as_good_as_exact_calibration(rule: StoppingRule) -> None:
-    assert rule.expected(200_000 if not isinstance(rule, Cost) else 2000) == pytest.approx(rule.expected(), rel=0.01)
+    samples = 2000 if isinstance(rule, Cost) else 200_000
+    assert rule.expectation(samples) == pytest.approx(rule.expectation(), rel=0.01)
 
 
 @given(st.integers(2, 60))
 def test_a_threshold_reaches_best_of_m_with_half_the_draws(m: int) -> None:
     """Uncapped, the mean quantile M/(M + 1) costs (M + 1)/2 draws in place of M."""
     rule = Target(BestOfN(5000), (m - 1) / (m + 1))
-    assert rule.expected() == pytest.approx(Expectation((m + 1) / 2, m / (m + 1)), abs=1e-6)
+    assert rule.expectation() == pytest.approx(Expectation((m + 1) / 2, m / (m + 1)), abs=1e-6)
 
 
 @given(st.floats(0.01, 0.99), st.integers(1, 40))
 def test_worst_of_n_mirrors_best_of_n(quantile: float, n: int) -> None:
     for samples in (None, 16):
-        best = Target(BestOfN(n), quantile).expected(samples)
-        worst = Target(WorstOfN(n), 1 - quantile).expected(samples)
+        best = Target(BestOfN(n), quantile).expectation(samples)
+        worst = Target(WorstOfN(n), 1 - quantile).expectation(samples)
         assert worst == pytest.approx(Expectation(best.draws, 1 - best.quantile), abs=0.08 if samples else 1e-12)
 
 
 @given(st.floats(0.001, 0.4), st.integers(1, 64))
 def test_the_cost_threshold_is_the_best_of_all_thresholds(cost: float, n: int) -> None:
     def gain(rule: StoppingRule) -> float:
-        reached = rule.expected()
+        reached = rule.expectation()
         return reached.quantile - cost * reached.draws
 
     best = gain(Cost(BestOfN(n), cost))
@@ -80,7 +81,7 @@ def test_the_cost_threshold_is_the_best_of_all_thresholds(cost: float, n: int) -
 @given(st.floats(0.001, 0.4), st.integers(1, 64), st.integers(1, 64))
 def test_with_few_anchors_the_cost_rule_is_the_best_of_all_ranks(cost: float, n: int, samples: int) -> None:
     def gain(rule: StoppingRule) -> float:
-        reached = rule.expected(samples)
+        reached = rule.expectation(samples)
         return reached.quantile - cost * reached.draws
 
     best = gain(Cost(BestOfN(n), cost))
@@ -98,13 +99,13 @@ def test_credible_target_waits_for_the_bound() -> None:
         assert credible.stops([reward], calibration) == (
             beta_distribution(rank + 0.5, 64 - rank + 0.5).ppf(0.05) >= 0.9
         )
-    assert credible.rank_needed(64) > point.rank_needed(64)
+    assert credible.rank_threshold(64) > point.rank_threshold(64)
 
 
 def test_few_anchors_may_never_tell() -> None:
     credible = Target(BestOfN(8), 0.99, "credible")
-    assert credible.rank_needed(16) == 17
-    assert credible.expected(16) == pytest.approx(Fixed(BestOfN(8)).expected())
+    assert credible.rank_threshold(16) == 17
+    assert credible.expectation(16) == pytest.approx(Fixed(BestOfN(8)).expectation())
 
 
 def test_the_cap_and_no_draw_at_all() -> None:

@@ -20,8 +20,8 @@ from infalign import (
     optimal,
     parse_transformation,
 )
-from infalign.frontier import beta_for_kl, kl
-from infalign.transforms import check_transformation
+from infalign.parsing import check_transformation
+from infalign.policies import Policy, beta_for_kl
 
 EXPONENTS = st.floats(-100, 100).filter(lambda t: abs(t) > 0.1)
 ALL: list[Transformation] = [
@@ -60,7 +60,7 @@ def test_gap_is_the_loss_from_the_top(transformation: Transformation) -> None:
 
 @given(EXPONENTS, st.floats(0, 1))
 def test_normalised_spans_zero_to_one(t: float, u: float) -> None:
-    transformation = Exponential(t).normalised()
+    transformation = Exponential(t).normalise()
     assert transformation([0.0, 1.0]) == pytest.approx([0.0, 1.0])
     assert -1e-12 <= float(transformation(u)) <= 1
 
@@ -68,7 +68,7 @@ def test_normalised_spans_zero_to_one(t: float, u: float) -> None:
 @pytest.mark.parametrize("transformation", [Log(), Gaussian()], ids=str)
 def test_unbounded_ones_cannot_be_normalised(transformation: Transformation) -> None:
     with pytest.raises(InvalidValue, match="bounded"):
-        transformation.normalised()
+        transformation.normalise()
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.3, 1.0, 20.0])
@@ -100,10 +100,10 @@ def test_log_is_best_of_m_distillation(target: float) -> None:
     assert math.log(m) - (m - 1) / m == pytest.approx(target, abs=1e-8)
 
 
-@pytest.mark.parametrize("transformation", [Log(), *(bounded.normalised() for bounded in BOUNDED)], ids=str)
+@pytest.mark.parametrize("transformation", [Log(), *(bounded.normalise() for bounded in BOUNDED)], ids=str)
 @pytest.mark.parametrize("target", [0.1, 0.5, 2.0])
 def test_beta_for_kl_inverts_kl(transformation: Transformation, target: float) -> None:
-    assert kl(transformation, beta_for_kl(transformation, target)) == pytest.approx(target, abs=1e-7)
+    assert Policy.of(transformation, beta_for_kl(transformation, target)).kl == pytest.approx(target, abs=1e-7)
 
 
 @pytest.mark.parametrize("text", ["identity", "log", "gaussian", "exp(10)", "exp(-10)", "exp(0.1234567)", "exp(1e-05)"])

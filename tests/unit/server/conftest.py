@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.app import Served, create_app
+from server.app import ServedBundle, create_app
 from server.settings import Settings
 from tests.fakes import FakeEngines, fake_served
 
@@ -27,12 +27,12 @@ def engines() -> FakeEngines:
 
 
 @pytest.fixture
-def served() -> Served:
+def served() -> ServedBundle:
     return fake_served()
 
 
 @pytest.fixture
-async def app(engines: FakeEngines, served: Served) -> AsyncIterator[Any]:
+async def app(engines: FakeEngines, served: ServedBundle) -> AsyncIterator[Any]:
     app = create_app(Settings(max_n=16), engines, served)
     async with app.router.lifespan_context(app):
         await engines.started.wait()

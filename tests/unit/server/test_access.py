@@ -10,8 +10,8 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
+from server.access.callers import Keyring
 from server.app import create_app
-from server.auth import Keyring
 from server.settings import Settings
 from tests.fakes import KNOWN, FakeEngines, fake_served
 from tests.keys import RECORDS, bearer, key, keys_file
@@ -154,10 +154,10 @@ def test_every_key_is_compared_in_constant_time(tmp_path: Path, monkeypatch: pyt
         return genuine(one, other)
 
     keyring = Keyring(keys_file(tmp_path))
-    monkeypatch.setattr("server.auth.hmac.compare_digest", watched)
+    monkeypatch.setattr("server.access.callers.hmac.compare_digest", watched)
     for name in RECORDS:
         compared.clear()
-        assert keyring.caller([(b"authorization", f"bearer  {key(name)}".encode())]).name == name
+        assert keyring.authenticate([(b"authorization", f"bearer  {key(name)}".encode())]).name == name
         assert len(compared) == len(RECORDS)  # not one less where the first of them matches
 
 
@@ -177,15 +177,15 @@ async def test_the_keys_are_reread_and_a_broken_file_changes_nothing(
         assert (await client.get("/v1/models", headers=bearer("root"))).status_code == 401
         path = keys_file(tmp_path, "root")
         with in_log(caplog, "read again: 1 keys"):
-            keyring.reread()
+            keyring.reload()
         assert (await client.get("/v1/models", headers=bearer("root"))).status_code == 200
         assert (await client.get("/v1/models", headers=bearer("app"))).status_code == 401
         path.write_text("{")
         with in_log(caplog, "the keys stay as they were"):
-            keyring.reread()
+            keyring.reload()
         path.unlink()
         with in_log(caplog, "no such file"):
-            keyring.reread()
+            keyring.reload()
         assert (await client.get("/v1/models", headers=bearer("root"))).status_code == 200
 
 

@@ -11,13 +11,13 @@ import pytest
 
 from infalign import BestOfN, Calibration, join_bundles
 from infalign.bundle import read_bundle
-from server.app import Served, create_app
+from server.app import ServedBundle, create_app
 from server.engines import EnginesDown, Refused, Sampling
 from server.errors import UnknownModel
 from server.settings import Settings
 from tests.asgi import request
+from tests.bundles import LAW, parts, write
 from tests.fakes import FakeEngines, fake_served
-from tests.unit.infalign.test_bundle import LAW, parts, write
 from tests.unit.server.conftest import client_of
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def app(folder: Path, engines: FakeEngines) -> AsyncIterator[Any]:
-    served = Served(read_bundle(folder / "base"), fake_served().tokenizers, {"best": "best-of-4"})
+    served = ServedBundle(read_bundle(folder / "base"), fake_served().tokenizers, {"best": "best-of-4"})
     app = create_app(Settings(bundles=folder), engines, served)
     async with app.router.lifespan_context(app):
         await engines.started.wait()
@@ -198,7 +198,7 @@ async def test_of_two_that_unload_the_same_one_is_told_that_it_is_gone(
 async def test_unloading_goes_on_to_its_end(app: Any, client: httpx.AsyncClient, engines: Loading) -> None:
     await client.post("/v1/adapters", json={"bundle": "more"})
     serving = app.state.serving
-    with serving.catalogue.using("worst"):
+    with serving.catalogue.use("worst"):
         unloading = asyncio.create_task(serving.adapters.unload("worst"))
         while "worst" in serving.catalogue.policies:
             await asyncio.sleep(0)
@@ -222,7 +222,7 @@ async def test_a_request_for_an_adapter_is_unknown_until_it_is_loaded_and_once_i
     catalogue = app.state.serving.catalogue
     chosen = catalogue.choose("third", BestOfN(2)).policy
     assert (await client.delete("/v1/adapters/third")).status_code == 204
-    with pytest.raises(UnknownModel, match="got 'third'"), catalogue.using(chosen):
+    with pytest.raises(UnknownModel, match="got 'third'"), catalogue.use(chosen):
         pass
 
 
@@ -233,7 +233,7 @@ async def test_drift_follows_the_adapters(app: Any, client: httpx.AsyncClient) -
         return {sample.labels["model"] for sample in samples if sample.name in names}
 
     def serve(policy: str) -> None:
-        drift, law = app.state.serving.decoder.drift, Sampling(**LAW.model_dump(), seed=1, policy=policy)
+        drift, law = app.state.serving.decoder.drift, Sampling.from_law(LAW, policy=policy, seed=1)
         for prompt in range(32):
             drift.observe(law, str(prompt), Calibration(np.arange(20.0)), [float(rank) for rank in range(8)])
 

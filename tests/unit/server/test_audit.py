@@ -15,7 +15,7 @@ import pytest
 from infalign.errors import InvalidValue
 from infalign.templates import Rendering, prompt_key
 from server.app import create_app
-from server.audit import AuditLog
+from server.middleware.audit import AuditLog
 from server.settings import Settings
 from tests.asgi import request
 from tests.bad_requests import BEST, CHAT, TEXT, WORST

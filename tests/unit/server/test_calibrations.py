@@ -14,12 +14,13 @@ import pytest
 from infalign import Combination
 from infalign.manifest import SamplingLaw
 from infalign.templates import Rendering, prompt_key
-from server.app import Served, create_app
-from server.calibrator import Calibrator, context
-from server.metrics import Metrics
-from server.sampler import Conversation, Sampler
+from server.app import ServedBundle, create_app
+from server.decoding.calibrator import Calibrator, calibration_digest
+from server.decoding.engine_client import EngineClient
+from server.decoding.reader import Conversation
+from server.decoding.store import Store
+from server.observability.metrics import Metrics
 from server.settings import Settings
-from server.store import Store
 from tests.fakes import KNOWN, FakeEngines, fake_served
 from tests.unit.server.conftest import client_of
 
@@ -29,7 +30,7 @@ ASK = {"prompt": "else", "n": 1, "seed": 5, "calibrate": True}
 CALIBRATIONS = "/v1/calibrations"
 
 
-def served_with(weights: dict[str, float] | None = None, **record: Any) -> Served:
+def served_with(weights: dict[str, float] | None = None, **record: Any) -> ServedBundle:
     """A bundle that calibrates with ``K`` draws under ``LAW``."""
     served = fake_served(range(K), weights)
     changed = served.bundle.calibration.model_copy(update={"sampling": LAW, **record})
@@ -38,7 +39,7 @@ def served_with(weights: dict[str, float] | None = None, **record: Any) -> Serve
 
 @asynccontextmanager
 async def serve(
-    engines: FakeEngines, served: Served | None = None, **settings: Any
+    engines: FakeEngines, served: ServedBundle | None = None, **settings: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(Settings(**settings), engines, served or served_with())
     async with app.router.lifespan_context(app), client_of(app) as client:
@@ -190,7 +191,9 @@ async def test_a_restart_remembers_and_another_bundle_does_not(tmp_path: Path) -
 
 async def test_what_does_not_change_rewards_does_not_change_the_context() -> None:
     record = served_with().bundle.calibration
-    assert context(record) == context(record.model_copy(update={"prompts": 7, "estimator": "rank"}))
+    assert calibration_digest(record) == calibration_digest(
+        record.model_copy(update={"prompts": 7, "estimator": "rank"})
+    )
 
 
 async def test_twenty_who_ask_at_once_share_the_draws(engines: FakeEngines) -> None:
@@ -220,10 +223,11 @@ async def cancel(*tasks: "asyncio.Future[Any]") -> None:
 
 @asynccontextmanager
 async def calibrator(engines: FakeEngines, path: Path) -> AsyncIterator[Calibrator]:
+    await engines.start()
     served, metrics = served_with(), Metrics()
-    sampler = Sampler(engines, served.tokenizers, metrics)
+    client = EngineClient(engines, served.tokenizers, metrics)
     store = Store(path, 1 << 20, "context", (1, K), metrics)
-    calibrator = Calibrator(served.bundle, sampler, store, 4)
+    calibrator = Calibrator(served.bundle, client, store, 4)
     yield calibrator
     await calibrator.close()
 
@@ -247,7 +251,9 @@ class Stepwise(FakeEngines):
 async def test_one_of_two_waiters_goes_away_and_the_other_gets_it(tmp_path: Path) -> None:
     engines = Stepwise()
     async with calibrator(engines, tmp_path / "store") as calibrations:
-        prompt = await Sampler(engines, served_with().tokenizers, Metrics()).reader.read(Conversation(prompt="else"), 0)
+        prompt = await EngineClient(engines, served_with().tokenizers, Metrics()).reader.read(
+            Conversation(prompt="else"), 0
+        )
         first, second = (asyncio.ensure_future(calibrations.calibrate(prompt)) for _ in range(2))
         await until(lambda: engines.running == 1)
         await cancel(first)
@@ -262,7 +268,9 @@ async def test_one_of_two_waiters_goes_away_and_the_other_gets_it(tmp_path: Path
 async def test_the_draws_end_when_nobody_waits_and_can_begin_anew(tmp_path: Path) -> None:
     engines = Stepwise()
     async with calibrator(engines, tmp_path / "store") as calibrations:
-        prompt = await Sampler(engines, served_with().tokenizers, Metrics()).reader.read(Conversation(prompt="else"), 0)
+        prompt = await EngineClient(engines, served_with().tokenizers, Metrics()).reader.read(
+            Conversation(prompt="else"), 0
+        )
         waiting = [asyncio.ensure_future(calibrations.calibrate(prompt)) for _ in range(3)]
         await until(lambda: engines.running == 1)
         await cancel(*waiting)
@@ -347,7 +355,9 @@ async def test_rewards_that_are_no_numbers_are_not_kept(engines: FakeEngines, tm
         return [float("nan")]
 
     async with calibrator(engines, tmp_path / "store") as calibrations:
-        prompt = await Sampler(engines, served_with().tokenizers, Metrics()).reader.read(Conversation(prompt="else"), 0)
+        prompt = await EngineClient(engines, served_with().tokenizers, Metrics()).reader.read(
+            Conversation(prompt="else"), 0
+        )
         engines.score = broken  # type: ignore[method-assign]
         with pytest.raises(ValueError, match="finite"):
             await calibrations.calibrate(prompt)

@@ -11,17 +11,17 @@ import pytest
 
 from infalign import Calibration
 from infalign.manifest import Alignment
-from server.app import Served, create_app
-from server.drift import FEWEST, FEWEST_PROMPTS, WINDOW, Drift, predicted
+from server.app import ServedBundle, create_app
+from server.decoding.drift import MIN_CANDIDATES, MIN_PROMPTS, WINDOW, Drift, predict_ranks
 from server.engines import Sampling
-from server.metrics import Metrics
+from server.observability.metrics import Metrics
 from server.settings import Settings
 from tests.fakes import LAW, FakeEngines, fake_served
 from tests.unit.server.conftest import client_of
 
 pytestmark = pytest.mark.anyio
 ALIGNED = Alignment(procedure="best-of-4", transformation="exp(10)", beta=0.3, measured={"kl": 0.5})
-SAMPLING = Sampling(**LAW.model_dump(), seed=1, policy="fake")
+SAMPLING = Sampling.from_law(LAW, policy="fake", seed=1)
 ANCHORS = np.arange(20.0)
 
 
@@ -45,7 +45,7 @@ def serve(drift: Drift, law: Any, requests: int = 64, candidates: int = 8, **oth
 
 async def test_a_policy_that_is_what_it_was_has_not_drifted() -> None:
     drift, metrics = watched()
-    serve(drift, predicted(ALIGNED, 20))
+    serve(drift, predict_ranks(ALIGNED, 20))
     await drift.refresh()
     assert value(metrics, "infalign_quantile_drift_samples") == 512
     assert value(metrics, "infalign_quantile_drift") == pytest.approx(0, abs=0.06)
@@ -86,12 +86,12 @@ async def test_log_probabilities_change_nothing() -> None:
     assert value(metrics, "infalign_quantile_drift_samples") == 512
 
 
-@pytest.mark.parametrize(("requests", "candidates"), [(31, 8), (FEWEST_PROMPTS - 1, 64)])
+@pytest.mark.parametrize(("requests", "candidates"), [(31, 8), (MIN_PROMPTS - 1, 64)])
 async def test_too_little_says_nothing(requests: int, candidates: int) -> None:
     drift, metrics = watched()
     serve(drift, np.ones(21), requests, candidates)
     await drift.refresh()
-    assert (requests * candidates < FEWEST) or requests < FEWEST_PROMPTS
+    assert (requests * candidates < MIN_CANDIDATES) or requests < MIN_PROMPTS
     assert value(metrics, "infalign_quantile_drift_samples") == requests * candidates
     assert value(metrics, "infalign_quantile_drift") is None
 
@@ -99,7 +99,7 @@ async def test_too_little_says_nothing(requests: int, candidates: int) -> None:
 async def test_only_the_last_candidates_count() -> None:
     drift, metrics = watched()
     serve(drift, np.ones(21), requests=300)
-    serve(drift, predicted(ALIGNED, 20), requests=WINDOW // 8)
+    serve(drift, predict_ranks(ALIGNED, 20), requests=WINDOW // 8)
     await drift.refresh()
     assert value(metrics, "infalign_quantile_drift_samples") == WINDOW
     assert value(metrics, "infalign_quantile_drift") == pytest.approx(0, abs=0.06)
@@ -107,8 +107,8 @@ async def test_only_the_last_candidates_count() -> None:
 
 async def test_calibrations_of_different_sizes_count_together() -> None:
     drift, metrics = watched()
-    serve(drift, predicted(ALIGNED, 20), requests=32)
-    serve(drift, predicted(ALIGNED, 5), requests=32, calibration=Calibration(ANCHORS[:5]))
+    serve(drift, predict_ranks(ALIGNED, 20), requests=32)
+    serve(drift, predict_ranks(ALIGNED, 5), requests=32, calibration=Calibration(ANCHORS[:5]))
     await drift.refresh()
     assert value(metrics, "infalign_quantile_drift") == pytest.approx(0, abs=0.06)
 
@@ -126,20 +126,20 @@ async def test_a_policy_without_a_prediction_is_said_to_have_none_once(caplog: p
 
 def test_predictions_follow_what_was_measured() -> None:
     uniform = np.full(21, 1 / 21)
-    measured = predicted(ALIGNED, 20)
-    unmeasured = predicted(ALIGNED.model_copy(update={"measured": {}}), 20)
+    measured = predict_ranks(ALIGNED, 20)
+    unmeasured = predict_ranks(ALIGNED.model_copy(update={"measured": {}}), 20)
     assert np.max(np.abs(np.cumsum(measured - unmeasured))) < 0.05  # beta 0.3 is about 0.5 nats
-    assert predicted(None, 20) == pytest.approx(uniform)
+    assert predict_ranks(None, 20) == pytest.approx(uniform)
     nothing = ALIGNED.model_copy(update={"measured": {"kl": -0.001}})
-    assert predicted(nothing, 20) == pytest.approx(uniform)
-    assert np.sum(predicted(ALIGNED.model_copy(update={"transformation": "optimal"}), 20)) == pytest.approx(1)
+    assert predict_ranks(nothing, 20) == pytest.approx(uniform)
+    assert np.sum(predict_ranks(ALIGNED.model_copy(update={"transformation": "optimal"}), 20)) == pytest.approx(1)
 
 
 PROMPTS = tuple(f"question {i}" for i in range(40))
-AppOf = Callable[[Served], Any]
+AppOf = Callable[[ServedBundle], Any]
 
 
-async def drift_of(served: Served, **fields: Any) -> tuple[httpx.Response, str]:
+async def drift_of(served: ServedBundle, **fields: Any) -> tuple[httpx.Response, str]:
     """What a server says of its drift after 40 requests of 8 candidates, uniform in reward."""
     rng = random.Random(0)
     app = create_app(Settings(), engines := FakeEngines(), served)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.keys import PREFIX, BadKeysFile, hash_key, read_keys
+from server.access.keys import KEY_PREFIX, BadKeysFile, hash_key, read_keys
 from tests.keys import key, keys_file
 
 GOOD: dict[str, Any] = {"sha256": "0" * 64, "roles": ["generate"]}
@@ -79,8 +79,8 @@ def test_the_command_makes_keys_and_takes_them_back(tmp_path: Path) -> None:
     )
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     made = first.stdout.strip()
-    assert made.startswith(PREFIX)
-    assert len(made) >= len(PREFIX) + 43  # 256 bits in base 64
+    assert made.startswith(KEY_PREFIX)
+    assert len(made) >= len(KEY_PREFIX) + 43  # 256 bits in base 64
     assert made not in first.stderr
     assert made != second.stdout.strip()
     assert made not in path.read_text()

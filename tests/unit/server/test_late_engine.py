@@ -19,9 +19,9 @@ async def test_all_who_ask_get_the_one_that_is_launched_once() -> None:
         return launches[-1]
 
     late = LateEngine(launch)
-    assert late.up is None
+    assert late.engine is None
     engines = await asyncio.gather(*(late.get() for _ in range(8)))
-    assert [engine is launches[0] for engine in (*engines, late.up)] == [True] * 9
+    assert [engine is launches[0] for engine in (*engines, late.engine)] == [True] * 9
     assert len(launches) == 1
     assert late.close() is launches[0]
 
@@ -45,7 +45,7 @@ async def test_a_failed_launch_can_be_tried_again() -> None:
     assert [(type(failure), str(failure)) for failure in failures] == [
         (EnginesDown, "the reference did not start (no memory)")
     ] * 3
-    assert late.up is None
+    assert late.engine is None
     assert await late.get() == "engine"
     assert len(outcomes) == 2
 
@@ -63,7 +63,7 @@ async def test_one_who_goes_away_does_not_end_the_launch() -> None:
     leaver.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaver
-    assert late.up is None
+    assert late.engine is None
     go.set()
     assert await stayer == "engine"
 

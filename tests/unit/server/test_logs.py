@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from infalign.procedures import BestOfN
-from server import account as accounts
-from server.account import Account
 from server.app import create_app
 from server.engines import Completion, Delta, Sampling
-from server.logs import configure
+from server.observability import account as accounts
+from server.observability.account import Account
+from server.observability.logs import configure_logging
 from server.settings import Settings
 from tests.fakes import KNOWN, FakeEngines, fake_served
 from tests.unit.server.conftest import client_of
@@ -42,7 +42,7 @@ Lines = Callable[[], list[dict[str, Any]]]
 def json_lines(root: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> Lines:
     written = io.StringIO()
     monkeypatch.setattr("sys.stderr", written)
-    configure(Settings(log_format="json"))
+    configure_logging(Settings(log_format="json"))
     monkeypatch.undo()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return lambda: [json.loads(line) for line in written.getvalue().splitlines()]
@@ -132,7 +132,7 @@ async def test_text_is_logged_only_where_the_operator_says_so(
 ) -> None:
     settings = Settings(log_format="json", log_text=True, log_level="warning")
     app = create_app(settings, engines := FakeEngines(), fake_served())
-    configure(settings)
+    configure_logging(settings)
     async with app.router.lifespan_context(app), client_of(app) as client:
         await engines.started.wait()
         await client.post(f"/v1/{endpoint}", json={"messages": ASKED, "seed": 0} | fields)
@@ -146,7 +146,7 @@ async def test_text_is_logged_only_where_the_operator_says_so(
 async def test_lines_of_text_show_the_same_fields(
     client: httpx.AsyncClient, root: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure(Settings())
+    configure_logging(Settings())
     await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 3}, headers={"X-Request-Id": "five"})
     line = next(line for line in capsys.readouterr().err.splitlines() if "infalign.access" in line)
     assert "POST /v1/best-of-n 200" in line
@@ -212,17 +212,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_overhead_is_the_time_without_any_call(clock: Clock) -> None:
     account = Account("a")
     clock.now += 1  # reading the request
-    account.call_begins()
+    account.begin_call()
     clock.now += 10
-    account.call_begins()  # at the same time
+    account.begin_call()  # at the same time
     clock.now += 10
-    account.call_ends()
+    account.end_call()
     clock.now += 10
-    account.call_ends()
+    account.end_call()
     clock.now += 2  # ranking
-    account.call_begins()
+    account.begin_call()
     clock.now += 5  # still running
-    assert account.seconds() == (pytest.approx(38), pytest.approx(3))
+    assert account.durations() == (pytest.approx(38), pytest.approx(3))
 
 
 async def test_overhead_of_an_answer_leaves_the_engines_out(clock: Clock) -> None:
@@ -240,7 +240,7 @@ async def test_overhead_of_an_answer_leaves_the_engines_out(clock: Clock) -> Non
             return await super().score(tokens)
 
     app = create_app(Settings(), engines := Slow(), fake_served())
-    reader = app.state.serving.decoder.sampler.reader
+    reader = app.state.serving.decoder.client.reader
     read = reader.read
 
     async def reading(*given: Any) -> Any:
@@ -260,6 +260,6 @@ async def test_overhead_of_an_answer_leaves_the_engines_out(clock: Clock) -> Non
 
 def test_without_a_request_nothing_is_kept() -> None:
     with accounts.engine_call():
-        accounts.decoding(BestOfN(2), 2, "fake", "x")
-        accounts.selected(["y"])
-    assert accounts.current.get() is None
+        accounts.note_decoding(BestOfN(2), 2, "fake", "x")
+        accounts.note_selected(["y"])
+    assert accounts.current_account.get() is None

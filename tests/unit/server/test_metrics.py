@@ -7,7 +7,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.app import create_app
-from server.metrics import Metrics
+from server.observability.metrics import Metrics
 from server.settings import Settings
 from tests.fakes import FakeEngines, fake_served
 from tests.metrics_table import documented

@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server import supervisor
 from server.app import create_app
+from server.engines import supervisor
 from server.settings import Settings
 from tests.fakes import KNOWN, FakeEngines, fake_served
 from tests.unit.server.conftest import client_of
@@ -83,7 +83,7 @@ async def test_fewer_candidates_only_where_they_are_allowed(client: httpx.AsyncC
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "WATCHED_EVERY", 0.001)
+    monkeypatch.setattr(supervisor, "CHECK_SECONDS", 0.001)
 
 
 @pytest.mark.usefixtures("quick")

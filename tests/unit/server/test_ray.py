@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from infalign import Bundle
-from server.app import Served
+from server.app import ServedBundle
 from server.engines import Engines, EnginesDown
 from server.ray import Arguments, Replica
 from server.settings import Settings
@@ -20,7 +20,7 @@ CONFIG = Path(__file__).parents[3] / "deploy" / "ray" / "serve.yaml"
 
 
 def replica_of(engines: Engines, monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[Replica, Any]:
-    def assemble(bundle: Bundle, settings: Settings, reference: bool) -> tuple[Engines, Served]:
+    def assemble(bundle: Bundle, settings: Settings, reference: bool) -> tuple[Engines, ServedBundle]:
         return engines, fake_served()
 
     monkeypatch.setattr("server.ray.read_bundle", lambda path: path)

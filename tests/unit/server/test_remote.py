@@ -36,7 +36,7 @@ async def engines_on(
     references: Sequence[VllmServer] = (),
     names: Sequence[str] = ("demo",),
     silence: float = SOON,
-    every: float = 0.1,
+    interval: float = 0.1,
 ) -> AsyncIterator[RemoteEngines]:
     engines = RemoteEngines(
         Settings(
@@ -48,7 +48,7 @@ async def engines_on(
         names,
         ["reward"],
         context=999,
-        every=every,
+        interval=interval,
     )
     await asyncio.wait_for(engines.start(), SOON)
     try:
@@ -195,7 +195,7 @@ async def test_adapters_and_their_base_are_asked_by_name(serve: Callable[..., Vl
 async def test_the_base_does_not_stand_in_for_an_adapter_that_is_not_loaded(serve: Callable[..., VllmServer]) -> None:
     forgetful, reward = serve("base"), serve("rm")
     settings = Settings(policy_urls=(forgetful.url,), reward_urls=(reward.url,))
-    engines = RemoteEngines(settings, ["best"], ["reward"], 99, adapters=True, every=0.1)
+    engines = RemoteEngines(settings, ["best"], ["reward"], 99, adapters=True, interval=0.1)
     starting = asyncio.create_task(engines.start())
     await asyncio.sleep(0.5)
     assert not starting.done()
@@ -274,7 +274,7 @@ async def test_another_server_answers_in_place_of_one_that_talks_nonsense(
     serve: Callable[..., VllmServer], fault: str
 ) -> None:
     one, other = serve("demo"), serve("demo")
-    async with engines_on([one, other], [serve("rm")], every=60) as engines:
+    async with engines_on([one, other], [serve("rm")], interval=60) as engines:
         one.fault = GARBLED[fault]
         drawn = [await engines.generate(PROMPT, replace(SAMPLING, seed=seed, logprobs=1)) for seed in range(4)]
         assert [one_drawn.text for one_drawn in drawn] == [f"answer of {seed}" for seed in range(4)]
@@ -310,7 +310,7 @@ async def test_a_score_is_one_finite_number_or_comes_from_another_server(
     serve: Callable[..., VllmServer], body: bytes
 ) -> None:
     one, other = serve("rm"), serve("rm")
-    async with engines_on([serve("demo")], [one, other], every=60) as engines:
+    async with engines_on([serve("demo")], [one, other], interval=60) as engines:
         one.fault = always(lambda: Response(body, media_type="application/json"))
         assert [await engines.score([[9]]) for _ in range(3)] == [[4.5]] * 3
         assert (len(one.asked), len(other.asked)) == (1, 3)
@@ -353,7 +353,7 @@ async def test_a_call_that_waits_in_a_queue_is_not_given_up_while_others_are_ans
 
 async def test_what_was_told_is_not_drawn_again(serve: Callable[..., VllmServer]) -> None:
     one, other = serve("demo"), serve("demo")
-    async with engines_on([one, other], [serve("rm")], every=60) as engines:
+    async with engines_on([one, other], [serve("rm")], interval=60) as engines:
         one.fault = other.fault = always(lambda: sse([part("a")], end=""))
         told: list[Delta] = []
         with pytest.raises(EnginesDown, match="breaks off"):
@@ -393,7 +393,7 @@ async def test_a_server_that_dies_unasked_is_noticed(serve: Callable[..., VllmSe
 
 async def test_one_failed_call_does_not_take_others_down(serve: Callable[..., VllmServer]) -> None:
     policy = serve("demo")
-    async with engines_on([policy], [serve("rm")], every=60) as engines:
+    async with engines_on([policy], [serve("rm")], interval=60) as engines:
         policy.fault, policy.spare_trials = refusing(500), True
         with pytest.raises(RequestFailed, match="500 what a pity"):
             await engines.generate(PROMPT, SAMPLING)
@@ -456,7 +456,7 @@ async def test_starting_waits_for_every_role_and_can_be_given_up(serve: Callable
     policy, reward = serve("demo", max_model_len=50), serve("rm")
     reward.stop()
     settings = Settings(policy_urls=(policy.url,), reward_urls=(reward.url,))
-    engines = RemoteEngines(settings, ["demo"], ["reward"], context=77, every=0.1)
+    engines = RemoteEngines(settings, ["demo"], ["reward"], context=77, interval=0.1)
     assert engines.context == 77
     with pytest.raises(EnginesDown, match="not up"):
         await engines.check()

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import server.store
-from server.metrics import Metrics
-from server.store import Rewards, Store
+import server.decoding.store
+from server.decoding.store import Rewards, Store
+from server.observability.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
 SHAPE = (2, 64)
@@ -28,8 +28,8 @@ def key(number: int) -> str:
     return f"{number:032x}"
 
 
-def store_at(path: Path, metrics: Metrics | None = None, context: str = "context", mib: int = 1) -> Store:
-    return Store(path, mib << 20, context, SHAPE, metrics or Metrics())
+def store_at(path: Path, metrics: Metrics | None = None, calibration_digest: str = "context", mib: int = 1) -> Store:
+    return Store(path, mib << 20, calibration_digest, SHAPE, metrics or Metrics())
 
 
 def errors(metrics: Metrics) -> float | None:
@@ -86,12 +86,14 @@ async def test_a_file_that_others_may_read_is_warned_of_once(tmp_path: Path, cap
 
 
 async def test_contexts_do_not_mix(tmp_path: Path) -> None:
-    ours, theirs = (store_at(tmp_path / "store", context=context) for context in ("ours", "theirs"))
+    ours, theirs = (
+        store_at(tmp_path / "store", calibration_digest=calibration_digest) for calibration_digest in ("ours", "theirs")
+    )
     await ours.put(key(1), rewards(1))
     assert await theirs.get(key(1)) is None
     await theirs.put(key(1), rewards(2))
     await ours.close()
-    again = store_at(tmp_path / "store", context="ours")
+    again = store_at(tmp_path / "store", calibration_digest="ours")
     np.testing.assert_array_equal(await again.get(key(1)), rewards(1))
     await theirs.close()
     await again.close()
@@ -127,7 +129,7 @@ async def test_the_file_stays_within_its_limit_and_drops_what_was_not_used_for_l
 
 
 async def test_uses_are_saved_where_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.store, "UNSAVED_USES", 3)
+    monkeypatch.setattr(server.decoding.store, "UNSAVED_USES", 3)
     path = tmp_path / "store"
     first = store_at(path)
     for number in range(3):
@@ -148,7 +150,7 @@ async def test_uses_are_saved_where_nothing_is_written(tmp_path: Path, monkeypat
 
 
 async def test_the_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.store, "IN_MEMORY", 3 * rewards(0).nbytes)
+    monkeypatch.setattr(server.decoding.store, "MEMORY_BYTES", 3 * rewards(0).nbytes)
     path = tmp_path / "directory"
     path.mkdir()  # no file, so that what is found is found in memory
     store = store_at(path)
@@ -205,7 +207,7 @@ async def test_a_file_that_fails_is_logged_once_counted_and_done_without(
 ) -> None:
     path, metrics = tmp_path / "its" / "store", Metrics()
     path.parent.mkdir()
-    fault(path, lambda connect: monkeypatch.setattr("server.store.sqlite3.connect", connect))
+    fault(path, lambda connect: monkeypatch.setattr("server.decoding.store.sqlite3.connect", connect))
     store = store_at(path, metrics)
     with caplog.at_level(logging.ERROR):
         for number in range(3):
@@ -228,7 +230,8 @@ async def test_a_read_only_file_is_read_and_the_rest_kept_in_memory(
     await first.put(key(1), rewards(1))
     await first.close()
     monkeypatch.setattr(
-        "server.store.sqlite3.connect", lambda at, timeout: CONNECT(f"file:{at}?mode=ro", timeout=timeout, uri=True)
+        "server.decoding.store.sqlite3.connect",
+        lambda at, timeout: CONNECT(f"file:{at}?mode=ro", timeout=timeout, uri=True),
     )
     second = store_at(path, metrics)
     np.testing.assert_array_equal(await second.get(key(1)), rewards(1))

@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic import ValidationError
 
 from server.app import create_app
+from server.observability.tracing import NoTracing, OpenTelemetry, create_tracing
 from server.settings import Settings
-from server.tracing import NoTracing, OpenTelemetry, tracing_of
 from tests.fakes import KNOWN, FakeEngines, fake_served
 from tests.unit.server.conftest import client_of
 
@@ -111,7 +111,7 @@ async def test_failures_are_seen_and_probes_are_not(
 
 
 def test_traces_are_off_unless_there_is_a_collector() -> None:
-    assert isinstance(tracing_of(Settings()), NoTracing)
+    assert isinstance(create_tracing(Settings()), NoTracing)
     assert NoTracing().trace_id() is None
     with pytest.raises(ValidationError, match="otlp_endpoint"):
         Settings(otlp_endpoint="localhost:4318")

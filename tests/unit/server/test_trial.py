@@ -12,7 +12,7 @@ import pytest
 
 from infalign.errors import RewardMismatch
 from infalign.reproduction import Reproduction, RewardExample
-from server.app import Served, create_app
+from server.app import ServedBundle, create_app
 from server.engines import EnginesDown
 from server.engines.remote import RemoteEngines
 from server.engines.trial import EnginesOnTrial, RewardTrial, reward_trials
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 PROMPT = ({"role": "user", "content": KNOWN},)
 
 
-def served(*rewards: float) -> Served:
+def served(*rewards: float) -> ServedBundle:
     """A bundle with scored responses: the fake reward model gives 1, 2, 3."""
     found = fake_served()
     examples = tuple(
@@ -36,13 +36,13 @@ def served(*rewards: float) -> Served:
     return replace(found, bundle=replace(found.bundle, examples=examples))
 
 
-def on_trial(engines: FakeEngines, of: Served) -> EnginesOnTrial:
+def on_trial(engines: FakeEngines, of: ServedBundle) -> EnginesOnTrial:
     return EnginesOnTrial(engines, list(reward_trials(of.bundle, of.tokenizers[1]).values()))
 
 
 @asynccontextmanager
 async def running(
-    engines: EnginesOnTrial, of: Served, failures: list[BaseException]
+    engines: EnginesOnTrial, of: ServedBundle, failures: list[BaseException]
 ) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(Settings(), engines, of, failures.append)
     async with app.router.lifespan_context(app), client_of(app) as client:
@@ -121,7 +121,7 @@ async def test_engines_that_are_started_anew_are_tried_anew() -> None:
 
 async def test_a_difference_above_the_grid_that_is_accepted_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     trial = RewardTrial(Reproduction("reward", np.array([1.0]), 0.3), ([ord("1")],), 1e-4)
-    trial.judge([1.2], [0], "here")
+    trial.check([1.2], [0], "here")
     assert caplog.records[0].levelname == "WARNING"
     assert "largest difference 0.2, accepted 0.3; rewards that tied may no longer tie" in caplog.records[0].message
 
@@ -135,7 +135,7 @@ async def test_examples_that_do_not_fit_the_context_are_left_out() -> None:
 
 def remote(trial: RewardTrial, *reward_urls: str, policy: str) -> RemoteEngines:
     settings = parse_settings({"policy_urls": policy, "reward_urls": ",".join(reward_urls), "remote_timeout": "5"})
-    return RemoteEngines(settings, ["demo"], ["reward"], 99, trials={"reward": trial}, every=0.1)
+    return RemoteEngines(settings, ["demo"], ["reward"], 99, trials={"reward": trial}, interval=0.1)
 
 
 def scores(*rewards: float) -> RewardTrial:
@@ -147,7 +147,8 @@ async def test_a_remote_server_is_tried_before_it_is_asked() -> None:
     with VllmServer("demo") as policy, VllmServer("reward") as reward:
         engines = remote(scores(1.0, 2.0), reward.url, policy=policy.url)
         await engines.start()
-        assert [body["input"] for body in reward.asked] == [[9, 2], [9, 4]]
+        # The texts are scored at the same time, so they may arrive in any order.
+        assert sorted(body["input"] for body in reward.asked) == [[9, 2], [9, 4]]
         assert await engines.score([[6]]) == [3.0]
         engines.stop()
 

@@ -149,9 +149,9 @@ async def test_a_launch_that_hangs_is_killed_when_the_server_stops(
 LAUNCHES: list[tuple[str, Path, dict[str, Any]]] = [(role, Path(role), {}) for role in ("policy", "one", "another")]
 
 
-@pytest.mark.parametrize(("side_by_side", "most"), [(True, 3), (False, 1)])
+@pytest.mark.parametrize(("in_parallel", "most"), [(True, 3), (False, 1)])
 async def test_on_a_gpu_engines_start_one_after_the_other(
-    engines: VllmEngines, monkeypatch: pytest.MonkeyPatch, side_by_side: bool, most: int
+    engines: VllmEngines, monkeypatch: pytest.MonkeyPatch, in_parallel: bool, most: int
 ) -> None:
     running, counts = 0, []
     lock, all_running = threading.Lock(), threading.Barrier(most)
@@ -167,7 +167,7 @@ async def test_on_a_gpu_engines_start_one_after_the_other(
         return role
 
     monkeypatch.setattr(engines, "_launch", launch)
-    assert await engines._launch_all(LAUNCHES, side_by_side) == ["policy", "one", "another"]
+    assert await engines._launch_all(LAUNCHES, in_parallel) == ["policy", "one", "another"]
     assert max(counts) == most
 
 
@@ -183,7 +183,7 @@ async def test_on_a_gpu_no_engine_is_started_after_one_has_failed(
         return role
 
     monkeypatch.setattr(engines, "_launch", launch)
-    policy, failure = await engines._launch_all(LAUNCHES, side_by_side=False)
+    policy, failure = await engines._launch_all(LAUNCHES, in_parallel=False)
     assert policy == "policy"  # type: ignore[comparison-overlap]
     assert isinstance(failure, MemoryError)
     assert roles == ["policy", "one"]

@@ -48,7 +48,7 @@ def test_reward_models_have_names_and_weights() -> None:
     assert reward.weights == {"trained": 1, "harm": 0.5, "helpful": 1}
     heavier = load_config("demo", (harm.replace("0.5", "2"),)).reward
     # the models stay, what they are combined to does not
-    assert Identities(Path("/")).of(heavier) == Identities(Path("/")).of(reward)
+    assert Identities(Path("/")).encode(heavier) == Identities(Path("/")).encode(reward)
     assert heavier.weights != reward.weights
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from infalign import BestOfN, Estimate, InvalidValue, Standard, WorstOfN
-from training.evaluation import Draws, Evaluation, Side, evaluate, report
-from training.evaluation.command import read_prompts
+from training.evaluation import Draws, Evaluation, Side, compute_evaluation, report
+from training.evaluation.command import read_evaluation_prompts
 from training.evaluation.figures import procedures_of
 
 M = 3
@@ -29,7 +29,7 @@ def distilled(judged: bool = True, prompts: int = 400, draws: int = 32) -> Draws
 
 @pytest.fixture(scope="module")
 def found() -> Evaluation:
-    return evaluate(distilled(), procedures_of(BestOfN(4)), "log", BestOfN(4), 256)
+    return compute_evaluation(distilled(), procedures_of(BestOfN(4)), "log", BestOfN(4), 256)
 
 
 @pytest.mark.parametrize("procedure", ["standard", "best-of-4", "worst-of-2"])
@@ -53,37 +53,37 @@ def test_selecting_harder_is_found_out_where_the_judge_disagrees() -> None:
     """The judge likes rewards up to 0.9 and nothing beyond."""
     draws = distilled()
     hacked = Side(draws.policy.rewards, np.where(draws.policy.rewards > 0.9, 0.0, draws.policy.rewards))
-    found = evaluate(Draws(hacked, draws.reference, draws.kl), [Standard()], "log", BestOfN(4), 64)
+    found = compute_evaluation(Draws(hacked, draws.reference, draws.kl), [Standard()], "log", BestOfN(4), 64)
     assert found.overselection is not None
     assert found.overselection.harmful is not None
     assert "being gamed" in report.as_text(found)
 
 
 def test_without_a_judge_nothing_is_said_of_one() -> None:
-    found = evaluate(distilled(judged=False), [Standard(), WorstOfN(2)], "log", BestOfN(4), 64)
+    found = compute_evaluation(distilled(judged=False), [Standard(), WorstOfN(2)], "log", BestOfN(4), 64)
     assert found.overselection is None
     assert "judge" not in report.as_text(found)
     assert json.loads(report.as_json(found))["decoded"][0]["judged_win_rate"] is None
-    assert set(report.measured(found)) == {"kl", "kl_low", "kl_high", "win_rate_standard"}
+    assert set(report.select_figures(found)) == {"kl", "kl_low", "kl_high", "win_rate_standard"}
 
 
 def test_one_prompt_has_no_interval_and_still_is_json() -> None:
-    found = evaluate(distilled(prompts=1), [Standard()], "log", BestOfN(4), 64)
+    found = compute_evaluation(distilled(prompts=1), [Standard()], "log", BestOfN(4), 64)
     assert json.loads(report.as_json(found))["kl"]["low"] is None
-    assert "kl_low" not in report.measured(found)
+    assert "kl_low" not in report.select_figures(found)
 
 
 def test_the_same_policy_on_both_sides_is_at_zero_and_wins_half() -> None:
     side = distilled(judged=False).reference
-    found = evaluate(Draws(side, side, np.zeros(400)), [Standard()], "exp(10)", BestOfN(4), 64)
+    found = compute_evaluation(Draws(side, side, np.zeros(400)), [Standard()], "exp(10)", BestOfN(4), 64)
     assert (found.kl.value, found.under("standard").theory) == (0, 0.5)
     assert found.under("standard").win_rate.value == pytest.approx(0.5)
-    assert report.picture(found, 64, ["standard"]).axes[0].lines
+    assert report.draw_picture(found, 64, ["standard"]).axes[0].lines
 
 
 def test_too_few_draws_are_refused() -> None:
     with pytest.raises(InvalidValue, match="draws: got 2, accepted: enough for best-of-4"):
-        evaluate(distilled(draws=2), [BestOfN(4)], "log", BestOfN(4), 64)
+        compute_evaluation(distilled(draws=2), [BestOfN(4)], "log", BestOfN(4), 64)
 
 
 def test_what_the_policy_was_trained_for_is_measured_once() -> None:
@@ -93,7 +93,7 @@ def test_what_the_policy_was_trained_for_is_measured_once() -> None:
 
 
 def test_all_of_it_is_written(found: Evaluation, tmp_path: Path) -> None:
-    report.write(tmp_path, found, [[{"role": "user", "content": "Wie?"}]], 64)
+    report.write_report(tmp_path, found, [[{"role": "user", "content": "Wie?"}]], 64)
     assert json.loads((tmp_path / report.PROMPTS).read_text())["prompt"][0]["content"] == "Wie?"
     assert json.loads((tmp_path / report.FIGURES).read_text())["decoded"][2]["procedure"] == "best-of-4"
     assert "| best-of-4 | 0.7" in (tmp_path / report.TEXT).read_text()
@@ -124,9 +124,9 @@ def test_prompts_are_read_as_text_or_messages_and_once(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     rows = [{"prompt": "one"}, {"prompt": [{"role": "user", "content": "two"}], "split": "test"}, "three", "one"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    contents = [prompt[0]["content"] for prompt in read_prompts(path, POLICY, None)]
+    contents = [prompt[0]["content"] for prompt in read_evaluation_prompts(path, POLICY, None)]
     assert contents == ["one", "two", "three"]
-    assert len(read_prompts(path, POLICY, 2)) == 2
+    assert len(read_evaluation_prompts(path, POLICY, 2)) == 2
 
 
 @pytest.mark.parametrize(
@@ -144,4 +144,4 @@ def test_a_file_that_holds_no_prompts_is_refused_by_row(tmp_path: Path, line: st
     path = tmp_path / "prompts.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(InvalidValue, match=message):
-        read_prompts(path, POLICY, None)
+        read_evaluation_prompts(path, POLICY, None)

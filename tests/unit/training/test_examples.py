@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from infalign import InvalidValue
 from training.configs import load_config
 from training.data import PROMPTS, read_prompts, read_rows, write_data
-from training.data.examples import Example, pools, preferences, prompts, read, transcripts
-from training.data.files import hub, lines
-from training.data.rows import HELD_OUT, PREFERENCES, REPORT, SFT, split
+from training.data.examples import (
+    Example,
+    make_pool_parser,
+    parse_preference,
+    parse_prompt,
+    parse_transcript,
+    read_examples,
+)
+from training.data.files import read_files, read_hub
+from training.data.rows import HELD_OUT, PREFERENCES, REPORT, SFT, split_examples
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data" / "hh-harmless-test.jsonl.gz"
 ASKED = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye"
@@ -30,7 +37,7 @@ def row(chosen: str, rejected: str) -> dict[str, str]:
 
 
 def test_a_transcript_becomes_messages_and_two_responses() -> None:
-    found, defects = read([row(transcript("Take care."), transcript("Go away."))], transcripts)
+    found, defects = read_examples([row(transcript("Take care."), transcript("Go away."))], parse_transcript)
     assert not defects
     assert found == [
         Example(
@@ -68,7 +75,7 @@ def test_a_transcript_becomes_messages_and_two_responses() -> None:
     ],
 )
 def test_a_transcript_that_cannot_be_used_is_counted_by_reason(bad: object, reason: str) -> None:
-    found, defects = read([bad], transcripts)
+    found, defects = read_examples([bad], parse_transcript)
     assert not found
     [(counted, times)] = defects.items()
     assert (reason in counted, times) == (True, 1)
@@ -89,7 +96,10 @@ USER, GOOD, BAD = message("user", "Hi"), message("assistant", "Hello."), message
     ],
 )
 def test_preference_rows_with_explicit_and_implicit_prompt(good: dict) -> None:
-    assert read([good], preferences) == ([Example([USER], ("Hello.",), (("Hello.", "What?"),))], Counter())
+    assert read_examples([good], parse_preference) == (
+        [Example([USER], ("Hello.",), (("Hello.", "What?"),))],
+        Counter(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +117,7 @@ def test_preference_rows_with_explicit_and_implicit_prompt(good: dict) -> None:
     ],
 )
 def test_a_preference_that_cannot_be_used_is_counted_by_reason(bad: dict, reason: str) -> None:
-    found, defects = read([bad], preferences)
+    found, defects = read_examples([bad], parse_preference)
     assert not found
     assert [reason in counted for counted in defects] == [True]
 
@@ -116,11 +126,11 @@ POOL = [{"text": text, "score": score} for text, score in (("a", 0.1), ("b", 0.9
 
 
 def test_a_pool_gives_its_best_answers_and_comparisons_of_unequal_scores() -> None:
-    parse = pools(pairs=9, answers=2, random=Random(0))
-    [example], defects = read([{"prompt": "Hi", "responses": POOL}], parse)
+    parse = make_pool_parser(pairs=9, answers=2, random=Random(0))
+    [example], defects = read_examples([{"prompt": "Hi", "responses": POOL}], parse)
     assert (example.prompt, example.answers, defects) == ([USER], ("b", "d"), Counter())
     assert sorted(example.pairs) == [("b", "a"), ("b", "c"), ("b", "d"), ("d", "a"), ("d", "c")]
-    assert len(pools(pairs=3, answers=1, random=Random(0))({"prompt": "Hi", "responses": POOL}).pairs) == 3
+    assert len(make_pool_parser(pairs=3, answers=1, random=Random(0))({"prompt": "Hi", "responses": POOL}).pairs) == 3
 
 
 @pytest.mark.parametrize(
@@ -134,12 +144,12 @@ def test_a_pool_gives_its_best_answers_and_comparisons_of_unequal_scores() -> No
     ],
 )
 def test_a_pool_that_cannot_be_used_is_counted_by_reason(bad: dict, reason: str) -> None:
-    assert read([bad], pools(1, 1, Random(0))) == ([], Counter({reason: 1}))
+    assert read_examples([bad], make_pool_parser(1, 1, Random(0))) == ([], Counter({reason: 1}))
 
 
 @pytest.mark.parametrize("row", [{"prompt": "Hi"}, {"prompt": [USER], "other": 1}])
 def test_a_prompt_alone_is_text_or_messages(row: dict) -> None:
-    assert read([row], prompts) == ([Example([USER])], Counter())
+    assert read_examples([row], parse_prompt) == ([Example([USER])], Counter())
 
 
 @given(st.lists(st.integers(0, 9), min_size=12, max_size=40), st.integers(1, 4), st.integers(0, 5))
@@ -150,16 +160,16 @@ def test_no_prompt_is_in_both_splits_and_nothing_is_lost(asked: list[int], held_
     ]
     if len(set(asked)) <= held_out:
         with pytest.raises(InvalidValue, match=f"held_out: got {held_out}"):
-            split(examples, held_out, seed, Counter())
+            split_examples(examples, held_out, seed, Counter())
         return
-    material = split(examples, held_out, seed, Counter())
+    material = split_examples(examples, held_out, seed, Counter())
     trained = {comparison.prompt[0]["content"] for comparison in material.comparisons}
     validated = {comparison.prompt[0]["content"] for comparison in material.held_out}
     assert len(validated) == held_out == len(material.validation) + len(material.test)
     assert not trained & validated
     assert sorted(comparison.chosen for comparison in material.comparisons + material.held_out) == sorted(texts)
     assert [answer.text for answer in material.answers] == [comparison.chosen for comparison in material.comparisons]
-    again = split(examples, held_out, seed, Counter())
+    again = split_examples(examples, held_out, seed, Counter())
     assert (again.train, again.comparisons) == (material.train, material.comparisons)
 
 
@@ -173,7 +183,7 @@ def written(tmp_path: Path, rows: list[object], *more: str) -> Path:
     source.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     target = tmp_path / "data"
     target.mkdir()
-    write_data(target, config(source, *more))
+    write_data(target, config=config(source, *more), seed=0)
     return target
 
 
@@ -196,7 +206,11 @@ def test_the_stage_writes_every_file_and_reports_what_it_dropped(tmp_path: Path)
     assert report["multi_turn"] == pytest.approx(1 / 13, abs=1e-4)
     counts = {name: len(read_rows(target / name)) for name in (SFT, PREFERENCES, HELD_OUT, PROMPTS)}
     assert counts[PREFERENCES] + counts[HELD_OUT] == 12
-    assert [len(read_prompts(target, split)) for split in ("train", "validation", "test")] == [11, 1, 1]
+    assert [len(read_prompts(target, split_examples)) for split_examples in ("train", "validation", "test")] == [
+        11,
+        1,
+        1,
+    ]
 
 
 def test_prompts_that_leave_no_room_are_dropped_with_a_count(tmp_path: Path) -> None:
@@ -224,33 +238,33 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, conten
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidValue, match=message):
-        list(lines([str(tmp_path / name)]))
+        list(read_files([str(tmp_path / name)]))
 
 
 def test_a_line_that_is_no_json_is_a_defect_not_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("oops\n\n[]\n" + json.dumps(many(1)[0]) + "\n")
-    found, defects = read(lines([str(path)]), transcripts)
+    found, defects = read_examples(read_files([str(path)]), parse_transcript)
     assert (len(found), defects) == (1, Counter({"not JSON": 1, "not an object": 1}))
 
 
 def test_a_dataset_folder_is_read_like_one_of_the_hub(tmp_path: Path) -> None:
     (tmp_path / "harmless").mkdir()
     (tmp_path / "harmless" / "train.jsonl").write_text("\n".join(map(json.dumps, many(3))))
-    found, defects = read(hub(str(tmp_path), "harmless", "train"), transcripts)
+    found, defects = read_examples(read_hub(str(tmp_path), "harmless", "train"), parse_transcript)
     assert (len(found), defects) == (3, Counter())
     with pytest.raises(InvalidValue, match="a dataset that can be loaded"):
-        hub(str(tmp_path / "nowhere"), None, "train")
+        read_hub(str(tmp_path / "nowhere"), None, "train")
 
 
 def test_a_limit_counts_what_can_be_used() -> None:
-    found, defects = read([None, *many(5)], transcripts, limit=2)
+    found, defects = read_examples([None, *many(5)], parse_transcript, limit=2)
     assert (len(found), sum(defects.values())) == (2, 1)
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real transcripts are not beside this checkout")
 def test_the_real_transcripts_are_read_with_their_known_defects() -> None:
-    found, defects = read(lines([str(REAL)]), transcripts)
+    found, defects = read_examples(read_files([str(REAL)]), parse_transcript)
     assert (len(found), sum(defects.values())) == (2299, 13)
     assert defects["prompts differ"] == 5
     assert defects["empty response"] == 4

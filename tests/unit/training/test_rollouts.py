@@ -14,14 +14,15 @@ from training.configs import load_config
 from training.rollouts import read_rollouts, write_rollouts
 from training.sampler import Sampler
 from training.scorer import Scorer
-from training.shards import Job, Shard, split
+from training.seeds import derive_seed
+from training.shards import RolloutJob, split_shards
 
 PROMPTS = [[{"role": "user", "content": f"{word} {other}?"}] for word in ("Why", "How") for other in "abcde"]
 K, SIZE = 3, 4
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory) -> RolloutJob:
     return tiny_job(tmp_path_factory.mktemp("models"), samples=K, max_tokens=5)
 
 
@@ -29,7 +30,7 @@ def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_every_prompt_has_its_scored_responses_in_order(job: Job, tmp_path: Path) -> None:
+def test_every_prompt_has_its_scored_responses_in_order(job: RolloutJob, tmp_path: Path) -> None:
     write_rollouts(tmp_path, PROMPTS, job, SIZE)
     assert sorted(files(tmp_path)) == ["00000.jsonl", "00001.jsonl", "00002.jsonl"]
     found = list(read_rollouts(tmp_path))
@@ -44,7 +45,7 @@ def test_every_prompt_has_its_scored_responses_in_order(job: Job, tmp_path: Path
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_killed_stage_ends_as_if_it_had_not_been(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    job: RolloutJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
@@ -66,33 +67,26 @@ def test_a_killed_stage_ends_as_if_it_had_not_been(
     (killed / f"{after:05d}.part").write_text("half a sha")  # as of a process that was killed while it wrote
     write_rollouts(killed, PROMPTS, job, SIZE)
     assert files(killed) == files(whole)
-    assert seeds == [Shard(number, []).seed(0) for number in [*range(after + 1), *range(after, 3)]]
+    assert seeds == [derive_seed(0, f"shard {number}") for number in [*range(after + 1), *range(after, 3)]]
     write_rollouts(killed, PROMPTS, job, SIZE)
     assert len(seeds) == 4  # nothing was missing
 
 
-def test_seeds_differ_between_shards_and_runs_and_from_other_stages() -> None:
-    seeds = [Shard(number, []).seed(seed) for number in range(100) for seed in range(10)]
-    assert len(set(seeds)) == len(seeds)
-    assert min(seeds) > 20  # evaluation draws with the run's seed plus one and plus two
-    assert Shard(7, []).seed(3) == Shard(7, PROMPTS).seed(3)
-
-
 @pytest.mark.parametrize(("size", "counts"), [(1, [1] * 10), (4, [4, 4, 2]), (10, [10]), (256, [10])])
 def test_shards_hold_every_prompt_once(size: int, counts: list[int]) -> None:
-    found = split(PROMPTS, size)
+    found = split_shards(PROMPTS, size)
     assert [len(shard.prompts) for shard in found] == counts
     assert [messages for shard in found for messages in shard.prompts] == PROMPTS
 
 
-def test_there_must_be_a_prompt(job: Job, tmp_path: Path) -> None:
+def test_there_must_be_a_prompt(job: RolloutJob, tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match="rollouts: got 'no prompts', accepted: at least one"):
         write_rollouts(tmp_path, [], job, SIZE)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_a_lack_of_memory_is_named_and_keeps_what_is_finished(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    job: RolloutJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     real = Scorer.score
 
@@ -139,9 +133,9 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("bare")
 def test_what_is_not_installed_is_named_before_anything_runs(override: str, message: str) -> None:
-    workers.check(load_config("demo").rollouts)
+    workers.check_engine(load_config("demo").rollouts)
     with pytest.raises(InvalidValue, match=message):
-        workers.check(load_config("demo", (override,)).rollouts)
+        workers.check_engine(load_config("demo", (override,)).rollouts)
 
 
 def test_one_machine_does_not_grow() -> None:

@@ -5,17 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from training import stages
 from training.sources import PACKAGES, Code, Sources
 
-STAGES = {
-    "data": "training.data:write_data",
-    "sft": "training.sft:make_reference",
-    "reward": "training.reward_model:make_reward_models",
-    "rollouts": "training.rollouts:draw_rollouts",
-    "calibrate": "training.calibrate:write_calibration",
-    "ctrl": "training.ctrl:make_policy",
-    "evaluate": "training.evaluate:measure",
-}
+STAGES = {stage.name: stage.build for stage in stages.STAGES}
 SOURCES = Sources()
 
 
@@ -25,9 +18,9 @@ SOURCES = Sources()
         ("data", ("training.data.corpus", "training.data.judge", "training.data.files", "training.tokenizer")),
         ("sft", ("training.models", "training.optimisers", "training.runtime", "training.memory", "training.progress")),
         ("reward", ("training.scorer", "training.models", "infalign.estimators", "infalign.templates")),
-        ("rollouts", ("training.workers", "training.shards", "training.sampler", "training.scorer", "infalign.bundle")),
+        ("rollouts", ("training.workers", "training.shards", "training.sampler", "training.scorer", "infalign.files")),
         ("calibrate", ("infalign.calibration", "infalign.combination", "training.shards")),
-        ("ctrl", ("infalign.transforms", "infalign.calibration", "infalign.frontier", "infalign.optimum")),
+        ("ctrl", ("infalign.transforms", "infalign.calibration", "infalign.policies", "infalign.optimum")),
         ("ctrl", ("training.solvers.rloo", "training.solvers.regression", "training.solvers.settling")),
         ("evaluate", ("training.evaluation.report", "infalign.plots", "infalign.frontier", "training.data.judge")),
     ],

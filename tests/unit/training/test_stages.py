@@ -10,13 +10,28 @@ from typing import Any
 import pytest
 
 from infalign.manifest import SamplingLaw
-from training import pipeline, stages
+from training import pipeline, runner
+from training.config import Config
 from training.configs import load_config
 from training.identity import Identities
-from training.stages import Stages
+from training.runner import Runner
+from training.stages import STAGES, Artifacts, Stage
 
 HERE = "tests.unit.training.test_stages"
 BASE = "model={{base: {{path: {path}, positions: 64}}}}"
+
+
+class Given(Stage):
+    """A stage of one input."""
+
+    name = "stage"
+    purpose = "shows what it finds"
+
+    def __init__(self, build: str, given: int, resumes: bool) -> None:
+        self.build, self.given, self.resumes = f"{HERE}:{build}", given, resumes  # type: ignore[misc]
+
+    def inputs(self, config: Config, artifacts: Artifacts) -> dict[str, Any]:
+        return {"given": self.given}
 
 
 def killed(directory: Path, given: int) -> None:
@@ -30,47 +45,35 @@ def listing(directory: Path, given: int) -> None:
 
 @pytest.mark.parametrize("resumes", [False, True])
 def test_a_stage_that_resumes_finds_what_was_left(tmp_path: Path, resumes: bool) -> None:
-    run = Stages(tmp_path)
+    def run(build: str, given: int) -> Path:
+        stage = Given(build, given, resumes)
+        return Runner(tmp_path, stages=[stage]).run(stage, load_config("demo"), Artifacts())
+
     with pytest.raises(KeyboardInterrupt):
-        run.run("stage", f"{HERE}:killed", 1, resumes=resumes)
+        run("killed", 1)
     left = next(tmp_path.glob(".stage-*"))
-    made = [run.run("stage", f"{HERE}:listing", given, resumes=resumes) for given in (1, 2)]
-    assert [json.loads((path / "listing").read_text()) for path in made] == [[], []]  # made by other code
+    directories = [run("listing", given) for given in (1, 2)]
+    assert [json.loads((path / "listing").read_text()) for path in directories] == [[], []]  # made by other code
     assert left.exists()
-    left.rename(tmp_path / f".{made[0].name}")
-    shutil.rmtree(made[0])
-    run.run("stage", f"{HERE}:listing", 1, resumes=resumes)
-    assert json.loads((made[0] / "listing").read_text()) == (["part"] if resumes else [])
-
-
-class Recorder(Stages):
-    """Remembers what each stage is run with."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, dry=True)
-        self.calls: dict[str, tuple[str, tuple[Any, ...]]] = {}
-
-    def run(self, name: str, build: str, *arguments: Any, **options: Any) -> Path:
-        self.calls[name] = build, arguments
-        return super().run(name, build, *arguments, **options)
-
-
-def record(root: Path, *overrides: str) -> Recorder:
-    recorder = Recorder(root)
-    pipeline._plan(load_config("demo", overrides), recorder)
-    return recorder
+    left.rename(tmp_path / f".{directories[0].name}")
+    shutil.rmtree(directories[0])
+    run("listing", 1)
+    assert json.loads((directories[0] / "listing").read_text()) == (["part"] if resumes else [])
 
 
 def keys(root: Path, *overrides: str) -> dict[str, str]:
-    return {report.name: report.directory.name for report in record(root, *overrides).reports}
+    """Names of the directories of a run's stages."""
+    config = load_config("demo", overrides)
+    return {report.name: report.directory.name for report in pipeline._plan(config, Runner(root, dry=True))}
 
 
-def test_every_stage_is_a_function_that_takes_what_it_is_given(tmp_path: Path) -> None:
-    for build, arguments in record(tmp_path).calls.values():
-        inspect.signature(resolve_name(build)).bind(tmp_path, *arguments)
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_every_stage_is_a_function_that_takes_what_it_is_given(tmp_path: Path, stage: Stage) -> None:
+    artifacts = Artifacts({each.name: tmp_path / each.name for each in STAGES})
+    inspect.signature(resolve_name(stage.build)).bind(tmp_path, **stage.inputs(load_config("demo"), artifacts))
 
 
-AFTER = ("data", "sft", "reward", "rollouts", "calibrate", "ctrl", "evaluate")
+AFTER = tuple(stage.name for stage in STAGES)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +123,11 @@ def test_the_version_of_a_library_counts_where_the_stage_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = keys(tmp_path), keys(tmp_path, "rollouts.engine=vllm")
-    known = stages.version
-    monkeypatch.setattr(stages, "version", lambda name: "0" if name.startswith("vllm") else known(name))
+    known = runner.version
+    monkeypatch.setattr(runner, "version", lambda name: "0" if name.startswith("vllm") else known(name))
     assert keys(tmp_path) == before[0]
     assert keys(tmp_path, "rollouts.engine=vllm") != before[1]
-    monkeypatch.setattr(stages, "version", lambda name: "0" if name == "trl" else known(name))
+    monkeypatch.setattr(runner, "version", lambda name: "0" if name == "trl" else known(name))
     after = keys(tmp_path)
     assert after["data"] == before[0]["data"]
     assert after["sft"] != before[0]["sft"]
@@ -140,11 +143,11 @@ def test_the_data_is_given_nothing_that_does_not_count() -> None:
 
 
 def test_an_argument_that_nothing_is_known_of_is_refused(tmp_path: Path) -> None:
-    of = Identities(tmp_path).of
-    assert of([SamplingLaw(max_tokens=2), {"a": 1.5}, tmp_path / "sft-1" / "model"]) == [
+    encode = Identities(tmp_path).encode
+    assert encode([SamplingLaw(max_tokens=2), {"a": 1.5}, tmp_path / "sft-1" / "model"]) == [
         {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 2},
         {"a": 1.5},
         "sft-1/model",
     ]
     with pytest.raises(TypeError, match="a stage cannot depend on a function"):
-        of(lambda: None)
+        encode(lambda: None)

@@ -1,0 +1,93 @@
+"""Procedures and transformations by their written forms, such as ``best-of-4`` and ``exp(10)``."""
+
+import re
+
+from infalign.errors import InvalidValue
+from infalign.poisson import BestOfPoisson
+from infalign.procedures import BestOfN, Procedure, Standard, WorstOfN
+from infalign.transformation import Transformation
+from infalign.transforms import Exponential, Gaussian, Identity, Log
+
+NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?"
+PROCEDURES = "standard, best-of-N or worst-of-N with N from 1 to 999999, or best-of-poisson(MU) with MU > 0"
+TRANSFORMATIONS = "identity, log, exp(T) with T other than 0 such as exp(10) or exp(-10), optimal, or gaussian"
+PLAIN: dict[str, type[Transformation]] = {"identity": Identity, "log": Log, "gaussian": Gaussian}
+"""Transformations without a parameter, by their written forms."""
+
+
+def parse_procedure(text: str) -> Procedure:
+    """Make the procedure of a written form.
+
+    Args:
+        text: ``standard``, ``best-of-N``, ``worst-of-N`` or ``best-of-poisson(MU)``.
+
+    Returns:
+        The procedure. Its ``str`` is the written form.
+
+    Raises:
+        InvalidValue: The text is none of these forms, or its number is out of range.
+
+    Examples:
+        >>> from infalign import parse_procedure
+        >>> parse_procedure("best-of-4")
+        BestOfN(n=4)
+    """
+    if text == "standard":
+        return Standard()
+    if match := re.fullmatch(r"(best|worst)-of-([1-9][0-9]{0,5})", text):
+        n = int(match[2])
+        return BestOfN(n) if match[1] == "best" else WorstOfN(n)
+    if match := re.fullmatch(rf"best-of-poisson\(({NUMBER})\)", text):
+        return BestOfPoisson(float(match[1]))
+    raise InvalidValue("procedure", text, PROCEDURES)
+
+
+def parse_transformation(
+    text: str, procedure: Procedure | None = None, *, kl: float | None = None, beta: float | None = None
+) -> Transformation:
+    """Make the transformation of a written form.
+
+    Args:
+        text: ``identity``, ``log``, ``exp(T)``, ``gaussian`` or ``optimal``.
+        procedure: The procedure that ``optimal`` is the optimum for. Other forms ignore it, ``kl`` and ``beta``.
+        kl: KL divergence in nats at which to solve for ``optimal``.
+        beta: KL penalty at which to solve for ``optimal``, instead of ``kl``.
+
+    Returns:
+        The transformation.
+
+    Raises:
+        InvalidValue: The text is none of these forms, or ``optimal`` comes without a procedure and a KL or β.
+        NotConverged: The optimum was not found.
+
+    Examples:
+        >>> from infalign import parse_transformation
+        >>> parse_transformation("exp(10)")
+        Exponential(t=10.0)
+    """
+    if text in PLAIN:
+        return PLAIN[text]()
+    if match := re.fullmatch(rf"exp\(({NUMBER})\)", text):
+        return Exponential(float(match[1]))
+    if text == "optimal":
+        from infalign.optimum import optimal  # its solvers take a while to import
+
+        if procedure is None or (kl is None and beta is None):
+            raise InvalidValue("transformation", text, "optimal together with a procedure and a KL")
+        return optimal(procedure, kl=kl, beta=beta)
+    raise InvalidValue("transformation", text, TRANSFORMATIONS)
+
+
+def check_transformation(text: str) -> str:
+    """Check that a text is the written form of a transformation, without solving for ``optimal``.
+
+    Args:
+        text: The written form.
+
+    Returns:
+        The form in its normal spelling.
+
+    Raises:
+        InvalidValue: The text is no such form.
+    """
+    return text if text == "optimal" else str(parse_transformation(text))

@@ -1,0 +1,135 @@
+"""Finds the calibration of a prompt: the reference rewards that its quantiles are computed from.
+
+A calibration comes from the bundle, from draws on demand, or, if the prompt has none, from all prompts pooled.
+"""
+
+import asyncio
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from infalign.bundle import Bundle
+from infalign.calibration import Calibration
+from infalign.combination import Combination
+from infalign.manifest import CalibrationRecord
+from infalign.table import CalibrationTable
+from server.concurrency import Shared, gather_all
+from server.decoding.engine_client import EngineClient
+from server.decoding.reader import Prompt
+from server.decoding.store import Rewards, Store
+from server.engines import Sampling
+from server.errors import PromptTooLong
+
+Source = Literal["bundle", "cache", "drawn", "pooled"]
+"""Where reference rewards come from: the bundle, the store, draws just now, or all prompts pooled."""
+DEPENDS_ON = {"reference", "reward_model", "chat_template", "sampling", "samples", "resolution"}
+"""Fields of the bundle's calibration record on which reference rewards depend."""
+
+
+def calibration_digest(record: CalibrationRecord) -> str:
+    """Return a hash of everything that a calibration depends on, except its prompt."""
+    return hashlib.sha256(record.model_dump_json(include=DEPENDS_ON).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ReferenceRewards:
+    """Reference rewards for a prompt, and where they come from."""
+
+    key: str
+    combination: Combination
+    source: Source
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The calibration of the prompt (scope ``prompt``), or of all prompts pooled (scope ``global``)."""
+        return self.combination.table.lookup(self.key)
+
+
+class Calibrator:
+    """Finds calibrations, and draws those that the bundle does not have.
+
+    Args:
+        bundle: The bundle, with the calibrations of its prompts.
+        client: Draws and scores reference responses.
+        store: Keeps the calibrations that were drawn.
+        concurrency: The most reference draws at a time, over all calibrations.
+    """
+
+    def __init__(self, bundle: Bundle, client: EngineClient, store: Store, concurrency: int) -> None:
+        self._combination, self._record = bundle.combination, bundle.calibration
+        self._client, self._store, self._metrics = client, store, client.metrics
+        self._gate = asyncio.Semaphore(concurrency)
+        self._work: Shared[ReferenceRewards] = Shared()
+        _ = self._combination.table.pooled_calibration  # computed now, so that the first request does not wait for it
+
+    async def find(self, prompt: Prompt) -> ReferenceRewards:
+        """Return the reference rewards for a prompt, or those of all prompts pooled if it is not calibrated."""
+        own = self._find_in_bundle(prompt) or await self._find_in_store(prompt)
+        return own or ReferenceRewards(prompt.key, self._combination, "pooled")
+
+    async def calibrate(self, prompt: Prompt) -> ReferenceRewards:
+        """Return the reference rewards for a prompt. Draw them now if there are none.
+
+        Callers that calibrate the same prompt at the same time share the draws. The draws are cancelled when no caller
+        waits for them.
+
+        Raises:
+            PromptTooLong: Prompt and response do not fit the context under the calibration's sampling law.
+            EngineError: A live engine failed at a reference response. Nothing is kept then.
+            Unavailable: The engines are not up, or have died.
+        """
+        return self._find_in_bundle(prompt) or await self._work.get(prompt.key, lambda: self._find_or_draw(prompt))
+
+    async def close(self) -> None:
+        """Close the store."""
+        await self._store.close()
+
+    def _find_in_bundle(self, prompt: Prompt) -> ReferenceRewards | None:
+        return (
+            ReferenceRewards(prompt.key, self._combination, "bundle") if prompt.key in self._combination.table else None
+        )
+
+    async def _find_in_store(self, prompt: Prompt) -> ReferenceRewards | None:
+        rewards = await self._store.get(prompt.key)
+        return None if rewards is None else self._make_references(prompt, rewards, "cache")
+
+    async def _find_or_draw(self, prompt: Prompt) -> ReferenceRewards:
+        if references := await self._find_in_store(prompt):
+            return references
+        with self._metrics.calibrations_in_progress.track_inprogress():
+            start = time.perf_counter()
+            rewards = await self._draw(prompt)
+            self._metrics.calibration_seconds.observe(time.perf_counter() - start)
+        # Before the rewards are stored, because it refuses those that are not finite.
+        references = self._make_references(prompt, rewards, "drawn")
+        await self._store.put(prompt.key, rewards)
+        return references
+
+    async def _draw(self, prompt: Prompt) -> Rewards:
+        """Draw and score K reference responses. Their seeds are derived from the prompt."""
+        law, seed = self._record.sampling, int(prompt.key[:15], 16)
+        try:
+            await self._client.reader.read(prompt.conversation, law.max_tokens)
+        except PromptTooLong as error:
+            raise PromptTooLong(f"{error}; a calibration draws by the bundle's max_tokens", error.param) from error
+
+        async def draw_reward(index: int) -> list[float]:
+            sampling = Sampling.from_law(law, policy=None, seed=seed + index)
+            async with self._gate:
+                completion = await self._client.draw(prompt, sampling)
+                return (await self._client.score_candidate(prompt.conversation, completion.text)).rewards
+
+        first = await draw_reward(0)  # alone: the reference may have to be launched, or fail
+        rest = await gather_all([draw_reward(index) for index in range(1, self._record.samples)])
+        return np.array([first, *rest], dtype=np.float32).T
+
+    def _make_references(self, prompt: Prompt, rewards: Rewards, source: Source) -> ReferenceRewards:
+        tables = tuple(
+            CalibrationTable((prompt.key,), model_rewards[None].astype(np.float64), table.estimator, table.resolution)
+            for table, model_rewards in zip(self._combination.tables, rewards, strict=True)
+        )
+        return ReferenceRewards(prompt.key, replace(self._combination, tables=tables), source)

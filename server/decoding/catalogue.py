@@ -1,0 +1,152 @@
+"""The model names that clients use: policies, and policies with a decoding procedure, such as ``demo:best-of-8``."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from scipy.special import logit
+
+from infalign.errors import InvalidValue, shorten
+from infalign.parsing import parse_procedure
+from infalign.procedures import FixedN, Procedure, Standard
+from server.errors import BadRequest, UnknownModel
+
+AUTO = "auto"
+"""Selects the policy that was aligned for the procedure nearest to the request's."""
+LISTED_N = (2, 4, 8, 16)
+"""The N of the names that are listed. Any other N is accepted too."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The policy and the procedure that answer a request."""
+
+    policy: str
+    procedure: FixedN
+
+
+class Catalogue:
+    """The policies that are served. The first one is the default.
+
+    Args:
+        policies: By policy name, the procedure that the policy was aligned for.
+    """
+
+    def __init__(self, policies: Mapping[str, str]) -> None:
+        self._procedures: dict[str, Procedure] = {name: parse_procedure(text) for name, text in policies.items()}
+        self._use_counts: Counter[str] = Counter()
+        self._release_events: dict[str, asyncio.Event] = {}
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of the policies."""
+        return tuple(self._procedures)
+
+    def names(self, max_n: int) -> list[str]:
+        """Return the names to list: first those without a procedure, then those with one.
+
+        Args:
+            max_n: The largest N to list.
+        """
+        plain = [*self._procedures, *([AUTO] if len(self._procedures) > 1 else [])]
+        procedures = [f"{kind}-of-{n}" for kind in ("best", "worst") for n in LISTED_N if n <= max_n]
+        return [*plain, *(f"{name}:{procedure}" for name in plain for procedure in procedures)]
+
+    def choose(self, model: str | None, procedure: FixedN) -> Choice:
+        """Choose the policy and the procedure for a request.
+
+        Args:
+            model: The model's name in the request, perhaps with a procedure after a colon.
+            procedure: The procedure that the rest of the request asks for.
+
+        Raises:
+            UnknownModel: There is no such policy.
+            BadRequest: The name has another procedure than the rest of the request.
+        """
+        model = model or AUTO
+        name = model.partition(":")[0]
+        named_procedure = self.suffix_procedure(model)
+        if named_procedure is not None and procedure not in (named_procedure, Standard()):
+            raise BadRequest(
+                f"model: got {shorten(model)}, accepted: the procedure of the request, {procedure}", "model"
+            )
+        procedure = named_procedure or procedure
+        if name in self._procedures:
+            return Choice(name, procedure)
+        if name != AUTO:
+            raise self._unknown_model(model)
+        return Choice(
+            min(self._procedures, key=lambda policy: _distance(self._procedures[policy], procedure)), procedure
+        )
+
+    def suffix_procedure(self, model: str | None) -> FixedN | None:
+        """Return the procedure after the colon of a model's name, if it has one.
+
+        Args:
+            model: The model's name.
+
+        Raises:
+            UnknownModel: The part after the colon is not a procedure.
+        """
+        model = model or AUTO
+        _, colon, suffix = model.partition(":")
+        if not colon:
+            return None
+        try:
+            named_procedure = parse_procedure(suffix)
+        except InvalidValue:
+            named_procedure = None
+        if not isinstance(named_procedure, FixedN):
+            raise UnknownModel(
+                f"model: got {shorten(model)}, accepted: after the colon, best-of-N or worst-of-N", "model"
+            )
+        return named_procedure
+
+    @contextmanager
+    def use(self, policy: str) -> Iterator[None]:
+        """Mark a policy as used for the length of the ``with`` block.
+
+        Raises:
+            UnknownModel: The policy has been removed since the request chose it.
+        """
+        if policy not in self._procedures:
+            raise self._unknown_model(policy)
+        self._use_counts[policy] += 1
+        try:
+            yield
+        finally:
+            self._use_counts[policy] -= 1
+            if not self._use_counts[policy]:
+                del self._use_counts[policy]
+                if policy in self._release_events:
+                    self._release_events.pop(policy).set()
+
+    def add(self, name: str, procedure: str) -> None:
+        """Add a policy.
+
+        Args:
+            name: Its name.
+            procedure: The procedure it was aligned for.
+        """
+        self._procedures[name] = parse_procedure(procedure)
+
+    async def remove(self, name: str) -> None:
+        """Remove a policy. Returns when no request uses it any more."""
+        del self._procedures[name]
+        if self._use_counts[name]:
+            self._release_events[name] = asyncio.Event()
+            await self._release_events[name].wait()
+
+    def _unknown_model(self, model: str | None) -> UnknownModel:
+        names = ", ".join(self.names(0))
+        return UnknownModel(
+            f"model: got {shorten(model)}, accepted: {names}, each also with :best-of-N or :worst-of-N", "model"
+        )
+
+
+def _distance(procedure: Procedure, other_procedure: Procedure) -> float:
+    """Distance of two procedures on a scale where best-of-n is log n, standard decoding 0, and worst-of-n −log n."""
+    first, second = logit([procedure.expected_quantile, other_procedure.expected_quantile])
+    return float(abs(first - second))

@@ -1,0 +1,154 @@
+"""Decoding: draw N candidates, score them, rank them, and compute the quantiles of their rewards."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from infalign.calibration import Calibration
+from server.concurrency import gather_all
+from server.decoding.calibrator import Calibrator, ReferenceRewards
+from server.decoding.candidates import Candidates
+from server.decoding.drift import Drift
+from server.decoding.engine_client import EngineClient
+from server.decoding.jobs import DecodingResult, Event, Job
+from server.decoding.reader import Conversation, Prompt
+from server.decoding.standing import Standing
+from server.errors import DeadlineExceeded
+from server.observability.account import engine_call, note_decoding
+from server.observability.metrics import Metrics
+from server.observability.tracing import Tracing
+from server.protocol.answers import Scored
+
+
+class Decoder:
+    """Decodes by best-of-N, worst-of-N, or standard decoding.
+
+    Args:
+        client: Draws and scores single candidates.
+        calibrator: Finds the prompts' calibrations.
+        metrics: Observes candidates and durations.
+        drift: Watches the quantiles of each policy.
+        tracing: Gets spans of calibrations, draws and scores.
+    """
+
+    def __init__(
+        self, client: EngineClient, calibrator: Calibrator, metrics: Metrics, drift: Drift, tracing: Tracing
+    ) -> None:
+        self.client, self.calibrator, self.metrics, self.drift = client, calibrator, metrics, drift
+        self.tracing = tracing
+
+    async def decode(self, job: Job, listen: Callable[[Event], None] | None = None) -> DecodingResult:
+        """Draw candidates, score them, and rank them by the procedure.
+
+        Args:
+            job: What to decode.
+            listen: Called with every event meanwhile.
+
+        Returns:
+            The ranked candidates.
+
+        Raises:
+            PromptTooLong: Prompt and response do not fit the context of the policy or a reward model.
+            BadRequest: A chat template does not accept the messages, or the engine does not accept the sampling.
+            EngineError: A live engine failed at too many candidates.
+            Unavailable: The engines are not up, or have died.
+            DeadlineExceeded: Time ran out before enough candidates were scored.
+        """
+        until = asyncio.get_running_loop().time() + job.seconds
+        try:
+            async with asyncio.timeout_at(until):
+                prompt = await self.client.reader.read(job.conversation, job.sampling.max_tokens)
+                if job.sampling.structure:
+                    await self.client.check_structure(job.sampling.structure)
+        except TimeoutError as error:
+            raise _deadline_exceeded(job) from error
+        label = job.procedure.family
+        note_decoding(job.procedure, job.draws, job.sampling.policy, prompt.rendering.text)
+        self.metrics.n_requested.labels(label).observe(job.draws)
+        with self.metrics.in_flight.track_inprogress(), self.metrics.request_seconds.labels(label).time():
+            # The lookup runs while candidates are drawn. A prompt that cannot be calibrated is refused first.
+            lookup = asyncio.create_task(self._look_up_standing(prompt, job.calibrate))
+            try:
+                if job.calibrate:
+                    async with asyncio.timeout_at(until):
+                        await lookup
+                group = Candidates(job, prompt, lookup, self.client, self.tracing, listen)
+                candidates, failures = await group.gather(until)
+                standing = lookup.result()
+            except TimeoutError as error:
+                raise _deadline_exceeded(job) from error
+            finally:
+                lookup.cancel()
+        order = job.procedure.ranking([candidate.reward for candidate in candidates])
+        result = DecodingResult([candidates[i] for i in order], standing.calibration, len(prompt.tokens), failures)
+        self._record_metrics(result, label)
+        if not failures:
+            rewards = [candidate.reward for candidate in result.candidates]
+            self.drift.observe(job.sampling, prompt.key, standing.calibration, rewards)
+        return result
+
+    async def score(
+        self, conversation: Conversation, responses: Sequence[str], calibrate: bool = False
+    ) -> tuple[list[Scored], Calibration]:
+        """Score given responses.
+
+        Args:
+            conversation: What the responses answer.
+            responses: The responses.
+            calibrate: Calibrate the prompt first if it is not calibrated.
+
+        Returns:
+            Reward and quantile of each response, in order, and the calibration of the quantiles.
+
+        Raises:
+            PromptTooLong: The prompt or a response does not fit the reward models' context.
+            BadRequest: A chat template does not accept the messages.
+            EngineError: A live engine failed at a response.
+            Unavailable: The engines are not up, or have died.
+        """
+        # A prompt that is too long is refused before its responses are read.
+        prompt = await self.client.reader.read(conversation, 0)
+        rewards = await gather_all([self.client.score(conversation, response) for response in responses])
+        standing = await self._look_up_standing(prompt, calibrate)
+        return standing.locate(rewards), standing.calibration
+
+    async def calibrate(self, conversation: Conversation) -> ReferenceRewards:
+        """Return the reference rewards for a prompt. Draw them now if there are none.
+
+        Raises:
+            PromptTooLong: Prompt and response do not fit the context under the calibration's sampling law.
+            EngineError: A live engine failed at a response.
+            Unavailable: The engines are not up, or have died.
+        """
+        return await self._look_up_rewards(await self.client.reader.read(conversation, 0), calibrate=True)
+
+    async def _look_up_standing(self, prompt: Prompt, calibrate: bool) -> Standing:
+        with self.tracing.span("calibration") as span:
+            references = await self._look_up_rewards(prompt, calibrate)
+            calibration = references.calibration
+            span.set(
+                {"infalign.calibration.scope": calibration.scope, "infalign.calibration.samples": calibration.samples}
+            )
+        return Standing(self.client.reward_models, prompt.key, references.combination, calibration)
+
+    async def _look_up_rewards(self, prompt: Prompt, calibrate: bool) -> ReferenceRewards:
+        if calibrate:
+            with engine_call():  # the draws may be those of another request
+                references = await self.calibrator.calibrate(prompt)
+        else:
+            references = await self.calibrator.find(prompt)
+        self.metrics.calibrations.labels(references.calibration.scope, references.source).inc()
+        return references
+
+    def _record_metrics(self, result: DecodingResult, label: str) -> None:
+        metrics, scope = self.metrics, result.calibration.scope
+        metrics.candidates.labels(label).inc(len(result.candidates))
+        metrics.candidate_tokens.labels(label).inc(result.completion_tokens)
+        metrics.selected_quantiles.labels(label, scope).observe(result.candidates[0].quantile)
+        for candidate in result.candidates:
+            metrics.quantiles.labels(scope).observe(candidate.quantile)
+        distinct = len({candidate.reward for candidate in result.candidates})
+        metrics.ties.inc(len(result.candidates) - distinct)
+
+
+def _deadline_exceeded(job: Job) -> DeadlineExceeded:
+    return DeadlineExceeded(f"not done within {job.seconds:g} s; ask for fewer candidates or tokens, or more time")

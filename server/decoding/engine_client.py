@@ -1,0 +1,148 @@
+"""Draws and scores single candidates, and translates errors of engines to errors for clients."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from server.decoding.reader import Conversation, Prompt, Reader, RewardInput
+from server.engines import Completion, Delta, Engines, EnginesDown, Refused, RequestFailed, Sampling, Structure
+from server.errors import BadRequest, EngineError, PromptTooLong, Unavailable
+from server.observability.account import engine_call, is_new_line
+from server.observability.metrics import Metrics
+
+log = logging.getLogger("infalign.server")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The rewards of one candidate."""
+
+    rewards: list[float]
+    """The raw reward of each model."""
+    unread: int
+    """Tokens at the end of the candidate that did not fit the reward models' context."""
+
+
+class EngineClient:
+    """Draws and scores single candidates. It knows engines only by their protocol.
+
+    Args:
+        engines: The policies and the reward models.
+        tokenizers: The policies' tokenizer, then the reward models' by name, in the order of their calibrations.
+        metrics: Observes durations.
+    """
+
+    def __init__(self, engines: Engines, tokenizers: tuple[Any, Mapping[str, Any]], metrics: Metrics) -> None:
+        self.engines, self.metrics = engines, metrics
+        self.reader = Reader(*tokenizers, lambda: engines.context)
+
+    @property
+    def reward_models(self) -> tuple[str, ...]:
+        """Names of the reward models, in the order of their rewards."""
+        return tuple(self.reader.rewards)
+
+    async def check_structure(self, structure: Structure) -> None:
+        """Check that responses can be forced to have a structure, before any is drawn.
+
+        Raises:
+            BadRequest: They cannot.
+            Unavailable: The check is not possible now.
+        """
+        try:
+            with engine_call():
+                await self.engines.check_structure(structure)
+        except Refused as error:
+            raise BadRequest(f"response_format: accepted: {error}", "response_format") from error
+        except EnginesDown as error:
+            raise Unavailable("the engines cannot answer now") from error
+
+    async def draw(
+        self, prompt: Prompt, sampling: Sampling, listen: Callable[[Delta], None] | None = None
+    ) -> Completion:
+        """Draw one response.
+
+        Args:
+            prompt: The prompt.
+            sampling: How the response is drawn.
+            listen: Called with the new text as the response grows.
+
+        Raises:
+            BadRequest: The engine does not accept the sampling.
+            EngineError: The engine is alive but failed at this response.
+            Unavailable: The engines are not up, or have died.
+        """
+        with self.metrics.generation_seconds.time(), engine_call():
+            return await _translate_errors(self.engines.generate(prompt.tokens, sampling, listen), sampling)
+
+    async def score(self, conversation: Conversation, response: str) -> list[float]:
+        """Score a response that the client provides.
+
+        Args:
+            conversation: What the response answers.
+            response: The response.
+
+        Returns:
+            The raw reward of each reward model.
+
+        Raises:
+            PromptTooLong: The response does not fit a reward model's context.
+            BadRequest: A reward model's chat template does not accept the conversation.
+            EngineError: A reward model is alive but failed at this response.
+            Unavailable: The engines are not up, or have died.
+        """
+        reward_input = await self.reader.read_response(conversation, response)
+        if reward_input.unread:
+            context = self.engines.context
+            raise PromptTooLong(
+                f"responses: with its prompt a response takes {context + reward_input.unread} tokens, "
+                f"accepted: at most {context}, which the reward models can read",
+                "responses",
+            )
+        return await self._score(reward_input)
+
+    async def score_candidate(self, conversation: Conversation, text: str) -> Scores:
+        """Score a response that was drawn. If it does not fit the reward models' context, its end is left out.
+
+        Args:
+            conversation: What the response answers.
+            text: The response.
+
+        Raises:
+            BadRequest: A reward model's chat template does not accept the conversation.
+            EngineError: A reward model is alive but failed at this response.
+            Unavailable: The engines are not up, or have died.
+        """
+        reward_input = await self.reader.read_response(conversation, text)
+        return Scores(await self._score(reward_input), reward_input.unread)
+
+    async def _score(self, reward_input: RewardInput) -> list[float]:
+        with self.metrics.scoring_seconds.time(), engine_call():
+            return await _translate_errors(self.engines.score(reward_input.tokens))
+
+
+async def _translate_errors(work: Awaitable[T], sampling: Sampling | None = None) -> T:
+    try:
+        return await work
+    except EnginesDown as error:
+        _warn(f"an engine did not answer: {error}")
+        raise Unavailable("the engines cannot answer now") from error
+    except RequestFailed as error:
+        _warn(f"an engine failed at a candidate: {error}")
+        if error.internal and sampling is not None and sampling.structure is not None:
+            # vLLM compiles the structure in the engine, and gives no reason if that fails.
+            raise BadRequest(
+                "response_format: the engine cannot hold a response to this schema; a simpler one may do, for instance "
+                "without patterns that repeat more than a hundred times",
+                "response_format",
+            ) from error
+        raise EngineError("an engine failed at this request; it may succeed when it is repeated") from error
+    except Refused as error:
+        raise BadRequest(str(error), error.field) from error
+
+
+def _warn(line: str) -> None:
+    """Log a warning once per request. It is for the operator alone, because it may contain addresses."""
+    if is_new_line(line):
+        log.warning("%s", line)

@@ -1,0 +1,78 @@
+"""Jobs of the decoder, the events while it works on them, and their results."""
+
+from dataclasses import dataclass
+
+from infalign.calibration import Calibration
+from infalign.procedures import FixedN
+from server.decoding.reader import Conversation
+from server.engines import Completion, Delta, Sampling
+from server.protocol.answers import Candidate
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the decoder is to do for one request."""
+
+    conversation: Conversation
+    procedure: FixedN
+    sampling: Sampling
+    """How candidates are drawn. Candidate i has the seed ``sampling.seed + i``."""
+    draws: int
+    """N, the number of candidates. Under standard decoding, the number of answers, which are not ranked."""
+    min_candidates: int
+    """How many scored candidates are enough if others fail or time runs out."""
+    seconds: float
+    """The time that the job may take."""
+    calibrate: bool = False
+    """Whether to calibrate the prompt first if it is not calibrated."""
+    top: int = 1
+    """How many candidates are selected."""
+    sees_all: bool = True
+    """Whether the caller may see candidates of the lower half."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateDelta:
+    """Event: a candidate has new text."""
+
+    index: int
+    delta: Delta
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateFinished:
+    """Event: a candidate is drawn, but not yet scored."""
+
+    index: int
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateScored:
+    """Event: a candidate is scored."""
+
+    candidate: Candidate
+
+
+Event = CandidateDelta | CandidateFinished | CandidateScored
+
+
+@dataclass(frozen=True)
+class DecodingResult:
+    """The candidates of one job, the selected ones first, and the calibration of their quantiles."""
+
+    candidates: list[Candidate]
+    calibration: Calibration
+    prompt_tokens: int
+    failures: dict[str, int]
+    """Number of failed candidates by error code."""
+
+    @property
+    def by_index(self) -> list[Candidate]:
+        """The candidates in the order of their indexes."""
+        return sorted(self.candidates, key=lambda candidate: candidate.index)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all candidates."""
+        return sum(candidate.completion_tokens for candidate in self.candidates)

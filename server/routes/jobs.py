@@ -1,0 +1,163 @@
+"""Creates the decoder's job for a request, and checks it against the key's roles and the operator's limits."""
+
+import random
+
+from starlette.requests import Request
+
+from infalign.procedures import FixedN
+from server.access.callers import Caller
+from server.access.disclosure import Disclosure
+from server.decoding.catalogue import Choice
+from server.decoding.jobs import Job
+from server.decoding.reader import Conversation
+from server.engines import Sampling, Structure
+from server.errors import BadRequest
+from server.middleware.audit import ProbeCall
+from server.protocol.messages import Message
+from server.protocol.requests import GenerationRequest, ResponseFormat
+from server.routes.dependencies import read_caller
+from server.routes.serving import Serving
+
+MAX_LOGPROBS = 100_000
+"""The most log-probabilities of one request: candidates x max_tokens x (1 + alternatives)."""
+
+
+async def make_job(
+    serving: Serving,
+    request: Request,
+    body: GenerationRequest,
+    conversation: Conversation,
+    procedure: FixedN,
+    field: str,
+    *,
+    draws: int | None = None,
+    max_tokens: int | None = None,
+    logprobs: int | None = None,
+) -> Job:
+    """Create the job for a request. Fields that the request leaves out have the values of the bundle's sampling law.
+
+    Args:
+        serving: The objects that serve requests.
+        request: The HTTP request.
+        body: The request's body.
+        conversation: The messages or the prompt in the body.
+        procedure: The procedure that the body asks for. The model's name may ask for another one.
+        field: The body's field that sets N.
+        draws: N. By default it is the procedure's. Under standard decoding, it is the number of answers.
+        max_tokens: The largest length of a response. By default it is the sampling law's.
+        logprobs: How many alternatives to each token are reported. None reports no log-probabilities.
+
+    Returns:
+        The job. Its seed is random unless the request has one.
+
+    Raises:
+        UnknownModel: There is no such model.
+        Forbidden: The key lacks the role that the procedure or the candidates require.
+        BadRequest: The request exceeds the operator's limits, selects more candidates than it draws, or has messages
+            that the chat template does not accept.
+    """
+    choice = serving.catalogue.choose(body.model, procedure)
+    if choice.procedure != procedure:
+        field, draws = "model", None
+    n = draws or choice.procedure.n
+    if body.top > n:
+        top = body.TOP_FIELD
+        raise BadRequest(f"{top}: got {body.top}, accepted: at most {n}, the candidates of {choice.procedure}", top)
+    caller = await _check_permission(serving, request, body, conversation, choice, n, field)
+    serving.check_n(field, n)
+    limit = serving.law.max_tokens if max_tokens is None else max_tokens
+    _check_limits(body, n, limit, logprobs, serving.settings.deadline)
+    return Job(
+        conversation,
+        choice.procedure,
+        _sampling(serving, body, choice.policy, limit, logprobs),
+        draws=n,
+        min_candidates=n if body.min_candidates is None else body.min_candidates,
+        seconds=serving.settings.deadline if body.timeout is None else body.timeout,
+        calibrate=body.calibrate,
+        top=body.top,
+        sees_all=caller.has_role("probe"),
+    )
+
+
+def make_conversation(messages: list[Message] | None, prompt: str | None = None) -> Conversation:
+    """Create the conversation from a request's messages or prompt."""
+    if messages is not None:
+        return Conversation(messages=tuple(message.template_message for message in messages))
+    return Conversation(prompt=prompt or "")
+
+
+async def _check_permission(
+    serving: Serving,
+    request: Request,
+    body: GenerationRequest,
+    conversation: Conversation,
+    choice: Choice,
+    draws: int,
+    field: str,
+) -> Caller:
+    """Note for the audit log what requires the role ``probe``. Raise Forbidden if the key lacks a role."""
+    caller, procedure = read_caller(request), choice.procedure
+    disclosure = Disclosure(procedure, draws, body.top, body.return_candidates)
+    # Without keys every caller has every role. Then only worst-of-n is audited.
+    if disclosure.is_worst_of_n or (disclosure.unfiltered and serving.settings.keys is not None):
+        key = await serving.decoder.client.reader.key(conversation)
+        request.scope["audit"].call = ProbeCall(
+            caller.name, body.user, choice.policy, str(procedure), draws, key, disclosure.unfiltered
+        )
+    if disclosure.is_worst_of_n:
+        # At /v1/worst-of-n, the endpoint and not a field asks for the procedure.
+        caller.require("probe", str(procedure), None if field == "n" else field)
+    if body.return_candidates:
+        caller.require("probe", "unfiltered candidates", "return_candidates")
+    if disclosure.exceeds_half:
+        more = 2 * body.top
+        by = f":best-of-{more}" if field == "model" else f"{body.DRAWS_FIELD}: {more}"
+        alternative = f"the best {body.top} of {more} ({by}) take no role but generate"
+        caller.require("probe", f"{body.top} of {draws} candidates", body.TOP_FIELD, alternative)
+    return caller
+
+
+def _check_limits(body: GenerationRequest, n: int, limit: int, logprobs: int | None, deadline: float) -> None:
+    """Raise BadRequest unless the request's numbers fit each other and the operator's ``deadline`` (seconds)."""
+    if body.timeout is not None and body.timeout > deadline:
+        raise BadRequest(f"timeout: got {body.timeout:g}, accepted: at most {deadline:g}", "timeout")
+    if body.min_candidates is not None and body.min_candidates > n:
+        raise BadRequest(f"min_candidates: got {body.min_candidates}, accepted: at most {n}", "min_candidates")
+    if body.min_tokens > limit:
+        raise BadRequest(f"min_tokens: got {body.min_tokens}, accepted: at most max_tokens, {limit}", "min_tokens")
+    if logprobs is not None and (entries := n * limit * (1 + logprobs)) > MAX_LOGPROBS:
+        raise BadRequest(
+            f"logprobs: {n} candidates of up to {limit} tokens (max_tokens) with {1 + logprobs} log-probabilities "
+            f"each make {entries}, accepted: at most {MAX_LOGPROBS}",
+            "logprobs",
+        )
+
+
+def _sampling(
+    serving: Serving, body: GenerationRequest, policy: str, max_tokens: int, logprobs: int | None
+) -> Sampling:
+    return Sampling.from_law(
+        serving.law,
+        policy=policy,
+        seed=random.getrandbits(31) if body.seed is None else body.seed,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        max_tokens=max_tokens,
+        min_p=body.min_p,
+        min_tokens=body.min_tokens,
+        stop=body.stops,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
+        logprobs=logprobs,
+        structure=_structure(body.response_format),
+    )
+
+
+def _structure(response_format: ResponseFormat | None) -> Structure | None:
+    if response_format is None or response_format.type == "text":
+        return None
+    return Structure(response_format.type, response_format.json_schema.schema_ if response_format.json_schema else None)

@@ -1,0 +1,74 @@
+"""Creates the fields of an answer from the result of decoding."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fastapi import Response
+from pydantic import BaseModel
+
+from infalign.calibration import Calibration
+from server.access.disclosure import upper_half
+from server.decoding.jobs import DecodingResult, Job
+from server.observability.account import note_selected
+from server.protocol.answers import CalibrationInfo, Candidate, Missing, Usage
+from server.protocol.requests import GenerationRequest
+
+T = TypeVar("T")
+SHORT_ENTRIES = 1000
+"""Answers with at most so many log-probabilities are written on the event loop. That takes a few milliseconds."""
+
+
+def select_candidates(job: Job, result: DecodingResult) -> list[Candidate]:
+    """Select the candidates that the client gets, and note their texts for the log.
+
+    These are as many as the client asked for. Without the role ``probe``, none is from the lower half of those that
+    were drawn in time.
+    """
+    candidates = result.candidates
+    count = job.top if job.sees_all else min(job.top, upper_half(len(candidates)))
+    note_selected([candidate.text for candidate in candidates[:count]])
+    return candidates[:count]
+
+
+def calibration_info(calibration: Calibration) -> CalibrationInfo:
+    """Return the scope and the size of a calibration."""
+    return CalibrationInfo(scope=calibration.scope, samples=calibration.samples)
+
+
+def usage(result: DecodingResult) -> Usage:
+    """Return the token counts: the prompt once, and all candidates."""
+    completion_tokens = result.completion_tokens
+    return Usage(
+        prompt_tokens=result.prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=result.prompt_tokens + completion_tokens,
+    )
+
+
+def extension_fields(body: GenerationRequest, job: Job, result: DecodingResult) -> dict[str, Any]:
+    """Return the fields that OpenAI's answers do not have, except the selected candidates."""
+    return {
+        "procedure": str(job.procedure),
+        "calibration": calibration_info(result.calibration),
+        "candidates": result.by_index if body.return_candidates else None,
+        "missing": Missing(asked=job.draws, reasons=result.failures) if result.failures else None,
+        # Greedy sampling makes all candidates the same.
+        "greedy": True if job.sampling.greedy and job.draws > 1 else None,
+    }
+
+
+async def render(result: DecodingResult, work: Callable[[], T]) -> T:
+    """Call ``work``, which writes the answer. It runs in a thread if log-probabilities make it long.
+
+    Args:
+        result: The result of decoding.
+        work: Writes the answer.
+    """
+    entries = sum(1 + len(token.top) for candidate in result.candidates for token in candidate.logprobs or ())
+    return await asyncio.to_thread(work) if entries > SHORT_ENTRIES else work()
+
+
+def json_answer(answer: BaseModel) -> Response:
+    """Return a JSON response. Fields that are None are left out."""
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

@@ -1,0 +1,107 @@
+"""The config of a whole run."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar, cast
+
+from pydantic import AfterValidator, Field, model_validator
+
+from infalign.manifest import NAME, SamplingLaw
+from infalign.parsing import check_transformation, parse_procedure
+from training.config.data import Data
+from training.config.model import Model
+from training.config.section import Section
+from training.config.stages import Compute, Ctrl, Optimiser, Reward, Rollouts, TrainedReward
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def _normalise(parse: Any) -> AfterValidator:
+    """A validator that replaces a text by how ``parse`` writes it."""
+    return AfterValidator(lambda text: str(parse(text)))
+
+
+def _pick(kind: type[SectionT], **values: Any) -> SectionT:
+    """A section with ``values`` and defaults alone; reading any other field fails."""
+    return cast(SectionT, kind.model_construct(**values))
+
+
+class DataConfig(Section):
+    """The part of a config that the stage ``data`` depends on."""
+
+    data: Data = Field(description="where prompts, answers and comparisons come from")
+    model: Model = Field(description="what the reference starts from")
+    sft: Optimiser | None = Field(
+        None, description="how the reference learns from the answers; if left out, it is the base model as it is"
+    )
+    reward: Reward = Field(description="the reward models")
+    rollouts: Rollouts = Field(description="how the reference's responses are drawn")
+
+
+class Config(DataConfig):
+    """A whole training run."""
+
+    seed: int = Field(ge=0, description="seed of the run; every stage derives its own from it")
+    name: str = Field(
+        pattern=NAME, description="name of the run; runs of one name share the stages that they have in common"
+    )
+    policy: str | None = Field(
+        None, pattern=NAME, description="model name under which the policy is served; the run's name if left out"
+    )
+    procedure: Annotated[str, _normalise(parse_procedure)] = Field(
+        description="decoding procedure that the policy is aligned for: standard, best-of-4, worst-of-4, ..."
+    )
+    transformation: Annotated[str, _normalise(check_transformation)] = Field(
+        description="Φ, the transformation of quantiles that is maximised: identity, log, exp(10), optimal, ..."
+    )
+    ctrl: Ctrl = Field(description="how the policy is trained")
+    compute: Compute = Field(Compute(), description="how the trainers use the machine")
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> Self:
+        if self.model.scratch and not self.sft:
+            raise ValueError("a model from scratch needs sft")
+        coarse = self.model.base and self.model.base.precision == "bfloat16"
+        for key, section in (("sft", self.sft), ("reward.train", self.reward.train), ("ctrl", self.ctrl)):
+            if coarse and section and not section.lora:
+                raise ValueError(
+                    f"{key} cannot train weights of bfloat16, small steps are lost: give {key}.lora, or "
+                    "model.base.precision float32 with compute.precision bfloat16"
+                )
+        if self.data.prompts and self.sft:
+            raise ValueError("data.prompts has no answers for sft; leave sft out, and give model.base")
+        if self.data.prompts and self.reward.train:
+            raise ValueError("data.prompts has no comparisons for reward.train; give reward.classifiers")
+        return self
+
+    @property
+    def policy_name(self) -> str:
+        """Model name of the policy and of its bundle."""
+        return self.policy or self.name
+
+    @property
+    def law(self) -> SamplingLaw:
+        """The sampling law: how responses are drawn from the reference and, by default, from the policy."""
+        return SamplingLaw(max_tokens=self.rollouts.max_tokens)
+
+    @property
+    def for_data(self) -> DataConfig:
+        """What the stage ``data`` depends on, and nothing else.
+
+        Of the stages that use the data it only says whether they are part of the run. So a change of their settings
+        does not make new data.
+        """
+        return DataConfig.model_construct(
+            data=self.data,
+            model=self.model,
+            sft=_pick(Optimiser) if self.sft else None,
+            reward=_pick(Reward, train=_pick(TrainedReward) if self.reward.train else None),
+            rollouts=_pick(Rollouts, max_tokens=self.rollouts.max_tokens),
+        )
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the data or a model has to be fetched from the hub."""
+        models = [self.model.base and self.model.base.path, *(model.path for model in self.reward.classifiers)]
+        return bool(
+            (not self.data.helpdesk and self.data.files.hub) or any(path and not Path(path).exists() for path in models)
+        )

@@ -1,0 +1,37 @@
+"""Stage ``ctrl``: the policy."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from training.config import Config
+from training.seeds import derive_seed
+from training.stages.base import Artifacts, Stage
+
+
+class AlignPolicy(Stage):
+    """Trains the policy: the reference, aligned for its decoding procedure and settled at the target KL."""
+
+    name = "ctrl"
+    build = "training.ctrl:make_policy"
+    purpose = "the policy: the reference, aligned for its decoding procedure"
+    resumes = True
+
+    def inputs(self, config: Config, artifacts: Artifacts) -> Mapping[str, Any]:
+        """Return everything that the stage is made from."""
+        return {
+            "data": artifacts.data,
+            "rollouts": artifacts.rollouts,
+            "reference": artifacts.reference,
+            "reward": artifacts.reward,
+            "calibration": artifacts.calibration,
+            "procedure": config.procedure,
+            "transformation": config.transformation,
+            "law": config.law,
+            "config": config.ctrl,
+            "compute": config.compute,
+            "seed": derive_seed(config.seed if config.ctrl.seed is None else config.ctrl.seed, "ctrl"),
+        }
+
+    def is_parallel(self, config: Config) -> bool:
+        """Say whether the solver trains in all processes, as rloo does."""
+        return config.ctrl.solver == "rloo"
