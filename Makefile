@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format lock load soak fuzz bench bench-serving figures pool reproduce
+.PHONY: help setup serve test lint format lock load soak fuzz bench bench-serving figures pool reproduce docs docs-serve reference
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
@@ -59,14 +59,23 @@ bench-serving: setup .peers/its_hub/ready .peers/optillm/ready ## Compare the se
 	.peers/$*/bin/pip --disable-pip-version-check -q install "$(PEER)"
 	touch $@
 
-figures: setup ## Draw the figures of docs/method.md
+figures: setup ## Draw the figures of docs/results/theory.md
 	$(BIN)/python experiments/figures.py docs/figures
 
-pool: setup ## Report on a pool of scored candidates in docs/pool.md: POOL=pool.jsonl.gz SOURCE="who made it"
-	$(BIN)/python experiments/pool.py $(or $(POOL),$(error POOL=pool.jsonl.gz: one JSON object with scored responses per line)) --output docs/pool.md $(if $(SOURCE),--source "$(SOURCE)")
+pool: setup ## Report on a pool of scored candidates in docs/results/pool.md: POOL=pool.jsonl.gz SOURCE="who made it"
+	$(BIN)/python experiments/pool.py $(or $(POOL),$(error POOL=pool.jsonl.gz: one JSON object with scored responses per line)) --output docs/results/pool.md $(if $(SOURCE),--source "$(SOURCE)")
 
 reproduce: setup ## Train every method at equal KL over three seeds, and compare: docs/results (most of an hour)
 	$(BIN)/python experiments/reproduce.py --output docs/results
+
+reference: setup ## Write the pages of docs/reference that follow from the code
+	$(BIN)/python -m tools.reference docs/reference
+
+docs: reference ## Build the documentation as a site: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: reference ## Serve the documentation on 127.0.0.1:8001, built anew whenever a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 # uv does not read pip's configuration: say where the CPU build of torch is.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--index $(CPU_INDEX) --index-strategy unsafe-best-match)

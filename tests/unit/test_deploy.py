@@ -38,7 +38,7 @@ def series_of(expression: str) -> set[str]:
 
 def known_series() -> set[str]:
     """Every series name that the metrics reference allows for."""
-    found = set(re.findall(r"`(vllm:\w+)`", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")))
+    found = set(re.findall(r"`(vllm:\w+)`", (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")))
     for name, metric in documented().items():
         found |= {f"{name}_{part}" for part in ("bucket", "sum", "count")} if metric.type == "histogram" else {name}
     return found
@@ -75,7 +75,7 @@ def test_every_alert_is_tested_named_and_explained() -> None:
     quiet = {case["alertname"] for case in tests[-1]["alert_rule_test"] if not case["exp_alerts"]}
     alerts = {rule["alert"] for rule in rules() if "alert" in rule}
     assert alerts == fired == quiet
-    guide = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "guides" / "operations.md").read_text(encoding="utf-8")
     assert alerts == set(re.findall(r"^\| `(InfAlign\w+)`", guide, re.MULTILINE))
 
 

@@ -16,12 +16,20 @@ import yaml
 import infalign
 from infalign import BestOfN, Cost, point
 from infalign.cli import COMMANDS
+from tools import reference
+from tools.markdown import slug
 from training.config import Config
 from training.configs import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-METHOD = (DOCS / "method.md").read_text(encoding="utf-8")
+GENERATED = {DOCS / "reference" / name for name in reference.PAGES}
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(set(DOCS.rglob("*.md")) - GENERATED)]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+"""What people wrote, by its path. The other pages are the generator's (see test_site.py)."""
+THEORY = TEXTS["docs/results/theory.md"]
+SERVER = "# needs a running server"
+"""First line of a snippet that tests/integration runs."""
 POOL = ROOT.parent / "shared" / "data" / "alpaca-eval-pool.jsonl.gz"
 
 
@@ -39,38 +47,58 @@ def exists(name: str) -> bool:
 
 
 def test_every_object_of_the_paper_is_where_the_table_says() -> None:
-    table = re.findall(r"^\| [^|]+ \| (.+) \|$", METHOD.split("## 1.")[0], re.MULTILINE)
+    table = re.findall(r"^\| [^|]+ \| (.+) \|$", THEORY.split("## 1.")[0], re.MULTILINE)
     named = re.findall(r"`([A-Za-z_.]+)(?:\([^`]*)?`", " ".join(table))
     assert {"Calibration.quantile", "BestOfN", "Policy.of", "optimal", "estimators.win_rate"} <= set(named)
     for name in named:
         assert exists(name), name
 
 
-def test_the_methods_snippet_runs() -> None:
-    for snippet in re.findall(r"^```python\n(.*?)^```", METHOD, re.MULTILINE | re.DOTALL):
-        done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+def blocks(language: str, page: str | None = None) -> list[str]:
+    """The blocks of a language on one page, or on all."""
+    text = TEXTS[page] if page else "\n".join(TEXTS.values())
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+ALONE = [(page, block) for page in TEXTS for block in blocks("python", page) if not block.startswith(SERVER)]
+
+
+@pytest.mark.parametrize(("page", "snippet"), ALONE, ids=[page for page, _ in ALONE])
+def test_the_snippets_that_need_no_server_run(page: str, snippet: str) -> None:
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    if page == "docs/results/theory.md":
         assert done.stdout.startswith("0.8715")
 
 
-def test_the_readmes_frontier_commands_run(tmp_path: Path) -> None:
-    blocks = re.findall(
-        r"^```sh\n\. \.venv/bin/activate\n(infalign frontier.*?)^```",
-        (ROOT / "README.md").read_text(),
-        re.MULTILINE | re.DOTALL,
+def test_the_frontier_commands_shown_run(tmp_path: Path) -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("infalign frontier ")]
+    assert any(line in TEXTS["README.md"] for line in lines)
+    script = f'infalign() {{ "{sys.executable}" -c "from infalign.cli import main; main()" "$@"; }}\n' + "\n".join(
+        lines
     )
-    assert blocks
-    script = f'infalign() {{ "{sys.executable}" -c "from infalign.cli import main; main()" "$@"; }}\n' + "".join(blocks)
     done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "optimal" in done.stdout
     assert (tmp_path / "frontier.svg").exists()
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """What a link to a page can name behind its #."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {slug(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)) for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(GENERATED)], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_local_link_leads_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s:]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
 def test_the_figures_are_what_the_code_draws() -> None:
@@ -83,7 +111,7 @@ def test_the_figures_are_what_the_code_draws() -> None:
     again = point("exp(10)", BestOfN(4), kl=1.0, anchors=anchors["anchors"][2])
     assert again.win_rate == pytest.approx(anchors["exp(10)"]["win_rate"][2], abs=1e-4)
     stopping = json.loads((DOCS / "figures" / "stopping.json").read_text())
-    assert stopping["K = 16 anchors"][0] == pytest.approx(Cost(BestOfN(64), 0.3).expected(16), abs=1e-4)
+    assert stopping["K = 16 anchors"][0] == pytest.approx(Cost(BestOfN(64), 0.3).expectation(16), abs=1e-4)
 
 
 def test_a_pool_report_is_made_of_any_pool(tmp_path: Path) -> None:
@@ -120,24 +148,17 @@ def test_a_pool_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.skipif(not POOL.exists(), reason="the real pool of candidates is not beside this checkout")
 def test_the_pool_report_is_reproduced(tmp_path: Path) -> None:
-    written = (DOCS / "pool.md").read_text()
+    written = (DOCS / "results" / "pool.md").read_text()
     source = written.split("Candidates: ")[1].split("\n")[0]
     pool.main([str(POOL), "--output", str(tmp_path / "pool.md"), "--source", source], standalone_mode=False)
     assert (tmp_path / "pool.md").read_text() == written
 
 
-def blocks(language: str) -> list[str]:
-    """The blocks of a language in README and docs."""
-    pages = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
 def test_every_command_shown_has_the_options_it_is_shown_with() -> None:
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    shown = [
-        shlex.split(found[1], comments=True) for line in lines if (found := re.search(r"\binfalign (\w+ .*)", line))
-    ]
+    typed, sessions = ("\n".join(blocks(language)).replace("\\\n", " ").splitlines() for language in ("sh", "console"))
+    typed += [re.sub(r"^\w+=\$\((.*)\)$", r"\1", line[2:]) for line in sessions if line.startswith("$ ")]
+    calls = [re.search(r".*\binfalign (\w+ .*)", line.partition(" #")[0]) for line in typed]
+    shown = [shlex.split(call[1]) for call in calls if call]
     assert {command for command, *_ in shown} == {"evaluate", "frontier", "join", "key", "serve", "train"}
     for command, *arguments in shown:
         home, _ = COMMANDS[command]
@@ -150,5 +171,16 @@ def test_every_part_of_a_config_shown_is_one() -> None:
     for block in blocks("yaml"):
         shown = yaml.safe_load(block)
         instead = {key: value for key, value in shown.items() if key in ("data", "model", "reward")}
-        within = {key: demo.get(key, {}) | value for key, value in shown.items() if key not in instead}
+        within = {
+            key: demo.get(key, {}) | value if isinstance(value, dict) else value
+            for key, value in shown.items()
+            if key not in instead
+        }
         Config.model_validate(demo | instead | within)
+
+
+def test_every_reason_of_a_refusal_is_in_the_table_of_metrics() -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py"))
+    calls = " ".join(re.findall(r"rejected\.labels\((.+)\)\.inc", code))
+    table = TEXTS["docs/reference/metrics.md"].split("The reasons of")[1].split("##")[0]
+    assert set(re.findall(r'"(\w+)"', calls)) == set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))

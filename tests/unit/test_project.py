@@ -2,6 +2,8 @@
 
 import ast
 import re
+from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,65 @@ def test_imports_point_one_way(package: str) -> None:
     others = set(ALLOWED) - {package} - ALLOWED[package]
     for path in (ROOT / package).rglob("*.py"):
         assert not imports_of(path) & others, path
+
+
+LAYERS = (
+    {"errors", "settings", "concurrency"},
+    {"observability"},
+    {"access"},
+    {"engines"},
+    {"protocol"},
+    {"decoding"},
+    {"middleware"},
+    {"routes"},
+    {"app"},
+    {"assembly"},
+    {"connections", "options", "process", "cli", "ray"},
+)
+"""What is in server/, each layer built on those before it."""
+MOST_ENTRIES = 18
+"""What one can take in at a glance when one opens server/."""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, paths: Mapping[str, Path]) -> Iterator[str]:
+    """What a module imports, at its top or within a function; ``paths`` are the modules that there are."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+                if f"{node.module}.{alias.name}" not in paths:
+                    yield str(node.module)
+
+
+def module_graph() -> dict[str, set[str]]:
+    paths = {module_name(path): path for package in ALLOWED for path in (ROOT / package).rglob("*.py")}
+    return {name: paths.keys() & set(imports(path, paths)) - {name} for name, path in paths.items()}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    order = list(TopologicalSorter(module_graph()).static_order())  # raises CycleError, which names the modules
+    assert "server.app" in order
+
+
+def test_the_server_imports_downwards() -> None:
+    level = {entry: number for number, layer in enumerate(LAYERS) for entry in layer}
+    for module, others in module_graph().items():
+        for other in others:
+            if module.startswith("server.") and other.startswith("server."):
+                assert level[other.split(".")[1]] <= level[module.split(".")[1]], f"{module} imports {other}"
+
+
+def test_the_server_is_taken_in_at_a_glance() -> None:
+    entries = {path.name for path in (ROOT / "server").iterdir()} - {"__pycache__"}
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
 
 
 ENGINES = {"AsyncEngineArgs", "EngineArgs", "LLM"}
@@ -70,3 +131,9 @@ def test_the_container_copies_what_exists() -> None:
     assert copied
     for source in " ".join(copied).split():
         assert (ROOT / source).exists(), source
+
+
+def test_no_test_imports_another_test() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        imports = re.findall(r"^\s*(?:from|import) (tests\.\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not [name for name in imports if name.rpartition(".")[2].startswith("test_")], path

@@ -1,4 +1,4 @@
-"""docs/promises.md: its limits are those of the code, and the tests that it names exist."""
+"""docs/project/promises.md: its limits are those of the code, and the tests that it names exist."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 
 from server.engines import grammar
 from server.protocol import schemas
-from server.protocol.requests import ChatRequest, Sampled
-from server.routes.common import LOGPROBS
+from server.protocol.requests import ChatRequest, SamplingFields
+from server.routes.jobs import MAX_LOGPROBS
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "project" / "promises.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| ([^|]+) \| ([^|]+) \|([^|]*)\|$", PAGE.split("## Numbers")[0], re.MULTILINE)[1:]
 LIMITS = {what: [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", limit)] for what, limit, _ in ROWS}
 
@@ -37,12 +37,12 @@ def longest(model: Any, *path: str) -> int:
 def test_the_other_limits_are_those_of_the_code() -> None:
     assert LIMITS["messages"] == [longest(ChatRequest, "messages")]
     assert LIMITS["parts of a message"] == [longest(ChatRequest, "messages", "content")]
-    assert LIMITS["stop strings"][0] == longest(Sampled, "stop")
-    assert LIMITS["entries of `logit_bias`"] == [longest(Sampled, "logit_bias")]
-    assert LIMITS["log-probabilities: candidates × `max_tokens` × (1 + alternatives)"] == [LOGPROBS]
+    assert LIMITS["stop strings"][0] == longest(SamplingFields, "stop")
+    assert LIMITS["entries of `logit_bias`"] == [longest(SamplingFields, "logit_bias")]
+    assert LIMITS["log-probabilities: candidates × `max_tokens` × (1 + alternatives)"] == [MAX_LOGPROBS]
     assert LIMITS["a JSON schema"] == [schemas.CHARACTERS, schemas.DEPTH, schemas.VALUES]
     assert LIMITS["a count in a pattern of a schema"] == [schemas.REPEATS]
-    assert LIMITS["compiling a schema"] == [grammar.SECONDS]
+    assert LIMITS["compiling a schema"] == [grammar.COMPILE_SECONDS]
 
 
 def test_the_tests_that_it_names_exist() -> None:
