@@ -16,7 +16,7 @@ COPY requirements/ requirements/
 RUN if [ "$TARGET" = cpu ]; then \
         pip install --no-deps --require-hashes --index-url "$CPU_INDEX" -r requirements/torch-cpu.txt; \
     fi && pip install --no-deps --require-hashes -r "requirements/$TARGET.txt"
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY infalign/ infalign/
 COPY server/ server/
 COPY training/ training/
