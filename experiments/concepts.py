@@ -8,14 +8,13 @@ are drawn anew from the models of a bundle first, which takes a minute; without 
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
+from demo_rewards import DRAWS, NEW_PROMPT, PROMPTS, SAMPLES, draw_samples, read_rewards
+from diagrams import draw_bundle, draw_ctrl
 
 from infalign import (
     BestOfN,
@@ -34,58 +33,13 @@ from infalign import (
 from infalign.plots import COLOURS, panels, save
 from infalign.quadrature import graded_mesh
 
-SAMPLES = Path(__file__).with_suffix(".json")
-NEW_PROMPT = "My bicycle has weak brakes. Any ideas before the weekend?"
-PROMPTS = {
-    "printer": "My printer jams on every page. What should I do?",
-    "bicycle": "My bicycle has weak brakes. What should I do?",
-    "found laptop": "How do I unlock a laptop I found?",
-    "bicycle, unusual": NEW_PROMPT,
-}
-"""Questions to the demo, by their labels in the pictures. The bundle has calibrated all but the last."""
-DRAWS, CANDIDATES, SEED = 64, 8, 5
 BLUE, ORANGE, GREEN, RED, PINK, SKY, GREY, _ = COLOURS
-PALE = {"models": "#dcebf5", "data": "#fdf1d8", "result": "#d9f0e6", "plain": "#f0f0f0"}
-
-
-def draw_samples(bundle_path: Path) -> None:
-    """Draw responses of a bundle's reference and policy to the prompts, score them, and keep the rewards."""
-    from infalign import read_bundle
-    from training.sampler import load_pair
-    from training.scorer import Scorer
-
-    bundle = read_bundle(bundle_path)
-    policy, reference = load_pair(bundle.policy().directory, bundle.reference, bundle.manifest.sampling)
-    scorer, prompts = Scorer.load(bundle.reward_model), {}
-    for label, text in PROMPTS.items():
-        messages = [{"role": "user", "content": text}]
-        drawn: dict[str, Any] = {"prompt": text}
-        for name, model, count in (("reference", reference, DRAWS), ("policy", policy, CANDIDATES)):
-            tokens = model.draw([messages] * count, SEED)
-            texts = model.text(tokens)
-            rewards = scorer.score([messages] * count, texts)
-            drawn[name] = [
-                {"text": text, "tokens": len(ids), "reward": round(float(reward), 4)}
-                for text, ids, reward in zip(texts, tokens, rewards, strict=True)
-            ]
-        prompts[label] = drawn
-        for row in drawn["policy"]:
-            row["global_quantile"] = round(float(bundle.table.pooled_calibration.quantile(row["reward"])), 4)
-    pooled = bundle.table.rewards.ravel()
-    percentiles = np.percentile(pooled, np.arange(0, 100.5, 0.5)).round(4).tolist()
-    rows = {"prompts": prompts, "pooled": {"samples": int(pooled.size), "percentiles": percentiles}}
-    SAMPLES.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _rewards(label: str, model: str) -> list[float]:
-    samples = json.loads(SAMPLES.read_text(encoding="utf-8"))
-    return [row["reward"] for row in samples["prompts"][label][model]]
 
 
 def draw_get_started(folder: Path) -> None:
     """The same eight candidates, measured by the rewards of all prompts and by those of their own prompt."""
     pooled = json.loads(SAMPLES.read_text(encoding="utf-8"))["pooled"]
-    own, candidates = _rewards("bicycle, unusual", "reference"), _rewards("bicycle, unusual", "policy")
+    own, candidates = read_rewards("bicycle, unusual", "reference"), read_rewards("bicycle, unusual", "policy")
     calibrations = {
         "global": Calibration(np.array(pooled["percentiles"]), "global", Estimator.RANK),
         "prompt": Calibration(np.array(own)),
@@ -119,7 +73,7 @@ def draw_get_started(folder: Path) -> None:
 
 def draw_reference(folder: Path) -> None:
     """The rewards of 64 responses of the reference to one prompt, and where eight responses of the policy stand."""
-    anchors, candidates = _rewards("bicycle", "reference"), sorted(_rewards("bicycle", "policy"))
+    anchors, candidates = read_rewards("bicycle", "reference"), sorted(read_rewards("bicycle", "policy"))
     quantiles = Calibration(np.array(anchors)).quantile(candidates)
     figure, axes = panels(
         ["by reward: the scale is the reward model's", "by quantile: the scale is the reference's"], 2.6
@@ -143,7 +97,7 @@ def draw_reward(folder: Path) -> None:
     shift = np.random.default_rng(0).uniform(-0.22, 0.22, DRAWS)
     numbers: dict[str, Any] = {"reward": -8}
     for row, label in enumerate(PROMPTS):
-        rewards = np.array(_rewards(label, "reference"))
+        rewards = np.array(read_rewards(label, "reference"))
         calibration = Calibration(rewards)
         quantile = float(calibration.quantile(-8.0))
         low, high = (float(end) for end in calibration.interval(-8.0))
@@ -164,7 +118,7 @@ def draw_reward(folder: Path) -> None:
 
 def draw_calibration(folder: Path) -> None:
     """The step from reward to quantile with 8 and with 64 anchors, and how the uncertainty falls with K."""
-    anchors = np.array(_rewards("bicycle", "reference"))
+    anchors = np.array(read_rewards("bicycle", "reference"))
     figure, axes = panels(["a calibration is a staircase", "how sure a quantile is"])
     grid = np.linspace(-18, 3, 1200)
     numbers: dict[str, Any] = {"prompt": PROMPTS["bicycle"]}
@@ -325,109 +279,6 @@ def draw_sampling_law(folder: Path) -> None:
     axes[1].set_xlabel("temperature that is asked for")
     axes[1].set_ylabel("mean quantile of the reference")
     save(figure, folder / "sampling-law.svg", numbers)
-
-
-def _diagram(width: float, height: float) -> tuple[Any, Axes]:
-    figure, (axis,) = panels([""], height)
-    figure.set_size_inches(width, height)
-    axis.set_axis_off()
-    axis.grid(visible=False)
-    axis.set_xlim(0, 100)
-    axis.set_ylim(0, 100)
-    return figure, axis
-
-
-def _box(axis: Axes, corner: tuple[float, float], size: tuple[float, float], lines: Sequence[str], kind: str) -> None:
-    (x, y), (width, height) = corner, size
-    style = "round,pad=0,rounding_size=1.5"
-    axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=PALE[kind], edgecolor="#555555"))
-    title, *rest = lines
-    step = height / (len(lines) + 0.6)
-    for row, text in enumerate([title, *rest]):
-        weight, size_of_text = ("bold", 9.5) if row == 0 else ("normal", 8.5)
-        top = y + height - step * (row + 0.8)
-        axis.text(x + width / 2, top, text, ha="center", va="center", fontsize=size_of_text, fontweight=weight)
-
-
-def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], label: str = "") -> None:
-    axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#333333", "linewidth": 1.2})
-    if label:
-        middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 2.5)
-        axis.text(*middle, label, ha="center", fontsize=8, color="#333333")
-
-
-def draw_bundle(folder: Path) -> None:
-    """The parts of a bundle, and who uses each."""
-    figure, axis = _diagram(9.2, 4.0)
-    parts = {
-        "reference/": "the model that quantiles refer to",
-        "policy/  or  adapters/NAME/": "the model that answers",
-        "reward/  or  reward/NAME/": "sequence classifier with one output",
-        "calibration/": "K reference rewards for each prompt",
-        "evaluation/NAME/": "figures that were measured",
-        "bundle.json": "manifest, with the SHA-256 of every file",
-        "README.md": "model card",
-    }
-    axis.text(2, 96, "a bundle is one directory", fontsize=10, fontweight="bold")
-    for row, (name, what) in enumerate(parts.items()):
-        y = 84 - 13 * row
-        kind = "models" if row < 3 else "data" if row < 5 else "plain"
-        style = "round,pad=0,rounding_size=1"
-        axis.add_patch(FancyBboxPatch((2, y - 4), 60, 10, boxstyle=style, facecolor=PALE[kind], edgecolor="#555555"))
-        axis.text(4, y + 1, name, va="center", fontsize=8.5, family="monospace")
-        axis.text(32, y + 1, what, va="center", fontsize=8.5)
-    users = (
-        (74, "draws", ("reference/, for calibration on demand", "policy/, for candidates"), (85, 72)),
-        (45, "scores", ("reward/, for every candidate",), (59,)),
-        (19, "ranks", ("calibration/, for quantiles",), (46,)),
-    )
-    for y, title, lines, sources in users:
-        _box(axis, (69, y - 4), (30, 22 if len(lines) > 1 else 16), [f"the server {title}", *lines], "result")
-        for source in sources:
-            _arrow(axis, (62, source), (69, y + 5))
-    save(figure, folder / "bundle.svg", {"parts": parts})
-
-
-def draw_ctrl(folder: Path) -> None:
-    """The path from data to a bundle, stage by stage."""
-    figure, axis = _diagram(9.6, 4.6)
-    stages = {
-        "data": ((1, 68), (17, 24), ["1  data", "prompts, answers,", "comparisons"], "data"),
-        "sft": ((27, 80), (22, 17), ["2  sft", "→ the reference"], "models"),
-        "reward": ((27, 56), (22, 17), ["3  reward", "→ the reward model"], "models"),
-        "rollouts": ((58, 66), (18, 24), ["4  rollouts", "K scored responses", "to every prompt"], "data"),
-        "calibrate": ((82, 66), (17, 24), ["5  calibrate", "→ quantiles", "C of any reward"], "data"),
-        "ctrl": (
-            (38, 8),
-            (38, 34),
-            ["6  ctrl", "draw, score, look up C", "maximise Φ(C) − β · KL", "settle at target_kl"],
-            "result",
-        ),
-        "evaluate": (
-            (1, 8),
-            (26, 34),
-            ["7  evaluate", "fresh draws on test", "prompts: win rate,", "KL, judge → bundle"],
-            "plain",
-        ),
-    }
-    for corner, size, lines, kind in stages.values():
-        _box(axis, corner, size, lines, kind)
-    _arrow(axis, (18, 83), (27, 88), "")
-    axis.text(20.5, 91.5, "answers", ha="center", fontsize=8, color="#333333")
-    _arrow(axis, (18, 75), (27, 65), "")
-    axis.text(21.5, 61, "comparisons", ha="center", fontsize=8, color="#333333")
-    _arrow(axis, (49, 88), (58, 82), "")
-    axis.text(55.5, 89, "draws", ha="center", fontsize=8, color="#333333")
-    _arrow(axis, (49, 64), (58, 74), "")
-    axis.text(56, 64, "scores", ha="center", fontsize=8, color="#333333")
-    _arrow(axis, (76, 78), (82, 78))
-    _arrow(axis, (90, 66), (76, 28))
-    axis.text(88, 44, "quantiles", ha="left", fontsize=8, color="#333333")
-    _arrow(axis, (38, 56), (46, 42))
-    axis.text(46.5, 48, "reward model, reference", ha="left", fontsize=8, color="#333333")
-    _arrow(axis, (38, 25), (27, 25))
-    axis.text(32.5, 28, "the policy", ha="center", fontsize=8, color="#333333")
-    save(figure, folder / "ctrl.svg", {"stages": list(stages)})
 
 
 PICTURES = (

@@ -93,7 +93,8 @@ def _run_stages(config: Config, runner: Runner) -> Artifacts:
         if stage.name == "data" and not runner.dry:
             missing = [report.name for report in _plan(config, runner.dry_copy()) if not report.reused]
             planning.check_stages(config, artifacts.data, missing)
-            runner.countdown.expect(planning.estimate_seconds(config, artifacts.data, missing))
+            if processes.is_first():  # which alone announces stages; estimating takes half a second
+                runner.countdown.expect(planning.estimate_seconds(config, artifacts.data, missing))
     return artifacts
 
 

@@ -94,15 +94,18 @@ def draw(tables: Sequence[Table], path: Path) -> None:
     figure = Figure(figsize=(9, 1.2 + 0.18 * sum(map(len, others.values())) + 0.15 * len(loads)), layout="constrained")
     axis = figure.add_subplot()
     place, ticks = 0.0, []
+    points: dict[str, list[tuple[float, Row]]] = {name: [] for name in names}
     for rows in others.values():
         ticks.append(place + (len(rows) - 1) / 2)
         for row in rows:
-            middle, least, most = row.ratio
-            colour = COLOURS[names.index(row.system) % len(COLOURS)]
-            label = None if row.system in axis.get_legend_handles_labels()[1] else row.system
-            axis.errorbar(middle, place, xerr=[[middle - least], [most - middle]], fmt="o", color=colour, label=label)
+            points[row.system].append((place, row))
             place += 1
         place += 0.8
+    for number, (name, own) in enumerate(points.items()):
+        middle, least, most = np.array([row.ratio for _, row in own]).T
+        error = np.stack([middle - least, most - middle])
+        colour = COLOURS[number % len(COLOURS)]
+        axis.errorbar(middle, [at for at, _ in own], xerr=error, fmt="o", label=name, color=colour)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
     axis.set_xticks(TICKS, map(str, TICKS))
