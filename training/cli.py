@@ -71,13 +71,14 @@ def train(
     from filelock import FileLock
 
     from training import disk, processes
+    from training.interrupts import remember_interrupts
     from training.runtime import prepare_process
 
     runs = home() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(runs / f"{run_config.name}.lock") if processes.is_first() else nullcontext()
-    with disk.report_full_disk(runs, target.parent), lock:
+    with remember_interrupts(), disk.report_full_disk(runs, target.parent), lock:
         if if_missing and _intact(target):
             return
         prepare_process(run_config.compute.report_to, run_config.from_hub)
@@ -120,13 +121,15 @@ def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, **options
     PROMPTS are JSON lines, or a JSON array, of rows with a `prompt` of text or messages. Without them, the test
     prompts in the bundle are used, which no stage trained on.
     """
+    from training.interrupts import remember_interrupts
     from training.runtime import prepare_process
 
-    prepare_process()
-    from training.evaluation import report
-    from training.evaluation.command import Request, evaluate_bundle
+    with remember_interrupts():
+        prepare_process()
+        from training.evaluation import report
+        from training.evaluation.command import Request, evaluate_bundle
 
-    evaluation = evaluate_bundle(Request(bundle=bundle or bundle_path("demo"), prompts=prompts, **options))
+        evaluation = evaluate_bundle(Request(bundle=bundle or bundle_path("demo"), prompts=prompts, **options))
     click.echo(report.as_json(evaluation) if as_json else report.as_text(evaluation), nl=False)
 
 

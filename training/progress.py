@@ -9,6 +9,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
 from training import processes
+from training.interrupts import raise_interrupt
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -22,7 +23,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, stage: str, figures: tuple[str, ...], metrics: Path) -> None:
         self.stage, self.figures, self.metrics = stage, figures, metrics
-        self.bar: tqdm[Any] | None = None
+        self.bar: Bar | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the bar, and drop what a killed run logged after its last checkpoint, since it is logged again."""
@@ -46,6 +47,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, if there is one. A bar that is left open writes a line when Python ends."""
         if self.bar:
             self.bar.close()
 
@@ -73,7 +78,20 @@ def attach_progress(
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(directory / "tensorboard"))))
 
 
-def make_bar(stage: str, total: int, initial: int = 0) -> "tqdm[Any]":
+class Bar(tqdm):  # type: ignore[type-arg]  # tqdm has no type parameters when it runs
+    """A progress bar that raises an interrupt again that something dropped."""
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Advance the bar by ``n`` steps.
+
+        Raises:
+            KeyboardInterrupt: An interrupt came and something dropped it.
+        """
+        raise_interrupt()
+        return super().update(n)
+
+
+def make_bar(stage: str, total: int, initial: int = 0) -> Bar:
     """Make a progress bar.
 
     Args:
@@ -82,4 +100,4 @@ def make_bar(stage: str, total: int, initial: int = 0) -> "tqdm[Any]":
         initial: Number of steps that are already done.
     """
     layout = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}"
-    return tqdm(total=total, initial=initial, desc=f"{stage:>10}", bar_format=layout, mininterval=1.0)
+    return Bar(total=total, initial=initial, desc=f"{stage:>10}", bar_format=layout, mininterval=1.0)

@@ -37,6 +37,7 @@ from training import processes
 from training.config import Config
 from training.countdown import Countdown
 from training.identity import Identities
+from training.interrupts import raise_interrupt
 from training.sources import Sources
 from training.stages import STAGES, Artifacts, Stage
 
@@ -121,7 +122,10 @@ class Runner:
         def build(work: Path) -> None:
             if processes.is_first():
                 self.countdown.announce(stage)
-            resolve_name(stage.build)(work, **inputs)
+            make = resolve_name(stage.build)
+            raise_interrupt()
+            make(work, **inputs)
+            raise_interrupt()
 
         parallel = stage.is_parallel(config)
         reused = directory.exists() if self.dry else not self._build(directory, build, stage.resumes, parallel)

@@ -93,10 +93,17 @@ def run_trainer(trainer: Any) -> None:
     Args:
         trainer: One of TRL's trainers.
     """
+    from training.progress import Progress  # it imports transformers, which must wait for prepare_process
+
     checkpoints = Path(trainer.args.output_dir)
     complete = [path for path in checkpoints.glob("checkpoint-*") if _is_complete(path)]
     last = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, Progress):
+                callback.close()
     trainer.accelerator.wait_for_everyone()
     if processes.is_first():
         shutil.rmtree(checkpoints, ignore_errors=True)

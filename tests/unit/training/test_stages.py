@@ -2,7 +2,10 @@
 
 import inspect
 import json
+import os
 import shutil
+import signal
+from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -14,6 +17,7 @@ from training import pipeline, runner
 from training.config import Config
 from training.configs import load_config
 from training.identity import Identities
+from training.interrupts import remember_interrupts
 from training.runner import Runner
 from training.stages import STAGES, Artifacts, Stage
 
@@ -41,6 +45,22 @@ def killed(directory: Path, given: int) -> None:
 
 def listing(directory: Path, given: int) -> None:
     (directory / "listing").write_text(json.dumps([path.name for path in directory.iterdir()]))
+
+
+def test_an_interrupt_that_an_import_drops_ends_the_run_before_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def import_and_drop(name: str) -> Any:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        return resolve_name(name)
+
+    monkeypatch.setattr(runner, "resolve_name", import_and_drop)
+    stage = Given("listing", 1, True)
+    with pytest.raises(KeyboardInterrupt), remember_interrupts():
+        Runner(tmp_path, stages=[stage]).run(stage, load_config("demo"), Artifacts())
+    [work] = tmp_path.glob(".stage-*")
+    assert not list(work.iterdir())
 
 
 @pytest.mark.parametrize("resumes", [False, True])
