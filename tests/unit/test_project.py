@@ -112,7 +112,7 @@ def test_nothing_that_is_loaded_brings_code(package: str) -> None:
         assert trusted == ["False"], f"{path}:{call.lineno}"
 
 
-@pytest.mark.parametrize("lock", ["cpu.txt", "gpu.txt", "torch-cpu.txt"])
+@pytest.mark.parametrize("lock", ["cpu.txt", "dev.txt", "gpu.txt", "torch-cpu.txt"])
 def test_locks_are_hashed_and_name_no_registry(lock: str) -> None:
     text = (ROOT / "requirements" / lock).read_text()
     assert "://" not in text
@@ -124,6 +124,14 @@ def test_locks_are_hashed_and_name_no_registry(lock: str) -> None:
 def test_the_torch_of_the_first_install_is_the_locked_one() -> None:
     first = (ROOT / "requirements" / "torch-cpu.txt").read_text().splitlines()[:2]
     assert "\n".join(first) in (ROOT / "requirements" / "cpu.txt").read_text()
+
+
+def test_development_adds_to_what_serving_takes() -> None:
+    serving, development = (
+        set(re.findall(r"^[a-z0-9._-]+==\S+", (ROOT / "requirements" / lock).read_text(), re.MULTILINE))
+        for lock in ("cpu.txt", "dev.txt")
+    )
+    assert serving < development
 
 
 def test_the_container_copies_what_exists() -> None:
