@@ -65,7 +65,6 @@ def train(
         return
     target = output or bundle_path(run_config.policy_name)
     if if_missing and _intact(target):
-        click.echo(f"{target}: already there", err=True)
         return
 
     from filelock import FileLock
@@ -79,7 +78,7 @@ def train(
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(runs / f"{run_config.name}.lock") if processes.is_first() else nullcontext()
     with remember_interrupts(), disk.report_full_disk(runs, target.parent), lock:
-        if if_missing and _intact(target):
+        if if_missing and _intact(target, say_why_not=True):
             return
         prepare_process(run_config.compute.report_to, run_config.from_hub)
         from training import pipeline
@@ -162,13 +161,15 @@ def _print_plan(config: "Config", until: str | None) -> None:
         )
 
 
-def _intact(target: Path) -> bool:
+def _intact(target: Path, say_why_not: bool = False) -> bool:
     from infalign.bundle import read_bundle
     from infalign.errors import BundleError
 
     try:
         read_bundle(target)
     except BundleError as error:
-        click.echo(f"{error}; training", err=True)
+        if say_why_not:
+            click.echo(f"{error}; training", err=True)
         return False
+    click.echo(f"{target}: already there", err=True)
     return True

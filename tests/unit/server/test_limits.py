@@ -81,7 +81,9 @@ async def test_a_stream_holds_its_place_until_the_client_goes(
     assert (await client.get("/v1/models", headers=bearer("single"))).status_code == 429
     streaming.hung_up.set()
     await answering
-    assert engines.running == 0
+    async with asyncio.timeout(5):  # Python 3.13 closes the generator a turn of the loop later
+        while engines.running:
+            await asyncio.sleep(0)
     engines.stall = False
     whole = {"messages": ASKED, "stream": True}
     for _ in range(2):  # and to its end, where the client stays
