@@ -19,7 +19,7 @@ make_venv() {
     fi
     if command -v uv >/dev/null; then
         echo "make: no Python 3.11, 3.12 or 3.13 on PATH; uv gets one" >&2
-        uv venv --quiet --seed --clear --python 3.11 .venv
+        uv run --quiet --no-project --python 3.11 python -m venv .venv
         return
     fi
     cat >&2 <<'END'

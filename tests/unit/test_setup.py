@@ -49,7 +49,7 @@ def test_without_python_uv_gets_one(folder: Path) -> None:
     program(folder / "bin", "uv", f'#!/bin/sh\necho "$@" > asked\nexec "{sys.executable}" -m venv .venv\n')
     done = make_venv(folder)
     assert done.returncode == 0, done.stderr
-    assert (folder / "asked").read_text() == "venv --quiet --seed --clear --python 3.11 .venv\n"
+    assert (folder / "asked").read_text() == "run --quiet --no-project --python 3.11 python -m venv .venv\n"
     assert "uv gets one" in done.stderr
 
 
