@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, TextIO
 
 from fastapi import FastAPI
@@ -109,6 +110,7 @@ def create_app(
 
     app: FastAPI = FastAPIOffline(
         title="InfAlign",
+        version=version("infalign"),
         summary="Best-of-N and Worst-of-N decoding with calibrated rewards",
         lifespan=lifespan,
         redirect_slashes=False,

@@ -37,7 +37,7 @@ def on_base(bundle: Bundle, **changes: Any) -> dict[str, Any]:
         "seed": 0,
         "procedure": "worst-of-4",
         "transformation": "exp(-10)",
-        "data": {"helpdesk": {"held_out": 12, "answers": 1, "pairs": 1}},
+        "data": {"prompts": {"paths": [str(bundle.policy().evaluation / "prompts.jsonl")], "held_out": 12}},
         "model": {"base": {"path": str(bundle.reference), "positions": 512}},
         "reward": {"classifiers": [{"path": str(bundle.reward_model), "higher_is": "better"}]},
         "rollouts": {"samples": 8, "max_tokens": 64},
