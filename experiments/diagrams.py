@@ -94,19 +94,17 @@ def draw_ctrl(folder: Path) -> None:
     }
     for corner, size, lines, kind in stages.values():
         _box(axis, corner, size, lines, kind)
-    _arrow(axis, (18, 83), (27, 88))
-    axis.text(20.5, 91.5, "answers", ha="center", fontsize=8, color="#333333")
-    _arrow(axis, (18, 75), (27, 65))
-    axis.text(21.5, 61, "comparisons", ha="center", fontsize=8, color="#333333")
-    _arrow(axis, (49, 88), (58, 82))
-    axis.text(55.5, 89, "draws", ha="center", fontsize=8, color="#333333")
-    _arrow(axis, (49, 64), (58, 74))
-    axis.text(56, 64, "scores", ha="center", fontsize=8, color="#333333")
-    _arrow(axis, (76, 78), (82, 78))
-    _arrow(axis, (90, 66), (76, 28))
-    axis.text(88, 44, "quantiles", ha="left", fontsize=8, color="#333333")
-    _arrow(axis, (38, 56), (46, 42))
-    axis.text(46.5, 48, "reward model, reference", ha="left", fontsize=8, color="#333333")
-    _arrow(axis, (38, 25), (27, 25))
-    axis.text(32.5, 28, "the policy", ha="center", fontsize=8, color="#333333")
+    arrows = (
+        ((18, 83), (27, 88), "answers", (20.5, 91.5), "center"),
+        ((18, 75), (27, 65), "comparisons", (21.5, 61), "center"),
+        ((49, 88), (58, 82), "draws", (55.5, 89), "center"),
+        ((49, 64), (58, 74), "scores", (56, 64), "center"),
+        ((76, 78), (82, 78), "", (79, 80), "center"),
+        ((90, 66), (76, 28), "quantiles", (88, 44), "left"),
+        ((38, 56), (46, 42), "reward model, reference", (46.5, 48), "left"),
+        ((38, 25), (27, 25), "the policy", (32.5, 28), "center"),
+    )
+    for start, end, label, place, side in arrows:
+        _arrow(axis, start, end)
+        axis.text(*place, label, ha=side, fontsize=8, color="#333333")
     save(figure, folder / "ctrl.svg", {"stages": list(stages)})
