@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,16 @@ def bundle() -> Bundle:
     return read_bundle(Path(done.stdout.strip()))
 
 
+def children(pid: int, mark: str) -> list[psutil.Process]:
+    """Child processes whose command line contains a text. One that ends while it is looked at is left out."""
+    marked = []
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if mark in " ".join(child.cmdline()):
+                marked.append(child)
+    return marked
+
+
 @dataclass(frozen=True)
 class Running:
     """An `infalign serve` that is ready."""
@@ -42,7 +52,7 @@ class Running:
     @property
     def engines(self) -> list[psutil.Process]:
         """VLLM's processes."""
-        return [one for one in psutil.Process(self.pid).children() if "EngineCore" in one.name()]
+        return children(self.pid, "EngineCore")
 
     @property
     def ready(self) -> bool:

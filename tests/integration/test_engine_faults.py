@@ -14,7 +14,7 @@ import pytest
 
 from infalign import Bundle
 from tests.faults import ASKED, LONG, NORMAL, busiest, selected
-from tests.integration.conftest import INFALIGN, READY_WITHIN, Running, launched, wait_until, wait_until_ready
+from tests.integration.conftest import INFALIGN, READY_WITHIN, Running, children, launched, wait_until, wait_until_ready
 
 SILENCE = 15.0
 """Seconds; a request for log-probabilities would take longer, the first time on a machine."""
@@ -111,7 +111,7 @@ def test_an_engine_that_hangs_is_killed_and_started_anew(running: Running, victi
 
 def spawned(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     """Processes below a server that are, or become, engines."""
-    return [one for one in psutil.Process(process.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+    return children(process.pid, "spawn_main")
 
 
 def serve(bundle: Bundle, log: Path) -> "subprocess.Popen[bytes]":
