@@ -2,9 +2,10 @@
 
     python experiments/reproduce.py --output docs/results
 
-All methods start from the demo's data and reference. Each trains one policy per seed, with the same solver, steps and
-samples, and settles at the same KL on validation prompts. All are measured on test prompts that nothing was chosen by.
-Stages are cached as in any run, so an interrupted experiment goes on where it stopped.
+All methods start from the data and the reference of ``study.yaml``: the help desk of the demo, with more answers and
+comparisons. Each trains one policy per seed, with the same solver, steps and samples, and settles at the same KL on
+validation prompts. All are measured on test prompts that nothing was chosen by. Stages are cached as in any run, so an
+interrupted experiment goes on where it stopped.
 """
 
 import json
@@ -26,6 +27,7 @@ from infalign.parsing import parse_procedure
 from infalign.plots import frontier_figure, save
 from infalign.procedures import BestOfN, Procedure, Standard, WorstOfN
 
+STUDY = Path(__file__).with_name("study.yaml")
 PROCEDURES: tuple[Procedure, ...] = (Standard(), BestOfN(2), BestOfN(4), BestOfN(8), WorstOfN(2), WorstOfN(4))
 RESAMPLES = 4000
 
@@ -69,7 +71,7 @@ def train_policy(method: Method, seed: int, overrides: tuple[str, ...] = ()) -> 
 
     prepare_process()
     config = load_config(
-        "demo",
+        str(STUDY),
         (
             *overrides,
             f"transformation={method.transformation}",
@@ -232,13 +234,13 @@ def draw_picture(results: Results, anchors: int, output: Path) -> None:
 )
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Policies per method.")
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, help="Policies trained side by side.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the demo's config.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of study.yaml.")
 @click.option("--methods", type=click.IntRange(1, len(METHODS)), default=len(METHODS), help="Only the first so many.")
 def main(output: Path, seeds: int, workers: int, overrides: tuple[str, ...], methods: int) -> None:
     """Train every method, measure it, and write table, picture and JSON."""
     from training.configs import load_config
 
-    config = load_config("demo", overrides)
+    config = load_config(str(STUDY), overrides)
     measurements: dict[tuple[str, int], dict[str, Any]] = {}
     jobs = [(method, seed) for seed in range(seeds) for method in METHODS[:methods]]
     threads = max(1, (os.cpu_count() or 1) // workers)

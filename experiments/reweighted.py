@@ -109,7 +109,7 @@ def draw_rewards(bundle: Bundle, prompts: int, draws: int, seed: int) -> tuple[F
 @click.option("--draws", type=click.IntRange(8), default=512, show_default=True, help="Responses per prompt.")
 @click.option("--seed", type=int, default=1, show_default=True)
 def main(bundle: Path, output: Path, kl: float, prompts: int, draws: int, seed: int) -> None:
-    """Compare the reweighted reference of BUNDLE (of the demo's world) with theory."""
+    """Compare the reweighted reference of BUNDLE (of the help desk) with theory."""
     source = read_bundle(bundle)
     rewards, quantiles = draw_rewards(source, prompts, draws, seed)
     rows = reweight(rewards, quantiles, source.table.samples, kl)
@@ -135,9 +135,9 @@ def main(bundle: Path, output: Path, kl: float, prompts: int, draws: int, seed: 
 
 REPORT = """# The reference, reweighted
 
-{draws} fresh responses of the demo's reference to each of {prompts} prompts, weighted by e^(Φ(C)/β) with C from K = {k}
+{draws} fresh responses of the study's reference to each of {prompts} prompts, weighted by e^(Φ(C)/β) with C from K = {k}
 anchors and β for KL {kl:g}, against the theory of K anchors. 95% intervals over prompts; theory is inside {inside} of
-{all}. Made by `python experiments/reweighted.py $INFALIGN_HOME/bundles/demo --output docs/results/reweighted.md`.
+{all}. Made by `python experiments/reweighted.py $INFALIGN_HOME/bundles/study --output docs/results/reweighted.md`.
 
 | transformation | procedure | KL | win rate | theory |
 |---|---|---|---|---|

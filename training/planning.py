@@ -29,11 +29,11 @@ from training.shapes import Shape, read_shape, reference_shape
 
 EFFICIENCY, SPREAD = 0.4, 2.5
 """Share of the speed of matrix products that training reaches on the demo, and the factor of a time's range."""
-SETTLING, SEGMENT, DRAWS, BATCH = 3 * 32, 16, 64, 1024
+SETTLING, DRAWS, KL_DRAWS, BATCH = 3 * 32, 64, 16, 1024
 """Constants of the stages.
 
-These are the draws per validation prompt while the policy settles, the tokens after which transformers reads a
-response again, the draws per test prompt and model, and the responses that are drawn at a time.
+These are the draws per validation prompt while the policy settles, the draws per test prompt and model, those of them
+that the KL is measured on, and the responses that are drawn at a time.
 """
 
 
@@ -166,11 +166,11 @@ def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
         sum(2 * each.linear for each in sizes.rewards),
     )
     length = prompt.mean - law / 2
-    draw_work = read_work * (length if config.rollouts.engine == "vllm" else length * max(1, law / 2 / SEGMENT))
+    draw_work = read_work * law / 2  # both engines read a prompt once for all its responses
     compare_work = 2 * read_work * length
     work = {
         "rollouts": prompt.rows * config.rollouts.samples * (draw_work + judge_work * length),
-        "evaluate": sizes.counts["test"] * DRAWS * (2 * (draw_work + judge_work * length) + compare_work),
+        "evaluate": sizes.counts["test"] * (2 * DRAWS * (draw_work + judge_work * length) + KL_DRAWS * compare_work),
     }
     if config.sft:
         answers = sizes.lengths["answer"]
@@ -181,9 +181,7 @@ def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
         tokens = 2 * comparisons.rows * comparisons.mean * train.epochs
         work["reward"] = tokens * 2 * shape.linear * _work_factor(config, train.lora)
     step = _work_factor(config, config.ctrl.lora) * read_work * length
-    step += (
-        read_work * length + compare_work + judge_work * length if config.ctrl.solver == "rloo" else read_work * length
-    )
+    step += draw_work + compare_work + judge_work * length if config.ctrl.solver == "rloo" else read_work * length
     work["ctrl"] = config.ctrl.steps * config.ctrl.prompts * config.ctrl.generations * step
     work["ctrl"] += sizes.counts["validation"] * SETTLING * (draw_work + compare_work)
     return {stage: StageEstimate(stage_bytes.get(stage), flops / speed) for stage, flops in work.items()}

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, over_prompts
+from infalign.templates import render_conversation, tokenise
 from training import processes
 from training.config import Classifier, Compute, Optimiser, Reward
 from training.data import HELD_OUT, PREFERENCES, read_lengths, read_rows
@@ -27,7 +28,7 @@ from training.memory import Pass, model_shape
 from training.models import CLASSIFIER, new_classifier, read_classifier, save_model
 from training.reading import check_reading
 from training.scorer import Scorer
-from training.supervised import fit_rows
+from training.supervised import Row, fit_rows
 from training.tokenizer import read_tokenizer, set_template, set_token
 
 SIDES = ("chosen", "rejected")
@@ -102,11 +103,12 @@ def train_reward_model(
     """
     set_seed(seed)
     longest = read_lengths(data)["comparison"].longest
+    tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
     fit_rows(
         (RewardTrainer, RewardConfig),
         lambda: new_classifier(start),
-        AutoTokenizer.from_pretrained(start, trust_remote_code=False),
-        read_rows(data / PREFERENCES),
+        tokenizer,
+        (tokenise_comparison(tokenizer, row) for row in read_rows(data / PREFERENCES)),
         directory=directory,
         target=target,
         stage="reward",
@@ -117,8 +119,25 @@ def train_reward_model(
         seed=seed,
         figures=("loss", "accuracy"),
         task="SEQ_CLS",
-        max_length=None,
     )
+
+
+def tokenise_comparison(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> Row:
+    """Tokenise both sides of a comparison as TRL does, which takes four times as long.
+
+    Args:
+        tokenizer: Tokenizer of the reward model.
+        row: A row of :data:`training.data.PREFERENCES`.
+
+    Returns:
+        ``chosen_ids`` and ``rejected_ids``, each with the prompt.
+    """
+
+    def tokenise_side(side: str) -> list[int]:
+        (response,) = row[side]
+        return tokenise(tokenizer, render_conversation(tokenizer, row["prompt"], response["content"]))
+
+    return {f"{side}_ids": tokenise_side(side) for side in SIDES}
 
 
 def adopt_classifier(target: Path, config: Classifier) -> None:

@@ -7,17 +7,20 @@ an existing model as it is.
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from infalign.templates import render_conversation, render_prompt, tokenise
 from training.config import Base, Compute, Optimiser, Scratch
 from training.data import SFT, TOKENIZER, read_lengths, read_rows
 from training.memory import Pass, model_shape
 from training.models import base_model, new_model, save_model
-from training.supervised import fit_rows
+from training.supervised import Row, fit_rows
 
 WEIGHT_DECAY = 0.01
 """Weight decay per step, times the learning rate."""
+UNCOUNTED = -100
+"""Label of a token that does not count for the loss, in transformers and PyTorch."""
 
 
 def make_reference(
@@ -56,7 +59,7 @@ def make_reference(
         (SFTTrainer, SFTConfig),
         start,
         tokenizer,
-        read_rows(data / SFT),
+        (tokenise_answer(tokenizer, row) for row in read_rows(data / SFT)),
         directory=directory,
         target=directory / "model",
         stage="sft",
@@ -65,6 +68,20 @@ def make_reference(
         seed=seed,
         figures=("loss",),
         weight_decay=WEIGHT_DECAY,
-        max_length=origin.positions,
-        completion_only_loss=True,
     )
+
+
+def tokenise_answer(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> Row:
+    """Tokenise a prompt and its answer as TRL does, which takes four times as long.
+
+    Args:
+        tokenizer: Tokenizer of the reference.
+        row: A row of :data:`training.data.SFT`.
+
+    Returns:
+        ``input_ids`` of both, and ``labels``, in which the tokens of the prompt do not count for the loss.
+    """
+    prompt = tokenise(tokenizer, render_prompt(tokenizer, row["prompt"]))
+    (answer,) = row["completion"]
+    tokens = tokenise(tokenizer, render_conversation(tokenizer, row["prompt"], answer["content"]))
+    return {"input_ids": tokens, "labels": [UNCOUNTED] * len(prompt) + tokens[len(prompt) :]}

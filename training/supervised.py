@@ -1,6 +1,6 @@
 """Supervised training on rows of data, which the stages ``sft`` and ``reward`` share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from training.optimisers import MuonAdam
 from training.progress import attach_progress
 from training.runtime import run_trainer, trainer_arguments
 
+Row = dict[str, list[int]]
+"""A tokenised row: token ids by column."""
 WARMUP_STEPS = 20
 """Steps over which the learning rate rises."""
 
@@ -22,7 +24,7 @@ def fit_rows(
     kinds: tuple[type, type],
     load_model: Callable[[], Any],
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[dict[str, Any]],
+    rows: Iterable[Row],
     *,
     directory: Path,
     target: Path,
@@ -41,7 +43,7 @@ def fit_rows(
         kinds: The trainer and the class of its arguments, such as ``(SFTTrainer, SFTConfig)``.
         load_model: Loads the model that is trained. It is called again for the model that adapters are merged into.
         tokenizer: Tokenizer of the model.
-        rows: Rows in TRL's conversational format.
+        rows: Tokenised rows, with the columns that the trainer reads. Batches are made of rows of similar length.
         directory: Directory of the stage, for checkpoints and metrics.
         target: Directory that the model is saved in.
         stage: Name of the stage.
@@ -70,9 +72,12 @@ def fit_rows(
             warmup_steps=WARMUP_STEPS,
             weight_decay=weight_decay,
             logging_steps=10,
+            train_sampling_strategy="group_by_length",  # else a quarter of the tokens are padding
+            remove_unused_columns=False,  # else the trainer drops the lengths
+            max_length=None,  # the stage ``data`` has dropped what is too long
             **arguments,
         ),
-        train_dataset=Dataset.from_list(list(rows)),
+        train_dataset=Dataset.from_list([row | {"length": max(map(len, row.values()))} for row in rows]),
         processing_class=tokenizer,
         peft_config=lora_config(config.lora, task) if config.lora else None,
     )

@@ -19,8 +19,9 @@ from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
 from tests.integration.conftest import INFALIGN, launched, serving, wait_until
 from tests.training_runs import environment
+from training.likelihoods import log_probabilities
 from training.reward_model import turn_sign
-from training.sampler import load_pair, log_probabilities
+from training.sampler import load_pair
 
 ASKED = "My bicycle has weak brakes. What should I do?"
 LORA = {"rank": 4, "alpha": 8}

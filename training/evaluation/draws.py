@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from infalign.arrays import Floats
 from infalign.templates import Message
 from training.judges import Judge
-from training.sampler import Sampler, sequence_kl
+from training.likelihoods import sequence_kl
+from training.sampler import Sampler
 from training.scorer import CombinedScorer
 from training.seeds import derive_seed
 
@@ -56,6 +57,8 @@ class Draws:
 
 DRAWS = "draws.safetensors"
 """File of the draws."""
+KL_DRAWS = 16
+"""Responses per prompt that the KL is measured on. More would cost time, but prompts differ more than responses do."""
 
 
 def save_draws(directory: Path, draws: Draws) -> None:
@@ -104,7 +107,8 @@ def collect(
     repeats = [messages for messages in prompts for _ in range(draws)]
     policy_drawer, reference_drawer = drawers or (policy, reference)
     responses = policy_drawer.draw(repeats, derive_seed(seed, "policy"), "policy")
-    kl = sequence_kl(policy, reference, repeats, responses).reshape(-1, draws).mean(axis=1)
+    measured = [row for row in range(len(repeats)) if row % draws < KL_DRAWS]
+    kl = sequence_kl(policy, reference, [repeats[row] for row in measured], [responses[row] for row in measured])
 
     def score_side(tokens: list[list[int]]) -> Side:
         texts = policy.text(tokens)
@@ -114,5 +118,5 @@ def collect(
     return Draws(
         score_side(responses),
         score_side(reference_drawer.draw(repeats, derive_seed(seed, "reference"), "reference")),
-        kl,
+        kl.reshape(len(prompts), -1).mean(axis=1),
     )

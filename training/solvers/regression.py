@@ -22,12 +22,12 @@ from transformers import AutoTokenizer
 
 from infalign.policies import beta_for_kl
 from infalign.templates import prompt_key, render_prompt, tokenise
+from training.likelihoods import log_probabilities
 from training.memory import fit_sequences, model_shape, off_policy_pass
 from training.models import load_causal, lora_config, save_model
 from training.optimisers import MuonAdam
 from training.progress import make_bar
 from training.rollouts import read_rollouts
-from training.sampler import log_probabilities
 from training.solvers.task import Task
 
 WARM_UP, CLIP, LOGGED_EVERY = 5, 1.0, 10

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, LogitsProcessorList, TrainerCallback
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer, GenerationConfig, LogitsProcessorList, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import RLOOConfig, RLOOTrainer
 
@@ -25,9 +28,11 @@ from training.models import lora_config, read_causal, save_trainer_model
 from training.optimisers import MuonAdam
 from training.progress import attach_progress
 from training.runtime import run_trainer, trainer_arguments
-from training.sampler import InverseCdfSampler
+from training.sampler import InverseCdfSampler, draw_responses
 from training.solvers.task import Task
 
+GROUP = 64
+"""Responses that the trainer reads together."""
 KL_MEMORY, GAIN = 0.9, 0.05
 """Weight of the past in the running mean of KL, and largest relative change of β per step."""
 
@@ -47,8 +52,7 @@ def solve(task: Task, directory: Path) -> float:
     config = task.config
     tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left", trust_remote_code=False)
     model = read_causal(task.reference)
-    # TRL hands generate no logits processors; torch.multinomial, its own way to draw, takes a third of a step on CPU.
-    model.generate = partial(model.generate, logits_processor=LogitsProcessorList([InverseCdfSampler()]))
+    model.generate = partial(generate, model, task.law.max_tokens)
     texts = [render_prompt(tokenizer, messages) for messages in task.prompts]
     rows = [
         {"prompt": list(messages), "key": prompt_key(text)} for messages, text in zip(task.prompts, texts, strict=True)
@@ -57,7 +61,7 @@ def solve(task: Task, directory: Path) -> float:
     longest = max(len(tokenise(tokenizer, text)) for text in texts) + task.law.max_tokens
     rewards = sum(scorer.model.get_memory_footprint() for scorer in task.scorer.scorers.models.values())
     need = on_policy_pass(model_shape(model), config, task.compute, longest, rewards)
-    trainer = RLOOTrainer(
+    trainer = LengthSortedTrainer(
         model=model,
         reward_funcs=make_reward_function(task, steer),
         args=RLOOConfig(
@@ -68,7 +72,6 @@ def solve(task: Task, directory: Path) -> float:
             temperature=1.0,
             top_p=1.0,
             top_k=0,
-            generation_kwargs={"do_sample": False},  # InverseCdfSampler draws
             beta=beta_for_kl(task.transformation, config.target_kl),
             learning_rate=config.learning_rate,
             lr_scheduler_type="linear",
@@ -88,6 +91,42 @@ def solve(task: Task, directory: Path) -> float:
     run_trainer(trainer)
     save_trainer_model(trainer, tokenizer, directory)
     return float(trainer.beta)
+
+
+def generate(
+    model: Any,
+    max_tokens: int,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    generation_config: GenerationConfig,
+    **_: Any,
+) -> torch.Tensor:
+    """Draw responses for TRL, in place of the model's own ``generate``, which takes three times as long on CPU.
+
+    Args:
+        model: The policy.
+        max_tokens: Most tokens of a response.
+        input_ids: Prompts, padded on the left, of shape (B, width).
+        attention_mask: Zero where they are padded, of the same shape.
+        generation_config: TRL's, which names the tokens that end a response and that pad it.
+
+    Returns:
+        Token ids of prompts and responses, padded on the right, of shape (B, width + longest response).
+    """
+    ends = generation_config.eos_token_id
+    responses = draw_responses(
+        model,
+        {"input_ids": input_ids, "attention_mask": attention_mask},
+        max_tokens,
+        ends if isinstance(ends, list) else [ends],
+        LogitsProcessorList([InverseCdfSampler()]),
+    )
+    padded = pad_sequence(
+        [torch.tensor(tokens, device=input_ids.device) for tokens in responses],
+        batch_first=True,
+        padding_value=generation_config.pad_token_id,
+    )
+    return torch.cat([input_ids, padded], dim=1)
 
 
 def make_reward_function(task: Task, steer: "SteerKL") -> Callable[..., list[float]]:
@@ -128,6 +167,45 @@ def make_reward_function(task: Task, steer: "SteerKL") -> Callable[..., list[flo
         return [float(value) for value in values]
 
     return transform_rewards
+
+
+class LengthSortedTrainer(RLOOTrainer):  # type: ignore[misc]
+    """TRL's trainer, except that it reads little padding.
+
+    TRL pads every response to the longest of a step. Here, responses of similar length are read together, and each
+    group is as wide as its longest response. On the demo, whose longest response is three times the mean, a step takes
+    two thirds of the time.
+    """
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        lengths = attention_mask[:, -logits_to_keep:].sum(dim=1)
+        order = lengths.argsort()
+        parts = []
+        for rows in order.split(GROUP):
+            longest = max(1, int(lengths[rows].max()))
+            unread = logits_to_keep - longest
+            padding = int(attention_mask[rows].argmax(dim=1).min())  # before the prompts
+            columns = slice(padding, input_ids.shape[1] - unread)
+            read = super()._get_per_token_logps_and_entropies(
+                model, input_ids[rows, columns], attention_mask[rows, columns], longest, batch_size, **options
+            )
+            logs, entropies = (None if part is None else pad(part, (0, unread)) for part in read[:2])
+            parts.append((logs, entropies, read[2]))
+        back = order.argsort()
+        each_logs, each_entropies, losses = zip(*parts, strict=True)
+        return (
+            torch.cat(each_logs)[back],
+            None if each_entropies[0] is None else torch.cat(each_entropies)[back],
+            None if losses[0] is None else torch.stack(losses).mean(),
+        )
 
 
 class SteerKL(TrainerCallback, ExportableState):  # type: ignore[misc]

@@ -14,7 +14,8 @@ from peft import PeftModel
 
 from infalign.estimators import Estimate, over_prompts
 from infalign.templates import Message
-from training.sampler import Sampler, sequence_kl
+from training.likelihoods import sequence_kl
+from training.sampler import Sampler
 
 TOLERANCE, MOST_TRIALS, LARGEST_SCALE = 0.02, 6, 1.25
 """Relative distance from the target that is good enough, most trials, and largest α. A larger α loses win rate."""

@@ -6,12 +6,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
 from infalign.manifest import SamplingLaw
+from infalign.templates import render_prompt, tokenise
 from training.config import Scratch
+from training.likelihoods import sequence_kl
 from training.models import new_model
 from training.optimisers import MuonAdam
-from training.sampler import Sampler, sequence_kl
+from training.sampler import Sampler, draw_responses
 from training.solvers.settling import settle
 from training.tokenizer import train_tokenizer
 
@@ -74,6 +77,33 @@ def test_kl_does_not_depend_on_what_is_in_the_batch() -> None:
 def test_responses_come_in_the_order_of_their_prompts() -> None:
     cold = Sampler(model().model, model().tokenizer, SamplingLaw(max_tokens=6, temperature=1e-4))
     assert cold.draw(PROMPTS, 0) == [cold.draw([prompt], 5)[0] for prompt in PROMPTS]
+
+
+def test_a_batch_draws_what_each_prompt_draws_alone() -> None:
+    sampler, tokens = moved(model(), 0.2), []
+    for messages in (PROMPTS[place] for place in (0, 1, 0, 2, 1)):
+        tokens.append(tokenise(sampler.tokenizer, render_prompt(sampler.tokenizer, messages)))
+
+    def greedy(prompt: list[int], ends: list[int]) -> list[int]:
+        ids = torch.tensor([prompt])
+        drawn = sampler.model.generate(input_ids=ids, do_sample=False, max_new_tokens=30, eos_token_id=ends)
+        return drawn[0, len(prompt) :].tolist()
+
+    endless = [greedy(prompt, [-1]) for prompt in tokens]
+    ends = [endless[0][12], endless[3][2]]  # of another segment each
+    alone = [greedy(prompt, ends) for prompt in tokens]
+    assert len({len(response) for response in alone}) > 1
+    inputs = sampler.tokenizer.pad(
+        [{"input_ids": prompt} for prompt in tokens], padding_side="left", return_tensors="pt"
+    )
+    assert draw_responses(sampler.model, inputs, 30, ends, LogitsProcessorList()) == alone
+
+
+def test_a_prompt_of_one_token_is_drawn_from() -> None:
+    inputs = {"input_ids": torch.tensor([[5], [5], [7]]), "attention_mask": torch.ones(3, 1, dtype=torch.long)}
+    first, second, third = draw_responses(model().model, inputs, 4, [-1], LogitsProcessorList())
+    assert first == second != third
+    assert len(third) == 4
 
 
 @pytest.mark.parametrize(("by", "target"), [(0.12, 0.05), (0.12, 0.2), (0.05, 0.03)])
