@@ -135,7 +135,7 @@ def main(bundle: Path, output: Path, kl: float, prompts: int, draws: int, seed: 
 
 REPORT = """# The reference, reweighted
 
-{draws} fresh responses of the study's reference to each of {prompts} prompts, weighted by e^(Φ(C)/β) with C from K = {k}
+{draws} fresh responses of a reference to each of {prompts} prompts, weighted by e^(Φ(C)/β) with C from K = {k}
 anchors and β for KL {kl:g}, against the theory of K anchors. 95% intervals over prompts; theory is inside {inside} of
 {all}. Made by `python experiments/reweighted.py $INFALIGN_HOME/bundles/study --output docs/results/reweighted.md`.
 
