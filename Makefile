@@ -34,7 +34,7 @@ serve: setup ## Train the demo bundle if there is none, then serve it on 127.0.0
 
 test: setup-dev ## Train what of the demo is not up to date, then run every test
 	$(BIN)/infalign train demo
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup-dev ## Check style and types
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from functools import cached_property
 from importlib.util import find_spec
 from multiprocessing import get_context, parent_process
@@ -175,8 +176,10 @@ def draw_on_ray(job: RolloutJob, shards: Sequence[Shard], config: Ray) -> Result
             num_gpus=config.gpus,
         )
         shards_by_number = {shard.number: shard for shard in shards}
-        with make_bar("rollouts", len(shards)) as progress:
-            for row in files.iter_rows():
+        # Closed before Ray is shut down. A thread of Ray Data that runs on would reach for the cluster that is gone, and
+        # Ray would end this process after a minute.
+        with make_bar("rollouts", len(shards)) as progress, closing(iter(files.iter_rows())) as results:
+            for row in results:
                 if row["failure"]:
                     raise EngineFailed(row["failure"])
                 yield shards_by_number[row["number"]], row["text"]

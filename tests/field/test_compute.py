@@ -128,7 +128,7 @@ def test_the_estimate_follows_what_makes_a_pass_smaller() -> None:
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_trained(tmp_path: Path, machine: Any) -> None:
     machine(2_000_000)
-    with pytest.raises(TooLittleMemory, match="sft: one of a batch of 16, of up to 52 tokens"):
+    with pytest.raises(TooLittleMemory, match="sft: one of a batch of 32, of up to 52 tokens"):
         pipeline.train(load_config("demo", TINY), tmp_path, tmp_path / "bundle")
     assert [path.name.split("-")[0] for path in (tmp_path / "demo").glob("[a-z]*-*")] == ["data"]
 
