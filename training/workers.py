@@ -176,8 +176,8 @@ def draw_on_ray(job: RolloutJob, shards: Sequence[Shard], config: Ray) -> Result
             num_gpus=config.gpus,
         )
         shards_by_number = {shard.number: shard for shard in shards}
-        # Closed before Ray is shut down. A thread of Ray Data that runs on would reach for the cluster that is gone, and
-        # Ray would end this process after a minute.
+        # Closed before Ray is shut down. A thread of Ray Data that runs on would reach for the cluster that is gone,
+        # and Ray would end this process after a minute.
         with make_bar("rollouts", len(shards)) as progress, closing(iter(files.iter_rows())) as results:
             for row in results:
                 if row["failure"]:
