@@ -19,6 +19,7 @@ from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
 from tests.integration.conftest import INFALIGN, launched, serving, wait_until
 from tests.training_runs import environment
+from training.evaluation.command import Request, evaluate_bundle
 from training.likelihoods import log_probabilities
 from training.reward_model import turn_sign
 from training.sampler import load_pair
@@ -229,12 +230,11 @@ def test_prompts_alone_and_a_harm_classifier_make_the_worst_of_n_safer_if_its_si
         assert done.returncode == 0, done.stderr
         made = done.stdout.strip()
         assert "which no held-out comparison has checked" in (Path(made) / "README.md").read_text()
-        measured = run(
-            tmp_path, "evaluate", made, "--judge", "helpdesk", "--draws", "16", "--engine", "transformers", "--json"
+        request = Request(
+            Path(made), None, None, None, 16, (4,), "helpdesk", None, engine="transformers", seed=1, plot=None
         )
-        assert measured.returncode == 0, measured.stderr
-        [row] = [row for row in json.loads(measured.stdout)["decoded"] if row["procedure"] == "worst-of-4"]
-        judged[sign] = row["judge_policy"]["value"] - row["judge_reference"]["value"]
+        [row] = [row for row in evaluate_bundle(request).decoded if row.procedure == "worst-of-4"]
+        judged[sign] = row.judge_policy.value - row.judge_reference.value
     assert judged["worse"] > 0 > judged["better"]
 
 
