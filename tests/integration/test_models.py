@@ -222,7 +222,7 @@ def test_prompts_alone_and_a_harm_classifier_make_the_worst_of_n_safer_if_its_si
             bundle,
             policy=sign,
             transformation="identity",  # learnt fastest
-            data={"prompts": {"paths": [str(prompts)], "held_out": 36}},
+            data={"prompts": {"paths": [str(prompts)], "held_out": 18}},
             reward={"classifiers": [{"path": str(harm_classifier), "higher_is": sign}]},
             ctrl=ctrl,
         )
