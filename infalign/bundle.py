@@ -3,7 +3,7 @@
 bundle.json               who made what, and the SHA-256 of every other file
 reference/                a Hugging Face causal LM (safetensors, tokenizer, chat template)
 policy/                   the policy as a whole model; or, for several policies on one reference,
-adapters/NAME/            a PEFT adapter for each
+adapters/NAME/            a PEFT adapter for each; neither of the two if the policy is the reference itself
 reward/                   an AutoModelForSequenceClassification with one label; or, for several models,
 reward/NAME/              one for each
 calibration/              references.safetensors (prompt keys, reference rewards of each model), calibration.json, and
@@ -30,8 +30,8 @@ FORMAT = 3
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 SHARED_PARTS = ("reference", "reward", "calibration")
 """Parts that every policy of a bundle has in common."""
-WHOLE_POLICY = "policy"
-"""Directory of a policy that is a whole model."""
+WHOLE_POLICY, REFERENCE = "policy", "reference"
+"""Directories of a policy that is a whole model of its own, and of one that is the reference itself."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,12 @@ class BundledPolicy:
     @property
     def is_adapter(self) -> bool:
         """True if the policy is an adapter on the reference."""
-        return self.record.path != WHOLE_POLICY
+        return self.record.path not in (WHOLE_POLICY, REFERENCE)
+
+    @property
+    def is_reference(self) -> bool:
+        """True if the policy was not aligned, and is the reference itself."""
+        return self.record.path == REFERENCE
 
     @property
     def evaluation(self) -> Path:
@@ -188,7 +193,8 @@ def read_bundle(path: Path) -> Bundle:
             raise BundleCorrupt(f"{path}: {name} has changed (SHA-256 {files[name][:12]}, written {sha[:12]})")
     if extra := sorted(files.keys() - manifest.files.keys()):
         raise BundleCorrupt(f"{path}: {extra[0]} was not written with the bundle")
-    for part in (*SHARED_PARTS, *(policy.path for policy in manifest.policies.values()), "evaluation"):
+    aligned = any(policy.path != REFERENCE for policy in manifest.policies.values())
+    for part in (*SHARED_PARTS, *(policy.path for policy in manifest.policies.values()), *(["evaluation"] * aligned)):
         if not any(name.startswith(f"{part}/") for name in files):
             raise BundleMissing(f"{path}: {part}/ is missing")
     for name, policy in manifest.policies.items():

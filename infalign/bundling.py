@@ -4,12 +4,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infalign.bundle import FORMAT, SHARED_PARTS, WHOLE_POLICY, Bundle, check_joinable, read_bundle
+from infalign.bundle import FORMAT, REFERENCE, SHARED_PARTS, WHOLE_POLICY, Bundle, check_joinable, read_bundle
 from infalign.errors import BundleMismatch
 from infalign.files import MANIFEST, digest, hash_files
 from infalign.manifest import Alignment, Manifest, PolicyRecord
@@ -20,8 +21,8 @@ class NewPolicy:
     """A policy that :func:`write_bundle` puts into a bundle.
 
     Args:
-        directory: Directory of the model or adapter.
-        evaluation: Directory of its measured figures.
+        directory: Directory of the model or adapter. None if the policy is the reference itself.
+        evaluation: Directory of its measured figures. None if there are none.
         adapter: True for an adapter on the reference, False for a whole model.
         alignment: What the policy was aligned for, and the figures it reached.
 
@@ -33,10 +34,16 @@ class NewPolicy:
         'best-of-4'
     """
 
-    directory: Path
-    evaluation: Path
-    adapter: bool
-    alignment: Alignment
+    directory: Path | None = None
+    evaluation: Path | None = None
+    adapter: bool = False
+    alignment: Alignment = field(default_factory=lambda: Alignment(measured={}))
+
+    def path(self, name: str) -> str:
+        """Directory in the bundle of a policy of this name."""
+        if self.directory is None:
+            return REFERENCE
+        return f"adapters/{name}" if self.adapter else WHOLE_POLICY
 
 
 def write_bundle(
@@ -75,13 +82,15 @@ def write_bundle(
     for leftover in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    paths = {name: f"adapters/{name}" if policy.adapter else WHOLE_POLICY for name, policy in policies.items()}
+    paths = {name: policy.path(name) for name, policy in policies.items()}
     try:
         for part in SHARED_PARTS:
-            shutil.copytree(parts[part], staging / part)
+            _copy_part(parts[part], staging / part)
         for name, policy in policies.items():
-            shutil.copytree(policy.directory, staging / paths[name])
-            shutil.copytree(policy.evaluation, staging / "evaluation" / name)
+            if policy.directory:
+                _copy_part(policy.directory, staging / paths[name])
+            if policy.evaluation:
+                _copy_part(policy.evaluation, staging / "evaluation" / name)
         (staging / "README.md").write_text(card, encoding="utf-8")
         files = hash_files(staging)
         manifest = Manifest(
@@ -171,6 +180,19 @@ def _card(policies: dict[str, NewPolicy]) -> str:
         kl, win_rate = ("" if figure is None else f"{figure:.3f}" for figure in figures)
         lines.append(f"| [{name}](evaluation/{name}) | {a.procedure} | {a.transformation} | {kl} | {win_rate} |")
     return "\n".join(lines) + "\n"
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, copy_function=_link_weights)
+
+
+def _link_weights(source: str, target: str) -> None:
+    """Link a file of weights, which nobody edits and which may have gigabytes, and copy any other file."""
+    if source.endswith(".safetensors"):
+        with suppress(OSError):  # another file system, or one without links
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
 
 
 def _fsync(root: Path) -> None:

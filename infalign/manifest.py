@@ -64,6 +64,8 @@ def _validate_by(parse: Callable[[str], object]) -> AfterValidator:
 class Alignment(_Record):
     """What a policy was aligned for, how, and the figures it reached.
 
+    A policy that was not aligned, because it is the reference itself, has neither a transformation nor a β.
+
     Examples:
         >>> from infalign import Alignment
         >>> alignment = Alignment(procedure="best-of-4", transformation="exp(10)", beta=0.3, measured={"kl": 0.5})
@@ -71,16 +73,25 @@ class Alignment(_Record):
         0.5
     """
 
-    procedure: Annotated[str, _validate_by(parse_procedure)]
-    transformation: Annotated[str, _validate_by(check_transformation)]
-    beta: float = Field(gt=0)
+    procedure: Annotated[str, _validate_by(parse_procedure)] = "standard"
+    transformation: Annotated[str, _validate_by(check_transformation)] | None = None
+    beta: float | None = Field(None, gt=0)
     measured: dict[str, float] = Field(description="figures measured on test prompts")
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if (self.transformation is None) != (self.beta is None):
+            raise ValueError("give transformation and beta, or neither")
+        return self
 
 
 class PolicyRecord(Alignment):
     """The record of one policy of a bundle."""
 
-    path: str = Field(pattern=r"^(policy|adapters/[^/]+)$", description="its directory; an adapter sits on reference/")
+    path: str = Field(
+        pattern=r"^(policy|reference|adapters/[^/]+)$",
+        description="its directory; an adapter sits on reference/, and an unaligned policy is the reference itself",
+    )
     digest: str = Field(description="digest of that directory")
 
 
@@ -104,6 +115,6 @@ class Manifest(_Record):
     def _check_policies(self) -> Self:
         if self.name not in self.policies:
             raise ValueError(f"name is {self.name}, which is none of the policies {', '.join(self.policies)}")
-        if len(self.policies) > 1 and any(policy.path == "policy" for policy in self.policies.values()):
+        if len(self.policies) > 1 and any("adapters/" not in policy.path for policy in self.policies.values()):
             raise ValueError("several policies are adapters, each below adapters/")
         return self

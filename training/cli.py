@@ -64,9 +64,19 @@ def train(
         _print_plan(run_config, until)
         return
     target = output or bundle_path(run_config.policy_name)
-    if if_missing and _intact(target):
-        return
+    if not (if_missing and _intact(target)):
+        run(run_config, target, if_missing, until)
 
+
+def run(config: "Config", target: Path, if_missing: bool = False, until: str | None = None) -> None:
+    """Run a config and write its bundle. Stages and figures go to stderr, the directory of the bundle to stdout.
+
+    Args:
+        config: Config of the run.
+        target: Directory of the bundle.
+        if_missing: Do nothing if the bundle exists and is intact.
+        until: Name of the stage after which the run ends.
+    """
     from filelock import FileLock
 
     from training import disk, processes
@@ -76,15 +86,15 @@ def train(
     runs = home() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(runs / f"{run_config.name}.lock") if processes.is_first() else nullcontext()
+    lock = FileLock(runs / f"{config.name}.lock") if processes.is_first() else nullcontext()
     with remember_interrupts(), disk.report_full_disk(runs, target.parent), lock:
         if if_missing and _intact(target, say_why_not=True):
             return
-        prepare_process(run_config.compute.report_to, run_config.from_hub)
+        prepare_process(config.compute.report_to, config.from_hub)
         from training import pipeline
         from training.reward_model import accuracy_figures, read_accuracy
 
-        result, reports = pipeline.train(run_config, runs, target, until)
+        result, reports = pipeline.train(config, runs, target, until)
     if not processes.is_first():
         return
     rows = [(report.name, "reused" if report.reused else f"{report.seconds:.1f} s") for report in reports]

@@ -14,6 +14,7 @@ from typing import Any
 
 from infalign.bundle import Bundle
 from infalign.bundling import NewPolicy, write_bundle
+from infalign.errors import InvalidValue
 from infalign.manifest import Alignment
 from training import planning, processes
 from training.config import Config
@@ -35,7 +36,7 @@ def plan(config: Config, runs: Path, until: str | None = None) -> list[StageRepo
     Returns:
         A report per stage.
     """
-    return _plan(config, Runner(runs / config.name, dry=True, until=until))
+    return _plan(config, _make_runner(config, runs, dry=True, until=until))
 
 
 def train(
@@ -58,13 +59,13 @@ def train(
         InvalidValue: The config cannot be run.
         TooLittleMemory: A stage would not fit into memory.
     """
-    runner = Runner(runs / config.name, until=until)
+    runner = _make_runner(config, runs, until=until)
     try:
         artifacts = _run_stages(config, runner)
     except Stopped as stopped:
         return stopped.directory, runner.reports
     if not processes.is_first():
-        return artifacts.evaluation, runner.reports
+        return runner.reports[-1].directory, runner.reports
     start = time.monotonic()
     bundle = _write_bundle(config, artifacts, output)
     runner.reports.append(StageReport("bundle", time.monotonic() - start, False, bundle.path))
@@ -81,14 +82,22 @@ def run_stages(config: Config, runs: Path) -> Artifacts:
     Returns:
         The directories of the stages.
     """
-    return _run_stages(config, Runner(runs / config.name))
+    return _run_stages(config, _make_runner(config, runs))
+
+
+def _make_runner(config: Config, runs: Path, dry: bool = False, until: str | None = None) -> Runner:
+    stages = [stage for stage in STAGES if stage.is_part_of(config)]
+    if until not in (None, *(stage.name for stage in stages)):
+        names = ", ".join(stage.name for stage in stages)
+        raise InvalidValue("--until", until, f"a stage of this run, which has no section ctrl: {names}")
+    return Runner(runs / config.name, dry, until, stages)
 
 
 def _run_stages(config: Config, runner: Runner) -> Artifacts:
     artifacts = Artifacts()
     if not runner.dry:
         _check(config)
-    for stage in STAGES:
+    for stage in runner.stages:
         artifacts.directories[stage.name] = runner.run(stage, config, artifacts)
         if stage.name == "data" and not runner.dry:
             missing = [report.name for report in _plan(config, runner.dry_copy()) if not report.reused]
@@ -105,25 +114,30 @@ def _plan(config: Config, runner: Runner) -> list[StageReport]:
 
 
 def _write_bundle(config: Config, artifacts: Artifacts, output: Path) -> Bundle:
-    from training.card import write_card
+    from training.card import write_aligned_card, write_card
     from training.data import REPORT
     from training.evaluation import report
     from training.models import is_adapter
     from training.reward_model import accuracy_figures, read_accuracy
 
-    solution = _read(artifacts.policy.parent / "solved.json")
-    accuracy = read_accuracy(artifacts.reward.parent)
-    figures = _read(artifacts.evaluation / report.SELECTION) | accuracy_figures(accuracy)
-    alignment = Alignment(
-        procedure=config.procedure, transformation=config.transformation, beta=solution["beta"], measured=figures
-    )
-    policy = NewPolicy(artifacts.policy, artifacts.evaluation, is_adapter(artifacts.policy), alignment)
-    figures_text = (artifacts.evaluation / report.TEXT).read_text(encoding="utf-8")
+    accuracy, data_report = read_accuracy(artifacts.reward.parent), _read(artifacts.data / REPORT)
+    if config.ctrl:
+        solution = _read(artifacts.policy.parent / "solved.json")
+        figures = _read(artifacts.evaluation / report.SELECTION) | accuracy_figures(accuracy)
+        alignment = Alignment(
+            procedure=config.procedure, transformation=config.transformation, beta=solution["beta"], measured=figures
+        )
+        policy = NewPolicy(artifacts.policy, artifacts.evaluation, is_adapter(artifacts.policy), alignment)
+        figures_text = (artifacts.evaluation / report.TEXT).read_text(encoding="utf-8")
+        card = write_aligned_card(config, solution, data_report, accuracy, figures_text)
+    else:
+        policy = NewPolicy(alignment=Alignment(measured=accuracy_figures(accuracy)))
+        card = write_card(config, data_report, accuracy)
     return write_bundle(
         output,
         {"reference": artifacts.reference, "reward": artifacts.reward, "calibration": artifacts.calibration},
         {config.policy_name: policy},
-        write_card(config, solution, _read(artifacts.data / REPORT), accuracy, figures_text),
+        card,
         name=config.policy_name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         sampling=config.law,
@@ -139,10 +153,14 @@ def _check(config: Config) -> None:
         NotConverged: The optimal transformation was not found.
     """
     from infalign.parsing import parse_procedure
-    from training import ctrl, workers
-    from training.evaluation.figures import count_draws, procedures_of
+    from training import workers
 
     workers.check_engine(config.rollouts)
+    if not config.ctrl:
+        return
+    from training import ctrl
+    from training.evaluation.figures import count_draws, procedures_of
+
     ctrl.make_objective(config.procedure, config.transformation, config.ctrl.target_kl)
     for procedure in procedures_of(parse_procedure(config.procedure)):
         count_draws(procedure)

@@ -108,6 +108,8 @@ def estimate_passes(config: Config, sizes: Sizes) -> dict[str, tuple[int, Pass]]
     if train := config.reward.train:
         longest = sizes.lengths["comparison"].longest
         result["reward"] = train.batch, Pass(shape, compute, longest, train.lora, sequences=2, logits=False)
+    if ctrl is None:
+        return result
     longest = sizes.lengths["prompt"].longest
     result["ctrl"] = (
         ctrl.prompts * ctrl.generations,
@@ -180,10 +182,11 @@ def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
         comparisons = sizes.lengths["comparison"]
         tokens = 2 * comparisons.rows * comparisons.mean * train.epochs
         work["reward"] = tokens * 2 * shape.linear * _work_factor(config, train.lora)
-    step = _work_factor(config, config.ctrl.lora) * read_work * length
-    step += draw_work + compare_work + judge_work * length if config.ctrl.solver == "rloo" else read_work * length
-    work["ctrl"] = config.ctrl.steps * config.ctrl.prompts * config.ctrl.generations * step
-    work["ctrl"] += sizes.counts["validation"] * SETTLING * (draw_work + compare_work)
+    if ctrl := config.ctrl:
+        step = _work_factor(config, ctrl.lora) * read_work * length
+        step += draw_work + compare_work + judge_work * length if ctrl.solver == "rloo" else read_work * length
+        work["ctrl"] = ctrl.steps * ctrl.prompts * ctrl.generations * step
+        work["ctrl"] += sizes.counts["validation"] * SETTLING * (draw_work + compare_work)
     return {stage: StageEstimate(stage_bytes.get(stage), flops / speed) for stage, flops in work.items()}
 
 

@@ -86,13 +86,13 @@ class Runner:
         root: Directory of the run, which holds the directories of the stages.
         dry: Whether to report what would be done without doing it.
         until: Name of the stage after which :class:`Stopped` is raised, if any.
-        stages: All stages of the run, for the lines that say where it is.
+        stages: All stages of the run.
     """
 
     def __init__(
         self, root: Path, dry: bool = False, until: str | None = None, stages: Sequence[Stage] = STAGES
     ) -> None:
-        self.root, self.dry, self.until = root, dry, until
+        self.root, self.dry, self.until, self.stages = root, dry, until, stages
         self.reports: list[StageReport] = []
         self.sources, self.identities, self.countdown = Sources(), Identities(root), Countdown(stages)
         if not dry:

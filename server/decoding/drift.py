@@ -139,7 +139,7 @@ def predict_ranks(alignment: Alignment | None, samples: int) -> Floats:
     Raises:
         InfAlignError: The optimal policy at that KL divergence cannot be computed.
     """
-    if alignment is None:
+    if alignment is None or alignment.transformation is None or alignment.beta is None:
         return np.full(samples + 1, 1 / (samples + 1))
     procedure = parse_procedure(alignment.procedure)
     kl = alignment.measured.get("kl")

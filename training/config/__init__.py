@@ -5,7 +5,7 @@ comes from, :mod:`~training.config.model` what the reference starts from, and :m
 stage works. :mod:`training.configs` reads a config from YAML.
 """
 
-from training.config.data import FILES, Data, Files, HelpDesk, Pools
+from training.config.data import FILES, Data, Files, HelpDesk, Pools, Prompts
 from training.config.model import Base, Lora, Model, Scratch
 from training.config.run import Config, DataConfig
 from training.config.stages import Classifier, Compute, Ctrl, Optimiser, Ray, Reward, Rollouts, TrainedReward
@@ -25,6 +25,7 @@ __all__ = [
     "Model",
     "Optimiser",
     "Pools",
+    "Prompts",
     "Ray",
     "Reward",
     "Rollouts",

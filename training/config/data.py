@@ -52,6 +52,12 @@ class Pools(Files):
     answers: int = Field(1, gt=0, description="responses per prompt, the best ones, that the reference learns to write")
 
 
+class Prompts(Files):
+    """Rows with a prompt alone."""
+
+    held_out: int = Field(0, ge=0, description=f"{HELD_OUT_TEXT}; 0 where no policy is trained")
+
+
 class Data(Section):
     """Where the data comes from. Exactly one key is given."""
 
@@ -63,7 +69,7 @@ class Data(Section):
         None, description="rows in one of TRL's preference formats, each side as text or as messages"
     )
     pools: Pools | None = Field(None, description="rows with a prompt and a pool of scored responses")
-    prompts: Files | None = Field(
+    prompts: Prompts | None = Field(
         None, description="rows with a prompt alone; they cannot train a reference or a reward model"
     )
 

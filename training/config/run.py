@@ -48,16 +48,29 @@ class Config(DataConfig):
         None, pattern=NAME, description="model name under which the policy is served; the run's name if left out"
     )
     procedure: Annotated[str, _normalise(parse_procedure)] = Field(
-        description="decoding procedure that the policy is aligned for: standard, best-of-4, worst-of-4, ..."
+        "standard",
+        description="decoding procedure that the policy is aligned for: standard, best-of-4, worst-of-4, ...; "
+        "required where ctrl is given",
     )
     transformation: Annotated[str, _normalise(check_transformation)] = Field(
-        description="Φ, the transformation of quantiles that is maximised: identity, log, exp(10), optimal, ..."
+        "identity",
+        description="Φ, the transformation of quantiles that is maximised: identity, log, exp(10), optimal, ...; "
+        "required where ctrl is given",
     )
-    ctrl: Ctrl = Field(description="how the policy is trained")
+    ctrl: Ctrl | None = Field(
+        None, description="how the policy is trained; if left out, the reference itself becomes the policy"
+    )
     compute: Compute = Field(Compute(), description="how the trainers use the machine")
 
     @model_validator(mode="after")
     def _check_sections(self) -> Self:
+        aligned = self.model_fields_set & {"procedure", "transformation"}
+        if self.ctrl and len(aligned) < 2:
+            raise ValueError("ctrl needs procedure and transformation: what the policy is aligned for, and by what")
+        if aligned and not self.ctrl:
+            raise ValueError(f"{' and '.join(sorted(aligned))} without ctrl: give ctrl, or leave it out")
+        if self.ctrl and self.data.prompts and self.data.prompts.held_out < 2:
+            raise ValueError("ctrl needs data.prompts.held_out of at least 2, to settle and to measure the policy")
         if self.model.scratch and not self.sft:
             raise ValueError("a model from scratch needs sft")
         coarse = self.model.base and self.model.base.precision == "bfloat16"
@@ -77,6 +90,13 @@ class Config(DataConfig):
     def policy_name(self) -> str:
         """Model name of the policy and of its bundle."""
         return self.policy or self.name
+
+    @property
+    def alignment(self) -> Ctrl:
+        """The section ``ctrl`` of a run that has one."""
+        if self.ctrl is None:
+            raise LookupError("a run without ctrl trains no policy")
+        return self.ctrl
 
     @property
     def law(self) -> SamplingLaw:

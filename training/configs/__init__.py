@@ -39,6 +39,20 @@ def load_config(name_or_path: str, overrides: tuple[str, ...] = (), paths: tuple
     values = _parse(text, "CONFIG", name_or_path)
     if not isinstance(values, dict):
         raise InvalidValue("CONFIG", name_or_path, "a YAML mapping")
+    return make_config(values, overrides, paths)
+
+
+def make_config(values: dict[str, Any], overrides: tuple[str, ...] = (), paths: tuple[str, ...] = ()) -> Config:
+    """Make a config.
+
+    Args:
+        values: Sections and keys, as in a YAML file. They are changed.
+        overrides: Values as ``key=value``, such as ``ctrl.target_kl=1``.
+        paths: Data files in place of those in the config.
+
+    Raises:
+        InvalidValue: A key is unknown (the message names the nearest one), or a value is not accepted.
+    """
     for override in overrides:
         _apply_override(values, override)
     if paths:

@@ -75,7 +75,8 @@ def write_data(directory: Path, *, config: DataConfig, seed: int) -> None:
         texts = (text for answer in material.answers for text in (*(m["content"] for m in answer.prompt), answer.text))
         tokenizer = train_tokenizer(texts, origin.vocabulary)
     _drop_long(material, tokenizer, config.model.positions, config.rollouts.max_tokens)
-    parts = ["train", "validation", "test"]
+    parts = ["train"]
+    parts += ["validation", "test"] if not config.data.prompts or config.data.prompts.held_out else []
     parts += ["answers"] if config.sft else []
     parts += ["comparisons", "held_out"] if config.reward.train else []
     material.check(parts)

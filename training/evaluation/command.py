@@ -62,6 +62,12 @@ def evaluate_bundle(request: Request) -> Evaluation:
     """
     bundle = read_bundle(request.bundle)
     policy_part = bundle.policy(request.policy)
+    transformation = policy_part.record.transformation
+    if transformation is None:
+        accepted = (
+            "a bundle with an aligned policy; this one serves its reference as it is, so there is nothing to compare"
+        )
+        raise InvalidValue("BUNDLE", str(request.bundle), accepted)
     trained_for = parse_procedure(policy_part.record.procedure)
     procedures = procedures_of(trained_for, request.ns)
     check_draws(request.draws, procedures)
@@ -84,7 +90,7 @@ def evaluate_bundle(request: Request) -> Evaluation:
             drawers = _TransientEngine(policy_part.directory, None, law), reference_engine
     draws = collect(policy, reference, scorer, judge, prompts, request.draws, request.seed, drawers)
     samples = bundle.table.samples
-    evaluation = compute_evaluation(draws, procedures, policy_part.record.transformation, trained_for, samples)
+    evaluation = compute_evaluation(draws, procedures, transformation, trained_for, samples)
     if request.plot:
         names = [str(procedure) for procedure in procedures]
         save(report.draw_picture(evaluation, samples, names), request.plot, report.select_figures(evaluation))

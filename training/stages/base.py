@@ -85,6 +85,10 @@ class Stage(ABC):
             artifacts: What earlier stages have made.
         """
 
+    def is_part_of(self, config: Config) -> bool:
+        """Say whether a run has the stage."""
+        return True
+
     def is_parallel(self, config: Config) -> bool:
         """Say whether all processes of a run take part. Otherwise the first one builds and the others wait."""
         return False

@@ -27,11 +27,15 @@ class AlignPolicy(Stage):
             "procedure": config.procedure,
             "transformation": config.transformation,
             "law": config.law,
-            "config": config.ctrl,
+            "config": config.alignment,
             "compute": config.compute,
-            "seed": derive_seed(config.seed if config.ctrl.seed is None else config.ctrl.seed, "ctrl"),
+            "seed": derive_seed(config.seed if config.alignment.seed is None else config.alignment.seed, "ctrl"),
         }
+
+    def is_part_of(self, config: Config) -> bool:
+        """Say whether the run trains a policy."""
+        return config.ctrl is not None
 
     def is_parallel(self, config: Config) -> bool:
         """Say whether the solver trains in all processes, as rloo does."""
-        return config.ctrl.solver == "rloo"
+        return config.alignment.solver == "rloo"

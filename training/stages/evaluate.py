@@ -30,3 +30,7 @@ class Evaluate(Stage):
             "judge": "helpdesk" if config.data.helpdesk else None,
             "seed": derive_seed(config.seed, "evaluate"),
         }
+
+    def is_part_of(self, config: Config) -> bool:
+        """Say whether the run trains a policy."""
+        return config.ctrl is not None

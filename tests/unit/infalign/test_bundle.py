@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from infalign import (
+    Alignment,
     BundleError,
     CalibrationTable,
     Combination,
+    NewPolicy,
     join_bundles,
     read_bundle,
+    write_bundle,
 )
+from infalign.bundle import SHARED_PARTS, check_joinable
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, BundleUnsafe, InvalidValue
 from infalign.files import directory_digest, hash_files, reward_models
 from infalign.manifest import CalibrationRecord, RewardRecord, SamplingLaw
@@ -38,6 +42,35 @@ def test_what_is_written_is_read(bundle: Path) -> None:
     assert found.table.keys == ("ab" * 16, "cd" * 16)
     assert found.table.lookup("ab" * 16).samples == 3
     assert np.array_equal(found.table.rewards, [[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])
+
+
+def test_a_policy_may_be_the_reference_itself(tmp_path: Path) -> None:
+    weights = tmp_path / "parts" / "reference" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"gigabytes")
+    sources = parts(tmp_path / "parts")
+    found = write_bundle(
+        tmp_path / "bundle",
+        {part: sources[part] for part in SHARED_PARTS},
+        {"plain": NewPolicy()},
+        "# A card",
+        name="plain",
+        created="2026-01-01",
+        sampling=load_calibration(sources["calibration"])[1].sampling,
+        libraries={},
+    )
+    policy = found.policy()
+    assert (policy.is_reference, policy.is_adapter, policy.directory) == (True, False, found.reference)
+    assert (policy.record.procedure, policy.record.transformation, policy.record.beta) == ("standard", None, None)
+    assert weights.samefile(found.reference / "model.safetensors"), "weights are linked"
+    assert not (sources["reference"] / "config.json").samefile(found.reference / "config.json"), "the rest is copied"
+    with pytest.raises(BundleMismatch, match="the policy plain is a whole model"):
+        check_joinable(found, found)
+
+
+def test_half_an_alignment_is_refused() -> None:
+    with pytest.raises(ValueError, match="give transformation and beta, or neither"):
+        Alignment(transformation="identity", measured={})
 
 
 def test_scored_responses_are_read_as_written(bundle: Path) -> None:

@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from infalign import InvalidValue
-from training.configs import SHIPPED, load_config
+from training.configs import SHIPPED, load_config, make_config
 from training.identity import Identities
 
 LAUNCH = SHIPPED.parent / "launch"
@@ -19,6 +20,13 @@ def test_every_shipped_config_is_read(path: Path) -> None:
 def test_overrides_reach_their_key() -> None:
     config = load_config("demo", ("ctrl.target_kl=1.5", "transformation=log", "seed=3"))
     assert (config.ctrl.target_kl, config.transformation, config.seed) == (1.5, "log", 3)
+
+
+def test_a_policy_is_aligned_for_something_by_something() -> None:
+    values = yaml.safe_load((SHIPPED / "demo.yaml").read_text())
+    del values["procedure"]
+    with pytest.raises(InvalidValue, match="ctrl needs procedure and transformation"):
+        make_config(values)
 
 
 def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
@@ -101,6 +109,13 @@ def test_reward_models_have_names_and_weights() -> None:
         ("demo", (f"reward.classifiers=[{{{HARM}, name: a/b}}]",), (), r"classifiers\.0\.name: got 'a/b'"),
         ("demo", (f"reward.classifiers=[{{{HARM}}}, {{{HARM}}}]",), (), "a name of its own.* trained, harm, harm"),
         ("demo", ("reward.train.weight=-1",), (), "reward.train.weight: got -1"),
+        ("demo", ("ctrl=null",), (), "procedure and transformation without ctrl: give ctrl, or leave it out"),
+        (
+            "demo",
+            (ON_BASE, "data={prompts: {paths: [x]}}", "sft=null", f"reward={{classifiers: [{{{HARM}}}]}}"),
+            (),
+            "ctrl needs data.prompts.held_out of at least 2",
+        ),
     ],
 )
 def test_data_that_is_not_one_thing_is_refused(
