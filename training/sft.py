@@ -84,4 +84,5 @@ def tokenise_answer(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> 
     prompt = tokenise(tokenizer, render_prompt(tokenizer, row["prompt"]))
     (answer,) = row["completion"]
     tokens = tokenise(tokenizer, render_conversation(tokenizer, row["prompt"], answer["content"]))
-    return {"input_ids": tokens, "labels": [UNCOUNTED] * len(prompt) + tokens[len(prompt) :]}
+    start = min(len(prompt), len(tokens))  # a template may write more before an answer than it keeps in a conversation
+    return {"input_ids": tokens, "labels": [UNCOUNTED] * start + tokens[start:]}

@@ -101,7 +101,7 @@ def generate(
     generation_config: GenerationConfig,
     **_: Any,
 ) -> torch.Tensor:
-    """Draw responses for TRL, in place of the model's own ``generate``, which takes three times as long on CPU.
+    """Draw responses for TRL, in place of the model's own ``generate``, which is slower.
 
     Args:
         model: The policy.

@@ -48,6 +48,16 @@ def test_answers_are_tokenised_as_trl_does_it(tmp_path: Path) -> None:
     assert ours == columns(trainer.train_dataset, "input_ids", "labels")
 
 
+def test_a_label_belongs_to_every_token_though_a_prompt_is_longer_than_the_conversation() -> None:
+    tokenizer = train_tokenizer(["what is the way to the station"], 300)
+    tokenizer.chat_template = (
+        "{{ messages[0].content }}{% if add_generation_prompt %} what is the way to the station{% else %}"
+        "{{ messages[-1].content }}{% endif %}"
+    )
+    row = tokenise_answer(tokenizer, {"prompt": user("Why?"), "completion": assistant("So.")})
+    assert row["labels"] == [-100] * len(row["input_ids"])
+
+
 def test_comparisons_are_tokenised_as_trl_does_it(tmp_path: Path) -> None:
     rows = [
         {"prompt": user("Why?"), "chosen": assistant("The way."), "rejected": assistant("")},
