@@ -193,8 +193,9 @@ def read_bundle(path: Path) -> Bundle:
             raise BundleCorrupt(f"{path}: {name} has changed (SHA-256 {files[name][:12]}, written {sha[:12]})")
     if extra := sorted(files.keys() - manifest.files.keys()):
         raise BundleCorrupt(f"{path}: {extra[0]} was not written with the bundle")
-    aligned = any(policy.path != REFERENCE for policy in manifest.policies.values())
-    for part in (*SHARED_PARTS, *(policy.path for policy in manifest.policies.values()), *(["evaluation"] * aligned)):
+    policy_paths = [policy.path for policy in manifest.policies.values()]
+    measured = any(path != REFERENCE for path in policy_paths)
+    for part in (*SHARED_PARTS, *policy_paths, *(("evaluation",) if measured else ())):
         if not any(name.startswith(f"{part}/") for name in files):
             raise BundleMissing(f"{path}: {part}/ is missing")
     for name, policy in manifest.policies.items():

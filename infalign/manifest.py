@@ -115,6 +115,6 @@ class Manifest(_Record):
     def _check_policies(self) -> Self:
         if self.name not in self.policies:
             raise ValueError(f"name is {self.name}, which is none of the policies {', '.join(self.policies)}")
-        if len(self.policies) > 1 and any("adapters/" not in policy.path for policy in self.policies.values()):
+        if len(self.policies) > 1 and any(not policy.path.startswith("adapters/") for policy in self.policies.values()):
             raise ValueError("several policies are adapters, each below adapters/")
         return self

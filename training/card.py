@@ -63,7 +63,7 @@ def write_card(config: Config, report: dict[str, Any], accuracies: dict[str, Est
     """
     names = ", ".join(f"`{getattr(model, 'path', model.name)}`" for model in config.reward.models)
     made = MADE.format(model=config.model.base.path if config.model.base else "from scratch", names=names)
-    return _head(config, "") + CARD.format(**_shared_fields(config, report, accuracies) | {"origin": made})
+    return _head(config, "") + CARD.format(**_shared_fields(config, report, accuracies), origin=made)
 
 
 def write_aligned_card(
@@ -89,6 +89,7 @@ def write_aligned_card(
         accuracy = f"which decides {accuracies['']} of held-out comparisons rightly"
     return _head(config, "ctrl, ") + ALIGNED_CARD.format(
         **_shared_fields(config, report, accuracies),
+        origin=GENERATED if config.data.helpdesk else READ.format(**report),
         name=config.policy_name,
         procedure=config.procedure,
         transformation=config.transformation,
@@ -114,5 +115,4 @@ def _shared_fields(config: Config, report: dict[str, Any], accuracies: dict[str,
         "rewards": SEVERAL.format(rows="\n".join(rows)) if several else "",
         "samples": config.rollouts.samples,
         "prompts": report["train_prompts"] + report["validation_prompts"] + report["test_prompts"],
-        "origin": GENERATED if config.data.helpdesk else READ.format(**report),
     }
