@@ -1,9 +1,11 @@
 """A run of the pipeline that takes seconds."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
-from tests.integration.conftest import INFALIGN
+INFALIGN = str(Path(sys.executable).parent / "infalign")
 
 TINY = {
     "data.helpdesk.answers": 1,
@@ -27,3 +29,10 @@ def command(output: Path) -> list[str]:
 
 def environment(home: Path) -> dict[str, str]:
     return os.environ | {"INFALIGN_HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+
+def copy_stages(home: Path, target: Path, *stages: str) -> None:
+    """Give a run in another home the stages that are done in this one."""
+    for stage in stages:
+        [made] = home.glob(f"runs/demo/{stage}-*")
+        shutil.copytree(made, target / "runs" / "demo" / made.name)

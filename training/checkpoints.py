@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from infalign.errors import InvalidValue, one_line
+from training.hub import check_model
 
 NAMED_WEIGHTS = 3
 """Weights of one kind that an error message names."""
@@ -41,6 +42,7 @@ def read_model(
     Raises:
         InvalidValue: There is no such model, it is an adapter, or the checkpoint does not fit.
     """
+    check_model(source, key, kind)
     try:
         model, report = auto.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from infalign.home import bundle_path, home
+from infalign.imports import quick_imports
 from training.stages import STAGES
 
 if TYPE_CHECKING:
@@ -90,9 +91,10 @@ def run(config: "Config", target: Path, if_missing: bool = False, until: str | N
     with remember_interrupts(), disk.report_full_disk(runs, target.parent), lock:
         if if_missing and _intact(target, say_why_not=True):
             return
-        prepare_process(config.compute.report_to, config.from_hub)
-        from training import pipeline
-        from training.reward_model import accuracy_figures, read_accuracy
+        with quick_imports():
+            prepare_process(config.compute.report_to, config.from_hub)
+            from training import pipeline
+            from training.reward_model import accuracy_figures, read_accuracy
 
         result, reports = pipeline.train(config, runs, target, until)
     if not processes.is_first():
@@ -134,9 +136,10 @@ def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, **options
     from training.runtime import prepare_process
 
     with remember_interrupts():
-        prepare_process()
-        from training.evaluation import report
-        from training.evaluation.command import Request, evaluate_bundle
+        with quick_imports():
+            prepare_process()
+            from training.evaluation import report
+            from training.evaluation.command import Request, evaluate_bundle
 
         evaluation = evaluate_bundle(Request(bundle=bundle or bundle_path("demo"), prompts=prompts, **options))
     click.echo(report.as_json(evaluation) if as_json else report.as_text(evaluation), nl=False)

@@ -104,6 +104,9 @@ def read_positions(policy: str) -> int:
     """
     from transformers import AutoConfig
 
+    from training.hub import check_model
+
+    check_model(policy, "--policy", "a causal LM")
     try:
         config = AutoConfig.from_pretrained(policy, trust_remote_code=False)
     except (OSError, ValueError) as error:

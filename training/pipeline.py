@@ -15,6 +15,7 @@ from typing import Any
 from infalign.bundle import Bundle
 from infalign.bundling import NewPolicy, write_bundle
 from infalign.errors import InvalidValue
+from infalign.imports import quick_imports
 from infalign.manifest import Alignment
 from training import planning, processes
 from training.config import Config
@@ -158,8 +159,9 @@ def _check(config: Config) -> None:
     workers.check_engine(config.rollouts)
     if not config.ctrl:
         return
-    from training import ctrl
-    from training.evaluation.figures import count_draws, procedures_of
+    with quick_imports():
+        from training import ctrl
+        from training.evaluation.figures import count_draws, procedures_of
 
     ctrl.make_objective(config.procedure, config.transformation, config.ctrl.target_kl)
     for procedure in procedures_of(parse_procedure(config.procedure)):

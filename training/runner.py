@@ -33,6 +33,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from infalign.imports import quick_imports
 from training import processes
 from training.config import Config
 from training.countdown import Countdown
@@ -122,7 +123,8 @@ class Runner:
         def build(work: Path) -> None:
             if processes.is_first():
                 self.countdown.announce(stage)
-            make = resolve_name(stage.build)
+            with quick_imports():
+                make = resolve_name(stage.build)
             raise_interrupt()
             make(work, **inputs)
             raise_interrupt()
@@ -170,8 +172,7 @@ class Runner:
 
     @cached_property
     def _versions(self) -> Callable[[str], list[str]]:
-        distributions = packages_distributions()
-        return cache(lambda library: sorted({version(name) for name in distributions.get(library, ())}))
+        return cache(lambda library: sorted({version(name) for name in _distributions().get(library, ())}))
 
     def _build(self, directory: Path, build: Callable[[Path], Any], resumes: bool, parallel: bool) -> bool:
         """Build a stage unless it exists, and say whether it had to be built."""
@@ -194,6 +195,12 @@ class Runner:
                 _draw_metrics(work / METRICS)
                 work.rename(directory)
         return missing
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Names of the installed packages that have each library. To find them takes half a second."""
+    return packages_distributions()
 
 
 def _draw_metrics(metrics: Path) -> None:

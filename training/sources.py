@@ -19,7 +19,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 PACKAGES = {name: Path(__file__).parents[1] / name for name in ("infalign", "training")}
@@ -50,8 +50,22 @@ class Code:
         return {name.partition(":")[0] for name in self.definitions}
 
 
+@dataclass(frozen=True)
+class Uses:
+    """What statements of a module say."""
+
+    digest: str
+    """Digest of the statements."""
+    imported: list[str]
+    """Dotted names that they use by imports."""
+    own: list[str]
+    """Names that they use of their own module."""
+
+
 class Module:
     """A source file, with the statements and imports that bind each of its names.
+
+    ``uses(name)`` says what the statements use that bind a name, ``uses(None)`` what those use that bind none.
 
     Args:
         name: Dotted name of the module.
@@ -64,6 +78,7 @@ class Module:
         self.definitions: dict[str, list[ast.stmt]] = defaultdict(list)
         self.imports: dict[str, str] = {}
         self.effects: list[ast.stmt] = []
+        self.uses = cache(self._uses)
         tree = _WithoutDocstrings().visit(ast.parse(path.read_text(encoding="utf-8")))
         for statement in tree.body:
             names = set(_names(statement))
@@ -74,6 +89,19 @@ class Module:
                 self.imports |= imports
                 if not names and not imports:
                     self.effects.append(statement)
+
+    def _uses(self, bound: str | None) -> Uses:
+        statements = self.effects if bound is None else self.definitions[bound]
+        followed, added = set(), set()
+        for statement in statements:
+            imports = self.imports | self.imports_in(statement)
+            for base, *attributes in _references(statement):
+                if base in imports:
+                    followed.add(".".join([imports[base], *attributes]))
+                if base in self.definitions:
+                    added.add(base)
+        digest = hashlib.sha256("\n".join(map(ast.dump, statements)).encode()).hexdigest()
+        return Uses(digest, sorted(followed), sorted(added))
 
     def imports_in(self, node: ast.AST) -> dict[str, str]:
         """Find what imports bind, anywhere in ``node``.
@@ -129,7 +157,10 @@ class Sources:
             return None
         path = self.packages[package].joinpath(*rest)
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        return Module(name, file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        status = file.stat()
+        return _read_module(name, file, status.st_mtime_ns, status.st_size)
 
     def _follow(self, dotted: str, code: Code) -> None:
         """Add what a dotted name stands for."""
@@ -157,9 +188,7 @@ class Sources:
         module = self.module(name)
         if module is None or f"{name}:" in code.definitions:
             return
-        code.definitions[f"{name}:"] = _digest(module.effects)
-        for statement in module.effects:
-            self._add_names(name, module, statement, code)
+        self._add_uses(name, "", module.uses(None), code)
         for file in module.path.parent.iterdir():
             if file.is_file() and file.suffix not in (".py", ".pyc"):
                 key = f"{module.package}/{file.name}"
@@ -171,20 +200,23 @@ class Sources:
         if module is None or f"{name}:{bound}" in code.definitions:
             return
         if bound in module.definitions:
-            code.definitions[f"{name}:{bound}"] = _digest(module.definitions[bound])
-            for statement in module.definitions[bound]:
-                self._add_names(name, module, statement, code)
+            self._add_uses(name, bound, module.uses(bound), code)
         if bound in module.imports:
             self._follow(module.imports[bound], code)
 
-    def _add_names(self, name: str, module: Module, statement: ast.stmt, code: Code) -> None:
-        """Add what the names in a statement stand for."""
-        imports = module.imports | module.imports_in(statement)
-        for base, *attributes in _references(statement):
-            if base in imports:
-                self._follow(".".join([imports[base], *attributes]), code)
-            if base in module.definitions:
-                self._add(name, base, code)
+    def _add_uses(self, name: str, bound: str, uses: Uses, code: Code) -> None:
+        """Add statements of a module, and what the names in them stand for."""
+        code.definitions[f"{name}:{bound}"] = uses.digest
+        for dotted in uses.imported:
+            self._follow(dotted, code)
+        for own in uses.own:
+            self._add(name, own, code)
+
+
+@lru_cache(maxsize=1000)
+def _read_module(name: str, file: Path, modified: int, size: int) -> Module:
+    """Read a source file. One that has not changed since is read once in a process."""
+    return Module(name, file)
 
 
 class _WithoutDocstrings(ast.NodeTransformer):
@@ -216,7 +248,3 @@ def _references(node: ast.AST) -> Iterator[list[str]]:
         return
     for child in ast.iter_child_nodes(node):
         yield from _references(child)
-
-
-def _digest(statements: list[ast.stmt]) -> str:
-    return hashlib.sha256("\n".join(map(ast.dump, statements)).encode()).hexdigest()

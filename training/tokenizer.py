@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from infalign.errors import InvalidValue, TemplateRefusal, one_line
 from infalign.templates import render_conversation
 from training.config import Base
+from training.hub import check_model
 
 PAD, END = "<|pad|>", "<|end|>"
 """Padding token and end token."""
@@ -92,6 +93,7 @@ def read_tokenizer(source: str, key: str, kind: str, **options: Any) -> Any:
     Raises:
         InvalidValue: There is no tokenizer.
     """
+    check_model(source, key, kind)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:  # of whatever type: the library names the reason in the text

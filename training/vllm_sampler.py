@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from infalign.errors import EngineFailed, one_line
 from infalign.files import adapter_rank
+from infalign.imports import quick_imports
 from infalign.manifest import SamplingLaw
 from infalign.templates import Message, render_prompt, tokenise
 from training.progress import make_bar
@@ -62,8 +63,9 @@ class VllmSampler:
         """
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # seeds reach the worker, and nothing is left over
-        from vllm import LLM
-        from vllm.platforms import current_platform
+        with quick_imports():
+            from vllm import LLM
+            from vllm.platforms import current_platform
 
         if current_platform.is_cpu():
             positions = json.loads((directory / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from infalign.errors import one_line
 from infalign.files import adapter_rank, context_length
+from infalign.imports import quick_imports
 from server.concurrency import gather_all
 from server.engines.base import Completion, Delta, EnginesDown, Refused, RequestFailed, Sampling, Structure
 from server.engines.engine import Engine
@@ -70,6 +71,11 @@ class VllmEngines:
         self._launcher = ThreadPoolExecutor(1 + len(reward_models), "launch")
 
     async def start(self) -> None:
+        with quick_imports():
+            await self._start_or_kill()
+
+    async def _start_or_kill(self) -> None:
+        """Start all engines. If that is given up, kill the processes that are starting."""
         start_task = asyncio.create_task(self._start())
         try:
             await asyncio.shield(start_task)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from infalign import InvalidValue
 from infalign.tokens import control_tokens
+from tests.commands import run_here
 from training.configs import load_config
 from training.data import PREFERENCES, PROMPTS, REPORT, SFT, TOKENIZER, make_tokenizer_check, read_prompts, write_data
 from training.data.defects import Defect, summarise
@@ -452,24 +453,24 @@ def test_evaluation_refuses_other_formats_in_one_line(tmp_path: Path) -> None:
         evaluation_prompts(path)
 
 
-def train(tmp_path: Path, content: bytes, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def command(tmp_path: Path, content: bytes, *arguments: str) -> list[str]:
     (tmp_path / "rows.jsonl").write_bytes(content)
     data = f"data={{preferences: {{paths: ['{tmp_path / 'rows.jsonl'}'], held_out: 2}}}}"
-    command = [sys.executable, "-m", "infalign", "train", "alpaca-pool", "--set", data, *arguments, "--until", "data"]
-    home = os.environ | {"INFALIGN_HOME": str(tmp_path / "home")}
-    return subprocess.run(command, capture_output=True, text=True, env=home)
+    return ["train", "alpaca-pool", "--set", data, *arguments, "--until", "data"]
 
 
 def test_the_command_says_what_was_dropped(tmp_path: Path) -> None:
     rows = [*GOOD_ROWS["preferences"], "{oops", {"prompt": SURROGATE, "chosen": "a", "rejected": "b"}]
-    done = train(tmp_path, BOM + encode(rows))
+    done = run_here(*command(tmp_path, BOM + encode(rows)), INFALIGN_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     assert f"data: 2 dropped: not JSON (1), {UNICODE} (1)" in done.stderr.splitlines()
     assert {SFT, PREFERENCES, PROMPTS, REPORT} <= {path.name for path in Path(done.stdout.strip()).iterdir()}
 
 
 def test_the_command_ends_in_one_line_when_every_row_is_refused(tmp_path: Path) -> None:
-    done = train(tmp_path, encode([WITH_SYSTEM]), "--set", base_model(tmp_path, NO_SYSTEM))
+    arguments = command(tmp_path, encode([WITH_SYSTEM]), "--set", base_model(tmp_path, NO_SYSTEM))
+    home = os.environ | {"INFALIGN_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-m", "infalign", *arguments], capture_output=True, text=True, env=home)
     assert done.returncode == 2, done.stderr
     *_, line = done.stderr.splitlines()  # the lines before it say at which stage
     assert line.startswith("infalign: data: got 'no row that can be used'")

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,19 +12,53 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from filelock import FileLock
 
 from infalign import Bundle, read_bundle
+from tests.training_runs import INFALIGN, command, environment
 
-INFALIGN = str(Path(sys.executable).parent / "infalign")
 READY_WITHIN = 300  # a bound against hanging, not a claim of speed
 
 
 @pytest.fixture(scope="session")
-def bundle() -> Bundle:
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a directory once for all processes of a test run, by its name and a function that fills it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        done = shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                (shared / name).mkdir()
+                fill(shared / name)
+                done.touch()
+        return shared / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(once: Callable[[str, Callable[[Path], None]], Path]) -> Bundle:
     """The demo bundle; stages that the present code has already run are reused."""
-    done = subprocess.run([INFALIGN, "train", "demo"], stdout=subprocess.PIPE, text=True)
-    assert done.returncode == 0
-    return read_bundle(Path(done.stdout.strip()))
+
+    def train(directory: Path) -> None:
+        done = subprocess.run([INFALIGN, "train", "demo"], stdout=subprocess.PIPE, text=True)
+        assert done.returncode == 0
+        (directory / "path").write_text(done.stdout.strip())
+
+    return read_bundle(Path((once("demo", train) / "path").read_text()))
+
+
+@pytest.fixture(scope="session")
+def tiny_home(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """The home of a tiny run that nothing disturbed. Tests share it: those that add to it take a copy."""
+
+    def train(home: Path) -> None:
+        done = subprocess.run(command(home / "bundle"), env=environment(home), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return once("tiny", train)
 
 
 def children(pid: int, mark: str) -> list[psutil.Process]:
@@ -104,11 +137,25 @@ def wait_until_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:
     pytest.fail(f"the server did not become ready:\n{log.read_text()}")
 
 
+def reproduction_in(log: Path) -> tuple[str, float]:
+    """Level of the line that says how exactly a server gives the bundle's rewards, and the largest difference."""
+    [(level, difference)] = re.findall(
+        r" (\w+) infalign\.server: .*rewards here: largest difference ([\d.e-]+)", log.read_text()
+    )
+    return level, float(difference)
+
+
 @pytest.fixture(scope="session")
-def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a server of the demo bundle."""
-    home = tmp_path_factory.mktemp("server")
-    with serving(home / "log", str(bundle.path), "--calibration-store", str(home / "calibrations.sqlite")) as url:
+def server_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server below keeps its log and its calibrations."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Bundle, server_home: Path) -> Iterator[str]:
+    """URL of a server of the demo bundle. One process runs all files that use it: SERVED in tests/conftest.py."""
+    store = str(server_home / "calibrations.sqlite")
+    with serving(server_home / "log", str(bundle.path), "--calibration-store", store) as url:
         yield url
 
 

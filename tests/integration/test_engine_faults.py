@@ -1,94 +1,33 @@
-"""Real engines that hang, are left behind, or fail at a request while they live."""
+"""Real engines that hang or are left behind."""
 
-import json
-import math
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 
 from infalign import Bundle
-from tests.faults import ASKED, LONG, NORMAL, busiest, selected
-from tests.integration.conftest import INFALIGN, READY_WITHIN, Running, children, launched, wait_until, wait_until_ready
+from tests.faults import LONG, busiest, selected
+from tests.integration.conftest import READY_WITHIN, Running, children, wait_until, wait_until_ready
+from tests.training_runs import INFALIGN
 
 SILENCE = 15.0
 """Seconds; a request for log-probabilities would take longer, the first time on a machine."""
-UNHOLDABLE = {
-    "a repeat above 128": {"type": "string", "pattern": "^.{1,280}$"},
-    "a property that is one": {
-        "type": "object",
-        "properties": {"a": {"type": "string", "pattern": "^[a-z][a-z0-9-]{0,252}$"}},
-        "required": ["a"],
-    },
-}
-
-
-def response_format(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
-
-
-@pytest.mark.parametrize("schema", UNHOLDABLE)
-@pytest.mark.parametrize("endpoint", ["best-of-n", "chat/completions"])
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_schema_that_the_engine_cannot_hold_is_refused(
-    client: httpx.Client, schema: str, endpoint: str, stream: bool
-) -> None:
-    body = {"messages": ASKED, "n": 2, "stream": stream, "response_format": response_format(UNHOLDABLE[schema])}
-    answer = client.post(f"/v1/{endpoint}", json=body)
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["param"] == "response_format.json_schema.schema"
-    assert client.get("/ready").status_code == 200
-    assert client.post("/v1/best-of-n", json=NORMAL).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"logit_bias": {"999999": 1}}, "logit_bias"),
-        ({"response_format": response_format({"type": "object", "properties": {"a": 5}})}, "response_format"),
-        ({"response_format": response_format({"$ref": "#/nowhere"})}, "response_format"),
-        ({"response_format": response_format({"type": "string", "pattern": "("})}, "response_format"),
-    ],
-)
-def test_what_the_engine_refuses_is_named(client: httpx.Client, fields: dict[str, Any], param: str) -> None:
-    answer = client.post("/v1/best-of-n", json={"messages": ASKED, "n": 2, **fields})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_logprobs_of_tokens_that_cannot_be_drawn_are_finite(client: httpx.Client, stream: bool) -> None:
-    body = {
-        "messages": ASKED,
-        "stream": stream,
-        "logprobs": True,
-        "top_logprobs": 3,
-        "max_tokens": 6,
-        "response_format": {"type": "json_object"},
-    }
-    answer = client.post("/v1/chat/completions", json=body)
-    events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")] if stream else [answer.text]
-    parsed = [json.loads(event, parse_constant=lambda name: pytest.fail(name)) for event in events]
-    choices = [choice for event in parsed for choice in event["choices"] if choice.get("logprobs")]
-    found = [
-        entry["logprob"]
-        for choice in choices
-        for token in choice["logprobs"]["content"]
-        for entry in (token, *token["top_logprobs"])
-    ]
-    assert all(isinstance(value, float) and math.isfinite(value) for value in found)
-    assert -9999.0 in found
 
 
 @pytest.fixture(scope="module")
 def running(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that survives its engines, and is killed by the last test that uses it."""
     log = tmp_path_factory.mktemp("hang") / "log"
-    with launched(log, str(bundle.path), "--engine-silence", str(SILENCE)) as running:
-        yield running
+    process = serve(bundle, log, "--engine-silence", str(SILENCE))
+    try:
+        yield Running(wait_until_ready(process, log), process)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("victim", ["policy", "reward"])
@@ -114,23 +53,19 @@ def spawned(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return children(process.pid, "spawn_main")
 
 
-def serve(bundle: Bundle, log: Path) -> "subprocess.Popen[bytes]":
+def serve(bundle: Bundle, log: Path, *more: str) -> "subprocess.Popen[bytes]":
     command = [INFALIGN, "serve", str(bundle.path), "--port", "0", "--calibration-store", str(log.with_suffix(".db"))]
     with log.open("w") as stderr:
-        return subprocess.Popen(command, stderr=stderr)
+        return subprocess.Popen([*command, *more], stderr=stderr)
 
 
-def test_no_engine_outlives_a_server_that_is_killed(bundle: Bundle, tmp_path: Path) -> None:
-    process = serve(bundle, log := tmp_path / "log")
-    try:
-        url = wait_until_ready(process, log)
-        calibrated = httpx.post(f"{url}/v1/calibrations", json={"prompt": "Hello"}, timeout=READY_WITHIN)
-        assert calibrated.status_code == 200
-        engines = Running(url, process).engines
-        assert len(engines) == 3  # policy, reward model, reference
-        engines[0].suspend()
-    finally:
-        process.kill()
+def test_no_engine_outlives_a_server_that_is_killed(running: Running) -> None:
+    calibrated = httpx.post(f"{running.url}/v1/calibrations", json={"prompt": "Hello"}, timeout=READY_WITHIN)
+    assert calibrated.status_code == 200
+    engines = running.engines
+    assert len(engines) == 3  # policy, reward model, reference
+    engines[0].suspend()
+    running.process.kill()
     assert psutil.wait_procs(engines, timeout=60)[1] == []
 
 

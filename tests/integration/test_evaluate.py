@@ -7,18 +7,14 @@ from pathlib import Path
 import pytest
 
 from infalign import Bundle
+from tests.commands import run_here
 from tests.integration.conftest import INFALIGN
-
-
-def evaluate(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([INFALIGN, "evaluate", *arguments], capture_output=True, text=True)
 
 
 def test_vllm_finds_what_training_measured(bundle: Bundle, tmp_path: Path) -> None:
     plot = tmp_path / "win_rate.svg"
-    done = evaluate(
-        str(bundle.path), "--draws", "16", "--limit", "32", "--judge", "helpdesk", "--json", "--plot", str(plot)
-    )
+    options = ("--draws", "16", "--limit", "32", "--judge", "helpdesk", "--json", "--plot", str(plot))
+    done = subprocess.run([INFALIGN, "evaluate", str(bundle.path), *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["prompts"] == 32
@@ -48,7 +44,7 @@ def test_vllm_finds_what_training_measured(bundle: Bundle, tmp_path: Path) -> No
 )
 def test_a_mistake_is_one_line(bundle: Bundle, arguments: tuple[str, ...], message: str) -> None:
     given = [argument.format(bundle=bundle.path) for argument in arguments]
-    done = evaluate(*given, "--engine", "transformers", "--limit", "2")
+    done = run_here("evaluate", *given, "--engine", "transformers", "--limit", "2")
     assert done.returncode == 2, done.stderr
     last = done.stderr.replace("\r", "\n").strip().splitlines()[-1]
     assert last.startswith("infalign: ")

@@ -1,9 +1,10 @@
 """Other people's models: a base model with adapters, a classifier that exists already, prompts alone."""
 
 import json
-import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import httpx
@@ -17,8 +18,8 @@ from infalign.cli import infalign
 from infalign.errors import InfAlignError
 from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
-from tests.integration.conftest import INFALIGN, launched, serving, wait_until
-from tests.training_runs import environment
+from tests.commands import run_here
+from tests.integration.conftest import launched, wait_until
 from training.evaluation.command import Request, evaluate_bundle
 from training.likelihoods import log_probabilities
 from training.reward_model import turn_sign
@@ -28,8 +29,8 @@ ASKED = "My bicycle has weak brakes. What should I do?"
 LORA = {"rank": 4, "alpha": 8}
 
 
-def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([INFALIGN, *arguments], env=environment(home), capture_output=True, text=True)
+def run(home: Path, *arguments: str) -> "CompletedProcess[str]":
+    return run_here(*arguments, INFALIGN_HOME=str(home))
 
 
 def on_base(bundle: Bundle, **changes: Any) -> dict[str, Any]:
@@ -60,11 +61,11 @@ def write_config(home: Path, config: dict[str, Any]) -> str:
     return str(path)
 
 
-def train(home: Path, config: dict[str, Any], *more: str) -> "subprocess.CompletedProcess[str]":
+def train(home: Path, config: dict[str, Any], *more: str) -> "CompletedProcess[str]":
     return run(home, "train", write_config(home, config), *more)
 
 
-def last_line(done: "subprocess.CompletedProcess[str]") -> str:
+def last_line(done: "CompletedProcess[str]") -> str:
     assert done.returncode == 2, done.stderr
     return done.stderr.replace("\r", "\n").strip().splitlines()[-1]
 
@@ -98,41 +99,44 @@ def drawn_and_scored(url: str, model: str) -> list[dict[str, Any]]:
     return answer.json()["candidates"]
 
 
-def test_the_server_draws_with_the_adapter_that_a_request_names(joined: Bundle, tmp_path: Path) -> None:
-    with serving(tmp_path / "log", str(joined.path)) as url:
-        listed = [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]]
-        assert listed[:3] == ["best", "worst", "auto"]
-        refused = httpx.post(f"{url}/v1/best-of-n", json={"model": "other", "prompt": "x", "n": 1})
-        assert (refused.status_code, refused.json()["error"]["param"]) == (404, "model")
-        greedy = {name: drawn_and_scored(url, name)[0]["text"] for name in ("best", "worst")}
-    for name in ("best", "worst"):
-        assert greedy[name] == greedily(joined, name)
-
-
-def test_an_adapter_is_loaded_and_unloaded_while_the_server_runs(joined: Bundle, tmp_path: Path) -> None:
-    bundles = joined.path.parent / "bundles"
+def test_adapters_are_named_by_requests_and_loaded_and_unloaded_while_the_server_runs(
+    joined: Bundle, tmp_path: Path
+) -> None:
     asked = {"messages": [{"role": "user", "content": ASKED}], "n": 2}
+
+    @cache
+    def expected(name: str) -> str:
+        return greedily(joined, name)
 
     def answered_by(url: str) -> str:
         return str(httpx.post(f"{url}/v1/worst-of-n", json=asked, timeout=120).json()["model"])
 
-    with launched(tmp_path / "log", str(bundles / "best"), "--bundles", str(bundles)) as server:
+    bundles = ("--bundles", str(joined.path.parent / "bundles"))
+    with launched(tmp_path / "log", str(joined.path), *bundles) as server:
+        listed = [model["id"] for model in httpx.get(f"{server.url}/v1/models").json()["data"]]
+        assert listed[:3] == ["best", "worst", "auto"]
+        refused = httpx.post(f"{server.url}/v1/best-of-n", json={"model": "other", "prompt": "x", "n": 1})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (404, "model")
+        for name in ("best", "worst"):
+            assert drawn_and_scored(server.url, name)[0]["text"] == expected(name)
+
+        assert httpx.delete(f"{server.url}/v1/adapters/worst", timeout=120).status_code == 204
         assert answered_by(server.url) == "best"
         loaded = httpx.post(f"{server.url}/v1/adapters", json={"bundle": "worst"}, timeout=120)
         assert (loaded.status_code, loaded.json()) == (201, {"loaded": ["worst"]}), loaded.text
         assert answered_by(server.url) == "worst"
-        assert drawn_and_scored(server.url, "worst")[0]["text"] == greedily(joined, "worst")
+        assert drawn_and_scored(server.url, "worst")[0]["text"] == expected("worst")
 
         server.engines[0].kill()
         wait_until(lambda: not server.ready)
         wait_until(lambda: server.ready)
-        assert drawn_and_scored(server.url, "worst")[0]["text"] == greedily(joined, "worst")
+        assert drawn_and_scored(server.url, "worst")[0]["text"] == expected("worst")
 
         assert httpx.delete(f"{server.url}/v1/adapters/worst", timeout=120).status_code == 204
         assert answered_by(server.url) == "best"
         gone = httpx.post(f"{server.url}/v1/best-of-n", json=asked | {"model": "worst"}, timeout=120)
         assert gone.status_code == 404
-        assert drawn_and_scored(server.url, "best")[0]["text"] == greedily(joined, "best")
+        assert drawn_and_scored(server.url, "best")[0]["text"] == expected("best")
 
 
 def greedily(bundle: Bundle, name: str) -> str:
@@ -142,44 +146,6 @@ def greedily(bundle: Bundle, name: str) -> str:
     tokens = torch.tensor([tokenise(policy.tokenizer, render_prompt(policy.tokenizer, messages))])
     drawn = policy.model.generate(tokens, do_sample=False, max_new_tokens=64)[0, tokens.shape[1] :]
     return str(policy.tokenizer.decode(drawn, skip_special_tokens=True))
-
-
-def test_vllm_and_transformers_agree_on_the_logits_of_an_adapter(joined: Bundle) -> None:
-    from training.vllm_sampler import VllmSampler
-
-    chosen = joined.policy("worst")
-    law = SamplingLaw(max_tokens=64)
-    policy, reference = load_pair(chosen.directory, joined.reference, law)
-    messages = [{"role": "user", "content": ASKED}]
-    prompt = tokenise(policy.tokenizer, render_prompt(policy.tokenizer, messages))
-    responses = policy.draw([messages] * 4, 0)
-    ours = scored(policy, prompt, responses)
-    assert not torch.allclose(ours, scored(reference, prompt, responses), atol=1e-3)
-
-    engine = VllmSampler.load(joined.reference, law, chosen.directory)
-    try:
-        theirs = vllm_scored(engine, prompt, responses)
-    finally:
-        engine.close()
-    assert torch.allclose(ours, theirs, atol=1e-3)
-
-
-def scored(sampler: Any, prompt: list[int], responses: Sequence[list[int]]) -> torch.Tensor:
-    with torch.inference_mode():
-        return log_probabilities(sampler.model, sampler.tokenizer, [prompt] * len(responses), responses)
-
-
-def vllm_scored(sampler: Any, prompt: list[int], responses: Sequence[list[int]]) -> torch.Tensor:
-    from vllm import SamplingParams, TokensPrompt
-
-    found = []
-    for response in responses:
-        asked = TokensPrompt(prompt_token_ids=[*prompt, *response])
-        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0)
-        [output] = sampler.engine.generate([asked], parameters, use_tqdm=False, lora_request=sampler.adapter)
-        places = zip(response, output.prompt_logprobs[len(prompt) :], strict=True)
-        found.append(sum(place[token].logprob for token, place in places))
-    return torch.tensor(found)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +207,7 @@ def test_prompts_alone_and_a_harm_classifier_make_the_worst_of_n_safer_if_its_si
 def test_a_model_that_is_not_there_is_refused_in_one_line(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else it tries to reach the hub for a minute
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = on_base(bundle, model={"base": {"path": "nowhere/at-all", "positions": 64}})
     line = last_line(train(tmp_path, config))
     assert line.startswith("infalign: model.base.path: got 'nowhere/at-all'"), line
@@ -287,3 +253,42 @@ def test_a_model_that_cannot_be_used_is_refused(
     with pytest.raises(InfAlignError) as refusal:
         infalign.main(["train", write_config(tmp_path, config), "--until", "reward"], standalone_mode=False)
     assert str(refusal.value).startswith(message)
+
+
+def test_vllm_and_transformers_agree_on_the_logits_of_an_adapter(joined: Bundle) -> None:
+    """The last here: vLLM changes the process that it runs in, which the trainings above must not meet."""
+    from training.vllm_sampler import VllmSampler
+
+    chosen = joined.policy("worst")
+    law = SamplingLaw(max_tokens=64)
+    policy, reference = load_pair(chosen.directory, joined.reference, law)
+    messages = [{"role": "user", "content": ASKED}]
+    prompt = tokenise(policy.tokenizer, render_prompt(policy.tokenizer, messages))
+    responses = policy.draw([messages] * 4, 0)
+    ours = scored(policy, prompt, responses)
+    assert not torch.allclose(ours, scored(reference, prompt, responses), atol=1e-3)
+
+    engine = VllmSampler.load(joined.reference, law, chosen.directory)
+    try:
+        theirs = vllm_scored(engine, prompt, responses)
+    finally:
+        engine.close()
+    assert torch.allclose(ours, theirs, atol=1e-3)
+
+
+def scored(sampler: Any, prompt: list[int], responses: Sequence[list[int]]) -> torch.Tensor:
+    with torch.inference_mode():
+        return log_probabilities(sampler.model, sampler.tokenizer, [prompt] * len(responses), responses)
+
+
+def vllm_scored(sampler: Any, prompt: list[int], responses: Sequence[list[int]]) -> torch.Tensor:
+    from vllm import SamplingParams, TokensPrompt
+
+    found = []
+    for response in responses:
+        asked = TokensPrompt(prompt_token_ids=[*prompt, *response])
+        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0)
+        [output] = sampler.engine.generate([asked], parameters, use_tqdm=False, lora_request=sampler.adapter)
+        places = zip(response, output.prompt_logprobs[len(prompt) :], strict=True)
+        found.append(sum(place[token].logprob for token, place in places))
+    return torch.tensor(found)

@@ -16,8 +16,9 @@ from infalign import Bundle, read_bundle
 from infalign.errors import BundleMismatch
 from infalign.files import digest, hash_files, reward_models
 from infalign.templates import prompt_key, render_prompt
-from tests.integration.conftest import INFALIGN, serving
-from tests.training_runs import command, environment
+from tests.commands import run_here
+from tests.integration.conftest import serving
+from tests.training_runs import command, copy_stages, environment
 from training.reward_model import turn_sign
 from training.rollouts import read_rollouts
 from training.scorer import Scorer
@@ -26,21 +27,17 @@ RESPONSES = ["Check the brakes.", "Ask a friend.", "No.", ""]
 WEIGHTS = {"harm": 2.0, "helpful": 1.0}
 
 
-def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(arguments, env=environment(home), capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    copy_stages(tiny_home, home, "data", "sft")
+    return home
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def harm(home: Path) -> Path:
+def harm(home: Path, tiny_home: Path) -> Path:
     """A classifier made of a tiny reward model with another head, that scores harm."""
-    done = run(home, *command(home / "unused"), "--until", "reward")
-    assert done.returncode == 0, done.stderr
-    trained = Path(done.stdout.strip()) / "model"
+    trained = read_bundle(tiny_home / "bundle").reward_model
     shutil.copytree(trained, home / "harm")
     model = AutoModelForSequenceClassification.from_pretrained(trained)
     torch.manual_seed(0)
@@ -60,7 +57,8 @@ def rewarded(harm: Path, weight: float = WEIGHTS["harm"]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def bundle(home: Path, harm: Path) -> Bundle:
-    done = run(home, *command(home / "bundle"), *rewarded(harm))
+    train = [*command(home / "bundle"), *rewarded(harm)]
+    done = subprocess.run(train, env=environment(home), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("reused") == 2  # data and sft: the run has the same name
     return read_bundle(home / "bundle")
@@ -101,9 +99,9 @@ def test_a_part_of_another_bundle_is_found_out_by_name(bundle: Bundle, tmp_path:
         read_bundle(copy)
 
 
-def test_a_bundle_of_two_is_evaluated(bundle: Bundle, home: Path) -> None:
+def test_a_bundle_of_two_is_evaluated(bundle: Bundle) -> None:
     arguments = ("--engine", "transformers", "--draws", "8", "-n", "2", "--limit", "4", "--json")
-    done = run(home, INFALIGN, "evaluate", str(bundle.path), *arguments)
+    done = run_here("evaluate", str(bundle.path), *arguments)
     assert done.returncode == 0, done.stderr
     assert 0 <= json.loads(done.stdout)["decoded"][0]["win_rate"]["value"] <= 1
 

@@ -16,8 +16,9 @@ from scipy.stats import ks_2samp
 
 from infalign import InvalidValue, read_bundle
 from infalign.errors import EngineFailed
+from infalign.storage import load_calibration
 from tests.tiny import tiny_job
-from tests.training_runs import TINY, command
+from tests.training_runs import TINY, command, copy_stages, environment
 from training import workers
 from training.config import Ray
 from training.data import read_prompts
@@ -46,41 +47,43 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[bytes]"
         time.sleep(0.01)
 
 
-def test_an_interrupted_run_by_vllm_keeps_its_shards_and_goes_on(tmp_path: Path) -> None:
-    environment = os.environ | {"INFALIGN_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+def test_an_interrupted_run_by_vllm_keeps_its_shards_and_goes_on(tmp_path: Path, tiny_home: Path) -> None:
+    copy_stages(tiny_home, tmp_path, "data", "sft", "reward")
     runs, log = tmp_path / "runs" / "demo", tmp_path / "log"
-    train = [*command(tmp_path / "bundle"), "--set", "rollouts.engine=vllm", "--set", "rollouts.shard=16"]
+    more = ("--set", "rollouts.engine=vllm", "--set", "rollouts.shard=16", "--until", "calibrate")
+    train = [*command(tmp_path / "bundle"), *more]
     with log.open("w") as stderr:
-        process = subprocess.Popen(train, env=environment, stderr=stderr, start_new_session=True)
+        process = subprocess.Popen(train, env=environment(tmp_path), stderr=stderr, start_new_session=True)
         wait_for(lambda: list(runs.glob(".rollouts-*/00001.jsonl")), process, log)
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         assert process.wait() == 130, log.read_text()
     assert log.read_text().strip().endswith("infalign: interrupted")
     assert no_process_is_left(process.pid)
-    kept = {path.name: path.stat().st_mtime_ns for path in runs.glob(".rollouts-*/*.jsonl")}
+    (work,) = runs.glob(".rollouts-*")
     assert not list(runs.glob("rollouts-*"))
+    again = (work / "00001.jsonl").read_bytes()
+    (work / "00001.jsonl").unlink()  # drawn after another shard; now it is the first that an engine draws
+    kept = {path.name: path.stat().st_mtime_ns for path in work.glob("*.jsonl")}
+    assert "00000.jsonl" in kept
 
-    done = subprocess.run(train, env=environment, capture_output=True, text=True)
+    done = subprocess.run(train, env=environment(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("reused") == 3
     (drawn,) = runs.glob("rollouts-*")
     shards = split_shards(read_prompts(next(runs.glob("data-*"))), 16)
-    assert len(files(drawn)) == len(shards) > len(kept)
+    assert len(files(drawn)) == len(shards) > len(kept) + 1
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in drawn.iterdir()}.items()
-    table = read_bundle(tmp_path / "bundle").table
+    assert files(drawn)["00001.jsonl"] == again, "whatever is drawn before it, and by whichever process"
+    (table,) = load_calibration(Path(done.stdout.strip()))[0].tables
     assert table.samples == TINY["rollouts.samples"]
     assert len(table) == sum(len(shard.prompts) for shard in shards)
 
-    law = read_bundle(tmp_path / "bundle").manifest.sampling
+    law = read_bundle(tiny_home / "bundle").manifest.sampling
     reference, reward = (next(runs.glob(f"{stage}-*")) / "model" for stage in ("sft", "reward"))
-    again = RolloutJob(reference, reward, law, "vllm", table.samples, derive_seed(0, "rollouts"))
-    for shard, text in workers.draw_in_subprocess(again, [shards[0], shards[-1]], len(shards)):
-        assert text.encode() == files(drawn)[f"{shard.number:05d}.jsonl"]
-
+    job = RolloutJob(reference, reward, law, "transformers", table.samples, derive_seed(0, "rollouts"))
     other = tmp_path / "transformers"
     other.mkdir()
-    write_rollouts(
-        other, [list(row.prompt) for row in read_rollouts(drawn)], replace(again, engine="transformers"), 256
-    )
+    write_rollouts(other, [list(row.prompt) for row in read_rollouts(drawn)], job, 256)
     ours, theirs = (
         {
             "rewards": [reward for row in read_rollouts(directory) for reward in row.rewards],

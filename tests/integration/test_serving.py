@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from infalign import Bundle
 from infalign.templates import prompt_key, render_conversation, render_prompt, tokenise
 from tests.bad_requests import BAD
+from tests.integration.conftest import reproduction_in
 from training.data import corpus
 from training.data.judge import judge
 
@@ -31,6 +32,12 @@ def rewards_by_transformers(bundle: Bundle, messages: list[dict[str, str]], resp
         with torch.inference_mode():
             found.append(model(tokens).logits.item())
     return np.array(found)
+
+
+def test_the_rewards_of_the_calibration_are_given_exactly(server: str, server_home: Path) -> None:
+    level, difference = reproduction_in(server_home / "log")
+    assert level == "INFO"
+    assert difference <= 1e-4
 
 
 @pytest.mark.parametrize("messages", [ASKED, FAR], ids=["calibrated", "unknown"])

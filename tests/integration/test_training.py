@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from infalign import read_bundle
-from tests.integration.conftest import INFALIGN
-from tests.training_runs import command, environment
+from tests.training_runs import INFALIGN, command, copy_stages, environment
 
 
 def finished(runs: Path) -> dict[str, float]:
@@ -24,12 +23,9 @@ def train(home: Path, *more: str) -> "subprocess.CompletedProcess[str]":
     return done
 
 
-@pytest.fixture(scope="module")
-def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home of a run that nothing disturbed."""
-    home = tmp_path_factory.mktemp("left")
-    train(home)
-    return home
+def plan(home: Path) -> "subprocess.CompletedProcess[str]":
+    """What a run would do, without the imports that doing it takes."""
+    return train(home, "--plan")
 
 
 def weights(home: Path, stage: str) -> bytes:
@@ -57,7 +53,7 @@ def kill_in(home: Path, stage: str) -> None:
     assert not (home / "bundle").exists()
 
 
-def test_a_run_killed_twice_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path, left: Path) -> None:
+def test_a_run_killed_twice_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path, tiny_home: Path) -> None:
     runs = tmp_path / "runs" / "demo"
     kill_in(tmp_path, "sft")
     kill_in(tmp_path, "ctrl")
@@ -69,34 +65,33 @@ def test_a_run_killed_twice_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Pat
     assert not list(runs.glob(".*-*"))
     assert not list(runs.glob("*/checkpoints"))
     for stage in ("sft", "reward", "ctrl"):
-        assert weights(tmp_path, stage) == weights(left, stage)
+        assert weights(tmp_path, stage) == weights(tiny_home, stage)
     watched = ("step", "sequence_kl", "quantile", "beta")
     ours, theirs = (
-        [{key: row[key] for key in watched if key in row} for row in metrics(home, "ctrl")] for home in (tmp_path, left)
+        [{key: row[key] for key in watched if key in row} for row in metrics(home, "ctrl")]
+        for home in (tmp_path, tiny_home)
     )
     assert ours == theirs
-    assert train(tmp_path).stderr.count("reused") == 7
+    assert plan(tmp_path).stdout.count("reused") == 7
 
 
-def test_a_run_leaves_a_bundle_with_what_it_measured(left: Path) -> None:
-    found = read_bundle(left / "bundle")
+def test_a_run_leaves_a_bundle_with_what_it_measured(tiny_home: Path) -> None:
+    found = read_bundle(tiny_home / "bundle")
     assert found.table.samples == 4
     measured = found.policy().record.measured
-    [made] = left.glob("runs/demo/ctrl-*")
+    [made] = tiny_home.glob("runs/demo/ctrl-*")
     solved = json.loads((made / "solved.json").read_text())
     assert solved["kl"]["value"] == pytest.approx(measured["kl"], abs=0.05)
     evaluated = json.loads((found.policy().evaluation / "figures.json").read_text())
     assert [row["procedure"] for row in evaluated["decoded"]][:3] == ["standard", "best-of-2", "best-of-4"]
-    assert "best-of-4" in (left / "bundle" / "README.md").read_text()
-    assert [row["sequence_kl"] for row in metrics(left, "ctrl") if "sequence_kl" in row] != []
+    assert "best-of-4" in (tiny_home / "bundle" / "README.md").read_text()
+    assert [row["sequence_kl"] for row in metrics(tiny_home, "ctrl") if "sequence_kl" in row] != []
     assert (made / "curves.svg").exists()
     assert 0 <= measured["reward_accuracy_low"] <= measured["reward_accuracy"] <= measured["reward_accuracy_high"] <= 1
 
 
 def test_a_plan_says_what_would_run_and_makes_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*command(tmp_path / "bundle"), "--plan"], env=environment(tmp_path), capture_output=True, text=True, check=True
-    )
+    done = plan(tmp_path)
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         "stage",
         "data",
@@ -112,31 +107,20 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_other_solver_learns_from_the_rollouts_and_settles(tmp_path: Path) -> None:
-    solver = [
-        "--set",
-        "ctrl.solver=regression",
-        "--set",
-        "ctrl.anneal=0",
-        "--set",
-        "ctrl.target_kl=0.01",
-        "--set",
-        "transformation=identity",
-    ]
-    more = [
-        "--set",
-        "ctrl.steps=30",
-        "--set",
-        "ctrl.prompts=16",
-        "--set",
-        "ctrl.generations=4",
-        "--set",
-        "ctrl.learning_rate=0.0003",
-    ]
-    done = subprocess.run(
-        [*command(tmp_path / "bundle"), *solver, *more], env=environment(tmp_path), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_other_solver_learns_from_the_rollouts_and_settles(tmp_path: Path, tiny_home: Path) -> None:
+    copy_stages(tiny_home, tmp_path, "data", "sft", "reward", "rollouts", "calibrate")
+    changes = {
+        "transformation": "identity",
+        "ctrl.solver": "regression",
+        "ctrl.anneal": 0,
+        "ctrl.target_kl": 0.01,
+        "ctrl.steps": 30,
+        "ctrl.prompts": 16,
+        "ctrl.generations": 4,
+        "ctrl.learning_rate": 0.0003,
+    }
+    done = train(tmp_path, *(part for key, value in changes.items() for part in ("--set", f"{key}={value}")))
+    assert done.stderr.count("reused") == 5
     metrics = [json.loads(line) for line in next(tmp_path.glob("runs/demo/ctrl-*/metrics.jsonl")).open()]
     assert metrics[-1]["step"] == 30
     assert metrics[-1]["loss"] < metrics[0]["loss"] * 1.5
@@ -144,7 +128,7 @@ def test_the_other_solver_learns_from_the_rollouts_and_settles(tmp_path: Path) -
     assert 0 < solved["kl"]["value"] <= 0.013
 
 
-def test_two_processes_learn_what_one_does(tmp_path: Path, left: Path) -> None:
+def test_two_processes_learn_what_one_does(tmp_path: Path, tiny_home: Path) -> None:
     """By the gloo backend; accelerate runs FSDP2 and DeepSpeed on accelerators alone."""
     accelerate = str(Path(INFALIGN).parent / "accelerate")
     launch = [
@@ -163,7 +147,8 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, left: Path) -> None:
     assert done.returncode == 0, done.stderr
     read_bundle(tmp_path / "bundle")
     ours, theirs = (
-        [(row["loss"], row["grad_norm"]) for row in metrics(home, "sft") if "loss" in row] for home in (tmp_path, left)
+        [(row["loss"], row["grad_norm"]) for row in metrics(home, "sft") if "loss" in row]
+        for home in (tmp_path, tiny_home)
     )
     assert len(ours) > 1
     assert ours == [pytest.approx(row, rel=1e-5) for row in theirs]

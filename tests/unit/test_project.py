@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import FIRST, SERVED
+
 ROOT = Path(__file__).parents[2]
 ALLOWED = {"infalign": set(), "server": {"infalign"}, "training": {"infalign"}}
 
@@ -145,3 +147,15 @@ def test_no_test_imports_another_test() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
         imports = re.findall(r"^\s*(?:from|import) (tests\.\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert not [name for name in imports if name.rpartition(".")[2].startswith("test_")], path
+
+
+def test_one_process_runs_all_files_that_share_the_server() -> None:
+    files = (ROOT / "tests" / "integration").glob("test_*.py")
+    sharing = {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and {"server", "client"} & {argument.arg for argument in node.args.args}
+    }
+    assert all((ROOT / file).is_file() for file in FIRST)
+    assert sorted(sharing) == sorted(SERVED)

@@ -18,7 +18,6 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, GenerationConfig, LogitsProcessorList, TrainerCallback
 from transformers.trainer_callback import ExportableState
-from trl import RLOOConfig, RLOOTrainer
 
 from infalign.policies import beta_for_kl
 from infalign.templates import Message, prompt_key, render_prompt, tokenise
@@ -30,6 +29,7 @@ from training.progress import attach_progress
 from training.runtime import run_trainer, trainer_arguments
 from training.sampler import InverseCdfSampler, draw_responses
 from training.solvers.task import Task
+from training.solvers.trl_rloo import RLOOConfig, RLOOTrainer
 
 GROUP = 64
 """Responses that the trainer reads together."""

@@ -1,5 +1,6 @@
 """What we do in place of TRL's trainers computes what they compute."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,14 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForSequenceClassification
-from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from training.config import Scratch
 from training.models import new_model
 from training.reward_model import tokenise_comparison
 from training.sft import tokenise_answer
 from training.solvers.rloo import GROUP, LengthSortedTrainer
+from training.solvers.trl_rloo import RLOOConfig, RLOOTrainer
 from training.tokenizer import train_tokenizer
 
 ARGUMENTS = {"use_cpu": True, "bf16": False, "report_to": "none", "dataloader_pin_memory": False, "disable_tqdm": True}
@@ -107,3 +109,8 @@ def test_sorting_responses_by_length_changes_no_log_probability(tmp_path: Path, 
 
     for ours, theirs in zip(read(LengthSortedTrainer), read(RLOOTrainer), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_trl_does_not_import_vllm_beside_its_trainer() -> None:
+    assert RLOOTrainer.__module__ == "trl.trainer.rloo_trainer"
+    assert not hasattr(import_module("trl.generation.vllm_generation"), "LLM")
