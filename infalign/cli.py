@@ -12,6 +12,7 @@ COMMANDS = {
     "frontier": ("infalign.commands", "What transformations gain under a procedure, at which KL, in theory."),
     "train": ("training.cli", "Train a CTRL checkpoint and write its bundle."),
     "bundle": ("training.existing", "Make a bundle of a policy and rewards that exist, without training."),
+    "calibrate": ("training.extension", "Calibrate further prompts for a bundle."),
     "evaluate": ("training.cli", "Measure a bundle on fresh draws: win rates, KL, what a judge says."),
     "join": ("infalign.commands", "Put the adapters of several bundles into one."),
     "serve": ("server.cli", "Serve a bundle over HTTP, Best-of-N and Worst-of-N."),

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 from infalign.errors import BundleCorrupt, BundleMismatch
 
 MANIFEST = "bundle.json"
+REWARD = "reward.json"
+"""File that describes a reward which is not a classifier (:mod:`infalign.rewards`)."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -67,17 +69,42 @@ def directory_digest(root: Path) -> str:
 
 
 def reward_models(directory: Path) -> dict[str, Path]:
-    """List the reward models in a directory.
+    """List the rewards in a directory.
 
     Args:
-        directory: A reward model, or a directory of several.
+        directory: A reward, or a directory of several.
 
     Returns:
-        The directory of each model by its name, in the order of their calibrations. A single model is ``reward``.
+        The directory of each reward by its name, in the order of their calibrations. A single one is ``reward``.
     """
-    if (directory / "config.json").is_file():
+    if any((directory / name).is_file() for name in ("config.json", REWARD)):
         return {"reward": directory}
     return {path.name: path for path in sorted(directory.iterdir()) if path.is_dir()}
+
+
+def score_values(directory: Path) -> tuple[float, ...]:
+    """Read what the outputs of a reward model are worth from its configuration.
+
+    A classifier has one output, which is the reward. A judge has an output for each score that it may give, named by
+    the score. Its reward is the mean of the scores, weighted by the softmax of the outputs.
+
+    Args:
+        directory: Directory of the reward model.
+
+    Returns:
+        The score of each output. It is empty if there is one output.
+
+    Raises:
+        BundleCorrupt: The configuration is not a JSON object, or its outputs are not named by scores.
+    """
+    file = directory / "config.json"
+    labels = read_json(file).get("id2label") or {}
+    if len(labels) < 2:
+        return ()
+    try:
+        return tuple(float(labels[str(output)]) for output in range(len(labels)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleCorrupt(f"{file}: several outputs that are not named by scores ({error})") from error
 
 
 def adapter_rank(directory: Path) -> int:

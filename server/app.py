@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TextIO
 
@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from infalign.bundle import Bundle
 from infalign.home import home
+from infalign.rewards import OpenReward
 from server.access.callers import Keyring
 from server.access.limits import Limits
 from server.decoding.adapters import Adapters
@@ -24,6 +25,7 @@ from server.decoding.catalogue import Catalogue
 from server.decoding.decoder import Decoder
 from server.decoding.drift import Drift
 from server.decoding.engine_client import EngineClient
+from server.decoding.external_rewards import external_rewards
 from server.decoding.store import Store
 from server.engines import Engines
 from server.engines.supervisor import Supervisor
@@ -56,6 +58,8 @@ class ServedBundle:
     """The policies' tokenizer, then the reward models' tokenizers by model name, in the order of their calibrations."""
     policies: Mapping[str, str]
     """Maps the name of each policy to the procedure it was aligned for. The first policy is the default."""
+    rewards: Mapping[str, OpenReward] = field(default_factory=dict)
+    """Rewards that no engine computes, by name."""
 
 
 def create_app(
@@ -87,7 +91,8 @@ def create_app(
         InvalidValue: The audit log cannot be written.
     """
     metrics = Metrics()
-    client = EngineClient(engines, served_bundle.tokenizers, metrics)
+    rewards = external_rewards(served_bundle.bundle, served_bundle.rewards, metrics)
+    client = EngineClient(engines, served_bundle.tokenizers, metrics, rewards)
     calibrator = _create_calibrator(settings, served_bundle.bundle, client)
     manifest = served_bundle.bundle.manifest
     drift = Drift({name: manifest.policies.get(name) for name in served_bundle.policies}, manifest.sampling, metrics)
@@ -104,7 +109,7 @@ def create_app(
         await asyncio.gather(watch_task, return_exceptions=True)
         await asyncio.to_thread(engines.stop)
         await calibrator.close()
-        client.reader.close()
+        client.close()
         audit_log.close()
         await asyncio.to_thread(tracing.stop)
 

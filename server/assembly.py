@@ -5,7 +5,8 @@ from typing import Any
 
 from infalign.bundle import Bundle
 from infalign.errors import InvalidValue, one_line
-from infalign.files import context_length, reward_models
+from infalign.files import context_length, reward_models, score_values
+from infalign.rewards import check_trust, open_reward
 from server.app import ServedBundle
 from server.engines import Engines
 from server.engines.trial import EnginesOnTrial, reward_trials
@@ -24,15 +25,18 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
         The engines, which are not started yet, and the bundle with its tokenizers and policy names.
 
     Raises:
-        InvalidValue: The addresses of vLLM servers do not fit the bundle, or a tokenizer cannot be loaded.
+        InvalidValue: The addresses of vLLM servers do not fit the bundle, a tokenizer cannot be loaded, or a reward
+            that is not a classifier is not trusted or cannot be opened.
     """
+    all_rewards = reward_models(bundle.reward_model)
+    external = check_trust(all_rewards, settings.trust_rewards)
     adapters = {name: policy.directory for name, policy in bundle.policies.items() if policy.is_adapter}
     if reference:
         adapters = {}
     procedures = {name: policy.record.procedure for name, policy in bundle.policies.items()}
     policies = {f"{bundle.manifest.name}-reference": "standard"} if reference else procedures
     policy_path = bundle.reference if reference or adapters else bundle.policy().directory
-    reward_paths = reward_models(bundle.reward_model)
+    reward_paths = {name: path for name, path in all_rewards.items() if name not in external}
     reward_tokenizers = {name: load_tokenizer(path) for name, path in reward_paths.items()}
     trials = reward_trials(bundle, reward_tokenizers)
     engines: Engines
@@ -42,14 +46,21 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
         context = min(map(context_length, (policy_path, *reward_paths.values())))
         reference_policy = next(iter(policies)) if reference else None
         engines = RemoteEngines(
-            settings, tuple(policies), tuple(reward_paths), context, reference_policy, bool(adapters), trials
+            settings,
+            tuple(policies),
+            {name: score_values(path) for name, path in reward_paths.items()},
+            context,
+            reference_policy,
+            bool(adapters),
+            trials,
         )
     else:
         from server.engines.vllm import VllmEngines
 
         local_engines = VllmEngines(policy_path, bundle.reference, tuple(reward_paths.values()), settings, adapters)
         engines = EnginesOnTrial(local_engines, list(trials.values()))
-    return engines, ServedBundle(bundle, (load_tokenizer(policy_path), reward_tokenizers), policies)
+    rewards = {name: open_reward(name, record) for name, record in external.items()}
+    return engines, ServedBundle(bundle, (load_tokenizer(policy_path), reward_tokenizers), policies, rewards)
 
 
 def load_tokenizer(directory: Path) -> Any:

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infalign.errors import InvalidValue
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
     from server.engines import Engines
 
 
-def run(settings: Settings, prepare: Callable[[], tuple["Engines", "ServedBundle"]]) -> int:
+def run(
+    settings: Settings, locate: Callable[[], Path], prepare: Callable[[Path], tuple["Engines", "ServedBundle"]]
+) -> int:
     """Serve until a signal arrives or the engines have failed for good.
 
-    SIGTERM and SIGINT stop the server cleanly at any time. SIGHUP never stops it. The port is bound before ``prepare``
+    SIGTERM and SIGINT stop the server cleanly at any time. SIGHUP never stops it. The port is bound before ``locate``
     is called.
 
     Args:
         settings: The operator's settings.
+        locate: Finds the bundle, or makes it. What it prints is not logged.
         prepare: Creates the engines and the served bundle.
 
     Returns:
@@ -33,7 +37,7 @@ def run(settings: Settings, prepare: Callable[[], tuple["Engines", "ServedBundle
 
     Raises:
         InvalidValue: The address is in use, or it is reachable from other machines and there are no API keys.
-        InfAlignError: Whatever ``prepare`` raises.
+        InfAlignError: Whatever ``locate`` and ``prepare`` raise.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -44,7 +48,8 @@ def run(settings: Settings, prepare: Callable[[], tuple["Engines", "ServedBundle
         signal.raise_signal(signal.SIGTERM)
 
     with suppress(KeyboardInterrupt), bind(settings) as listener:
-        _serve(settings, listener, prepare, stop)
+        path = locate()
+        _serve(settings, listener, lambda: prepare(path), stop)
     return 1 if failures else 0
 
 

@@ -157,6 +157,9 @@ class Settings(BaseModel):
         description="Seconds that a connection may be idle, and that the headers of a request may take to arrive. "
         "A body may take a second more for each KiB.",
     )
+    trust_rewards: bool = Field(
+        False, description="Run the functions, and ask the services and judges, that the bundle names as rewards."
+    )
     policy_urls: Urls = Field((), description="vLLM servers of the policies; none is started here then.")
     reward_urls: NamedUrls = Field((), description="vLLM servers of the reward model; of several, NAME=URL for each.")
     reference_urls: Urls = Field((), description="vLLM servers of the reference, where those of the policies lack it.")

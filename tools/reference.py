@@ -29,6 +29,7 @@ TOPICS = {
     "Engines on GPU": "gpu_memory reference_gpu_memory",
     "vLLM servers elsewhere": "policy_urls reward_urls reference_urls remote_timeout",
     "Calibration on demand": "calibration_concurrency calibration_store calibration_store_mib",
+    "Rewards": "trust_rewards",
     "Adapters": "bundles max_adapters",
     "Logs and traces": "log_format log_level log_text otlp_endpoint",
 }

@@ -124,6 +124,9 @@ def run(config: "Config", target: Path, if_missing: bool = False, until: str | N
 @click.option(
     "--engine", type=click.Choice(["vllm", "transformers"]), default="vllm", show_default=True, help="What draws."
 )
+@click.option(
+    "--trust-rewards", is_flag=True, help="Run the functions, and ask the services and judges, that the bundle names."
+)
 @click.option("--json", "as_json", is_flag=True, help="Every figure, instead of the table.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw win rate against KL: .png or .svg.")
 def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, **options: Any) -> None:

@@ -129,17 +129,19 @@ def read_classifier(source: str | Path, key: str = "model") -> Any:
     return read_model(AutoModelForSequenceClassification, source, key, CLASSIFIER, dtype="auto")
 
 
-def new_classifier(causal: Path) -> Any:
-    """Load a causal LM as a sequence classifier with one output, whose head is new and random.
+def new_classifier(causal: str | Path, outputs: int = 1, key: str = "model") -> Any:
+    """Load a causal LM as a sequence classifier, whose head is new and random.
 
     Args:
-        causal: Directory of the causal LM.
+        causal: Directory of the causal LM, or its id on the hub.
+        outputs: Number of outputs.
+        key: Name of the setting that error messages blame.
 
     Raises:
         InvalidValue: There is no such model, or its checkpoint does not fit.
     """
     auto, head = AutoModelForSequenceClassification, "score.weight"
-    return read_model(auto, causal, "model", CAUSAL, new=(head,), surplus=("lm_head.",), num_labels=1, dtype="auto")
+    return read_model(auto, causal, key, CAUSAL, new=(head,), surplus=("lm_head.",), num_labels=outputs, dtype="auto")
 
 
 def load_causal(directory: Path) -> Any:

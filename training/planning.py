@@ -79,11 +79,11 @@ def read_sizes(config: Config, data: Path) -> Sizes | str:
     reference = reference_shape(config.model.origin)
     if reference is None:
         return f"until {config.model.base and config.model.base.path} is on this machine"
-    rewards = [read_shape(classifier.path) for classifier in config.reward.classifiers]
+    rewards = [read_shape(model.path) for model in config.reward.given_models]
     rewards += [reference] if config.reward.train else []
     reward_shapes = tuple(shape for shape in rewards if shape)
     if len(reward_shapes) < len(rewards):
-        return "until the classifiers are on this machine"
+        return "until the reward models are on this machine"
     if not (data / REPORT).is_file():
         return "until the stage data has run (--until data)"
     report = json.loads((data / REPORT).read_text(encoding="utf-8"))

@@ -39,6 +39,11 @@ def check_reading(scorer: Scorer, key: str, source: str, remedy: str) -> None:
     responses = [*RESPONSES, *special, *(f"Yes.{token}" for token in special)]
     room = getattr(config.get_text_config(), "max_position_embeddings", None) or float("inf")
     responses = [text for text in responses if len(scorer.encode(PROMPT, text)) <= room]
+    if not responses:
+        shortest = len(scorer.encode(PROMPT, RESPONSES[0]))
+        raise InvalidValue(
+            key, source, f"a model that reads {shortest} tokens, a short question; its context is {room}"
+        )
     accepted = "a classifier that gives a text one reward, alone and beside longer texts"
     try:
         alone_rewards = np.array([_score_alone(scorer, text) for text in responses])
@@ -67,4 +72,4 @@ def check_reading(scorer: Scorer, key: str, source: str, remedy: str) -> None:
 def _score_alone(scorer: Scorer, response: str) -> float:
     tokens: Any = torch.tensor([scorer.encode(PROMPT, response)], device=scorer.model.device)
     logits = scorer.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
-    return float(logits[0, scorer.output])
+    return scorer.read(logits)[0]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from trl import RewardConfig, RewardTrainer
 
@@ -22,14 +21,14 @@ from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, over_prompts
 from infalign.templates import render_conversation, tokenise
 from training import processes
+from training.adoption import adopt_rewards
 from training.config import Classifier, Compute, Optimiser, Reward
 from training.data import HELD_OUT, PREFERENCES, read_lengths, read_rows
 from training.memory import Pass, model_shape
-from training.models import CLASSIFIER, new_classifier, read_classifier, save_model
+from training.models import new_classifier
 from training.reading import check_reading
-from training.scorer import Scorer
+from training.scorer import AnyScorer, Scorer, load_scorer
 from training.supervised import Row, fit_rows
-from training.tokenizer import read_tokenizer, set_template, set_token
 
 SIDES = ("chosen", "rejected")
 """Keys of the better and the worse response of a comparison."""
@@ -37,11 +36,6 @@ ACCURACY = "accuracy"
 """Start of the names of the files with accuracies."""
 MODEL = "model"
 """Directory of the models."""
-PADS_WITH_END = (
-    "If it was trained to be read at the end, give pad_token, a token that ends no conversation; if one token early, a "
-    "chat_template that does not write that token"
-)
-"""What to do about a classifier that pads with its end token."""
 
 
 def make_reward_models(
@@ -80,8 +74,7 @@ def make_reward_models(
         check_reading(
             Scorer.load(trained_model), "reward.train", str(trained_model), "Give model.base.pad_token another token"
         )
-    for classifier in config.classifiers:
-        adopt_classifier(locate(classifier.name), classifier)
+    adopt_rewards(config, locate)
     for model in config.models:
         file = directory / (f"{ACCURACY}-{model.name}.json" if several else f"{ACCURACY}.json")
         measure_accuracy(locate(model.name), data, model if isinstance(model, Classifier) else None, file)
@@ -140,44 +133,6 @@ def tokenise_comparison(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any])
     return {f"{side}_ids": tokenise_side(side) for side in SIDES}
 
 
-def adopt_classifier(target: Path, config: Classifier) -> None:
-    """Save a classifier as a reward model, with its sign turned if high means worse.
-
-    Args:
-        target: Directory that the model is saved in.
-        config: Which classifier it is.
-
-    Raises:
-        InvalidValue: There is no such classifier, its checkpoint does not fit, it has several outputs or no chat
-            template, or a text gets several rewards.
-    """
-    key = f"reward.classifiers[{config.name}]"
-    model = read_classifier(config.path, f"{key}.path")
-    tokenizer = read_tokenizer(config.path, f"{key}.path", CLASSIFIER)
-    if model.config.num_labels != 1:
-        raise InvalidValue(f"{key}.path", f"{model.config.num_labels} outputs", "a classifier with one")
-    set_template(tokenizer, config.chat_template, f"{key}.chat_template", config.path)
-    text_config = model.config.get_text_config()
-    if config.pad_token:
-        set_token(tokenizer, "pad_token", config.pad_token, f"{key}.pad_token", config.path)
-        text_config.pad_token_id = tokenizer.pad_token_id
-    check_reading(Scorer(model, tokenizer), f"{key}.path", config.path, PADS_WITH_END)
-    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
-        text_config.pad_token_id = tokenizer.pad_token_id
-    if config.higher_is == "worse":
-        turn_sign(model)
-    save_model(model, tokenizer, target)
-
-
-@torch.no_grad()
-def turn_sign(model: Any) -> None:
-    """Negate the output of a classifier, in place, by the weight and bias of its last linear layer."""
-    head = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
-    head.weight.neg_()
-    if head.bias is not None:
-        head.bias.neg_()
-
-
 def measure_accuracy(model: Path, data: Path, classifier: Classifier | None, file: Path) -> None:
     """Measure how often a reward model prefers the better of two responses, and write it into ``file``.
 
@@ -195,7 +150,7 @@ def measure_accuracy(model: Path, data: Path, classifier: Classifier | None, fil
     rows = read_rows(data / HELD_OUT)
     if not rows:
         return
-    accuracy = compute_accuracy(Scorer.load(model), rows)
+    accuracy = compute_accuracy(load_scorer(model), rows)
     if classifier and accuracy.high < 0.5:
         raise InvalidValue(
             f"reward.classifiers[{classifier.name}].higher_is",
@@ -205,7 +160,7 @@ def measure_accuracy(model: Path, data: Path, classifier: Classifier | None, fil
     file.write_text(json.dumps(asdict(accuracy), indent=1) + "\n", encoding="utf-8")
 
 
-def compute_accuracy(scorer: Scorer, rows: Sequence[dict[str, Any]]) -> Estimate:
+def compute_accuracy(scorer: AnyScorer, rows: Sequence[dict[str, Any]]) -> Estimate:
     """Compute the share of comparisons that a reward model decides rightly. Ties count half.
 
     Args:

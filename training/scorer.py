@@ -1,9 +1,12 @@
 """Scores responses with one reward model, with several, and with the one reward that several are combined into."""
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,13 +15,17 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from infalign.combination import Combination
-from infalign.files import reward_models
+from infalign.files import reward_models, score_values
+from infalign.rewards import OpenReward, RewardFailed, open_reward, read_reward
 from infalign.templates import Message, prompt_key, render_conversation, render_prompt, tokenise
 from training.memory import batches, forward_bytes, model_shape
 from training.models import load_classifier
 
+T = TypeVar("T")
 SCORE_BATCH = 512
 """Texts scored at a time."""
+PAUSES = (1.0, 4.0)
+"""Seconds until a reward that was down or slow is asked again."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,14 @@ class Scorer:
     """Its tokenizer."""
     output: int = 0
     """Which of the model's outputs is the reward."""
+    values: tuple[float, ...] = ()
+    """What each output of a judge is worth. The reward is then the expected score."""
 
     @classmethod
     def load(cls, directory: Path) -> "Scorer":
         """Load a reward model from its directory."""
-        return cls(load_classifier(directory), AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        return cls(load_classifier(directory), tokenizer, values=score_values(directory))
 
     def encode(self, prompt: Sequence[Message], response: str) -> tuple[int, ...]:
         """Return the token ids that the model reads for a prompt and a response."""
@@ -83,23 +93,95 @@ class Scorer:
             ).logits
         finally:
             config.pad_token_id = own_padding
+        return self.read(logits)
+
+    def read(self, logits: torch.Tensor) -> list[float]:
+        """Compute rewards from the model's outputs of shape (texts, outputs)."""
+        if self.values:
+            values = torch.tensor(self.values, dtype=torch.float64, device=logits.device)
+            return list((logits.double().softmax(-1) @ values).tolist())
         return list(logits[:, self.output].float().tolist())
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Split items into batches, in order."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+@dataclass(frozen=True)
+class ExternalScorer:
+    """A reward that no model of this process computes: a function, a service, or a judge behind a server."""
+
+    reward: OpenReward
+    """The reward, ready to score."""
+
+    def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.floating[Any]]:
+        """Score responses. Equal ones to one conversation are scored once. A reward that is down is asked again.
+
+        Args:
+            prompts: Conversations.
+            responses: A response to each of them.
+
+        Returns:
+            Raw rewards of shape (len(responses),).
+
+        Raises:
+            RewardFailed: The reward failed at a response, or did not answer in several attempts.
+        """
+        keys = [(json.dumps(list(prompt)), response) for prompt, response in zip(prompts, responses, strict=True)]
+        rewards: dict[tuple[str, str], float] = {}
+        for batch in batched(dict.fromkeys(keys), self.reward.batch):
+            scores = self._ask([json.loads(prompt) for prompt, _ in batch], [response for _, response in batch])
+            rewards.update(zip(batch, scores, strict=True))
+        return np.array([rewards[key] for key in keys], dtype=np.float64)
+
+    def _ask(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
+        for pause in PAUSES:
+            try:
+                return self.reward.score(prompts, responses)
+            except RewardFailed as error:
+                if error.is_of_content:
+                    raise
+                time.sleep(pause)
+        return self.reward.score(prompts, responses)
+
+
+AnyScorer = Scorer | ExternalScorer
+
+
+def load_scorer(directory: Path, name: str = "reward") -> AnyScorer:
+    """Load a reward from its directory.
+
+    Args:
+        directory: Directory of a reward model, or of a reward that is not one.
+        name: Name of the reward, for messages.
+    """
+    reward = read_reward(directory)
+    return Scorer.load(directory) if reward is None else ExternalScorer(open_reward(name, reward))
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """All reward models of a run or a bundle, in the order of their calibration tables."""
+    """All rewards of a run or a bundle, in the order of their calibration tables."""
 
-    models: dict[str, Scorer]
-    """Reward models by name."""
+    models: dict[str, AnyScorer]
+    """Rewards by name."""
 
     @classmethod
     def load(cls, directory: Path) -> "Scorers":
-        """Load all reward models from a directory that is a model or that holds several."""
-        return cls({name: Scorer.load(model) for name, model in reward_models(directory).items()})
+        """Load all rewards from a directory that is one or that holds several."""
+        return cls({name: load_scorer(model, name) for name, model in reward_models(directory).items()})
 
-    def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.float32]:
-        """Score responses with every reward model.
+    @property
+    def memory(self) -> int:
+        """Memory that the reward models take, in bytes."""
+        models = [scorer.model for scorer in self.models.values() if isinstance(scorer, Scorer)]
+        return sum(model.get_memory_footprint() for model in models)
+
+    def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.floating[Any]]:
+        """Score responses with every reward.
 
         Args:
             prompts: Conversations.

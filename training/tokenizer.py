@@ -153,11 +153,16 @@ def check_padding(tokenizer: Any, key: str) -> None:
         InvalidValue: There is no padding token, or it is the end token.
     """
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        unused = [token for token in special if token not in (tokenizer.eos_token, tokenizer.bos_token)][:3]
+        unused = unused_tokens(tokenizer)[:3]
         raise InvalidValue(
             key,
             tokenizer.pad_token,
             f"a padding token that is not the end token {tokenizer.eos_token!r} and that no text contains"
             + (f", such as {' or '.join(unused)}" if unused else ""),
         )
+
+
+def unused_tokens(tokenizer: Any) -> list[str]:
+    """List special tokens that neither begin nor end a text. One of them can pad."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return [token for token in special if token not in (tokenizer.eos_token, tokenizer.bos_token)]

@@ -3,8 +3,11 @@
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
+from server.concurrency import gather_all
+from server.decoding.external_rewards import ExternalReward
 from server.decoding.reader import Conversation, Prompt, Reader, RewardInput
 from server.engines import Completion, Delta, Engines, EnginesDown, Refused, RequestFailed, Sampling, Structure
 from server.errors import BadRequest, EngineError, PromptTooLong, Unavailable
@@ -30,18 +33,32 @@ class EngineClient:
 
     Args:
         engines: The policies and the reward models.
-        tokenizers: The policies' tokenizer, then the reward models' by name, in the order of their calibrations.
+        tokenizers: The policies' tokenizer, then the reward models' by name.
         metrics: Observes durations.
+        external_rewards: Rewards that no engine computes, by name.
     """
 
-    def __init__(self, engines: Engines, tokenizers: tuple[Any, Mapping[str, Any]], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engines: Engines,
+        tokenizers: tuple[Any, Mapping[str, Any]],
+        metrics: Metrics,
+        external_rewards: Mapping[str, ExternalReward] | None = None,
+    ) -> None:
         self.engines, self.metrics = engines, metrics
         self.reader = Reader(*tokenizers, lambda: engines.context)
+        self._external_rewards = external_rewards or {}
 
     @property
     def reward_models(self) -> tuple[str, ...]:
-        """Names of the reward models, in the order of their rewards."""
-        return tuple(self.reader.rewards)
+        """Names of the rewards, in the order of their calibrations."""
+        return tuple(sorted((*self.reader.rewards, *self._external_rewards)))
+
+    def close(self) -> None:
+        """Stop the reader, and end the rewards that no engine computes."""
+        self.reader.close()
+        for reward in self._external_rewards.values():
+            reward.close()
 
     async def check_structure(self, structure: Structure) -> None:
         """Check that responses can be forced to have a structure, before any is drawn.
@@ -100,7 +117,7 @@ class EngineClient:
                 f"accepted: at most {context}, which the reward models can read",
                 "responses",
             )
-        return await self._score(reward_input)
+        return await self._score(reward_input, conversation, response)
 
     async def score_candidate(self, conversation: Conversation, text: str) -> Scores:
         """Score a response that was drawn. If it does not fit the reward models' context, its end is left out.
@@ -115,11 +132,20 @@ class EngineClient:
             Unavailable: The engines are not up, or have died.
         """
         reward_input = await self.reader.read_response(conversation, text)
-        return Scores(await self._score(reward_input), reward_input.unread)
+        return Scores(await self._score(reward_input, conversation, text), reward_input.unread)
 
-    async def _score(self, reward_input: RewardInput) -> list[float]:
+    async def _score(self, reward_input: RewardInput, conversation: Conversation, response: str) -> list[float]:
+        async def score_by_engines() -> list[float]:
+            return await self.engines.score(reward_input.tokens) if reward_input.tokens else []
+
+        async def score_by(reward: ExternalReward) -> list[float]:
+            return [await reward.score(conversation.turns, response)]
+
+        external = self._external_rewards
         with self.metrics.scoring_seconds.time(), engine_call():
-            return await _translate_errors(self.engines.score(reward_input.tokens))
+            rewards = await _translate_errors(gather_all([score_by_engines(), *map(score_by, external.values())]))
+        by_name = dict(zip((*self.reader.rewards, *external), chain.from_iterable(rewards), strict=True))
+        return [by_name[name] for name in self.reward_models]
 
 
 async def _translate_errors(work: Awaitable[T], sampling: Sampling | None = None) -> T:

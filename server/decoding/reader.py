@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from infalign.errors import TemplateRefusal
+from infalign.rewards.rubric import reads_rubric
 from infalign.templates import Message, Rendering, prompt_key, render_conversation, render_prompt, render_text, tokenise
 from infalign.tokens import fewest_tokens
 from server.errors import BadRequest, PromptTooLong
@@ -32,6 +33,11 @@ class Conversation:
     def field(self) -> str:
         """The request field that it comes from."""
         return "messages" if self.messages else "prompt"
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The messages; a raw prompt as what a user says."""
+        return self.messages or ({"role": "user", "content": self.prompt},)
 
     @cached_property
     def characters(self) -> int:
@@ -127,7 +133,7 @@ class Reader:
 
         def read_response() -> RewardInput:
             tokens = self._reward_tokens(conversation, response)
-            excess = max(map(len, tokens)) - self._context()
+            excess = max(map(len, tokens), default=0) - self._context()
             if excess <= 0:
                 return RewardInput(tokens)
             ends = self._reward_tokens(conversation, "")
@@ -172,13 +178,13 @@ class Reader:
         """Tokens for each reward model. A raw prompt is continued without a template, and ended like a turn."""
         tokens = []
         for name, tokenizer in self.rewards.items():
-            if conversation.messages:
+            if conversation.messages or reads_rubric(tokenizer):
                 try:
-                    rendering = render_conversation(tokenizer, conversation.messages, response)
+                    rendering = render_conversation(tokenizer, conversation.turns, response)
                 except TemplateRefusal as refusal:
                     raise _template_error(f"reward model {name}", refusal) from refusal
             else:
-                rendering = render_text(tokenizer, conversation.prompt + response, tokenizer.eos_token)
+                rendering = render_text(tokenizer, conversation.prompt + response, tokenizer.eos_token or "")
             tokens.append(tokenise(tokenizer, rendering))
         return tokens
 

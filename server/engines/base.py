@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from infalign.manifest import SamplingLaw
+from infalign.rewards.rubric import expected_score
 
 LOWEST_LOGPROB = -9999.0
 """Stands for the log-probability of a token that cannot be drawn, as in OpenAI's answers."""
@@ -77,15 +78,25 @@ def check_logprob(value: float | None) -> float:
     return max(value, LOWEST_LOGPROB)
 
 
-def check_reward(value: float) -> float:
-    """Check a raw reward. Returns it.
+def compute_reward(outputs: Sequence[float], values: Sequence[float]) -> float:
+    """Compute the raw reward from the outputs of a reward model.
+
+    Args:
+        outputs: The model's outputs for one text, without an activation function.
+        values: What the outputs are worth (:func:`infalign.files.score_values`); empty if the first is the reward.
+
+    Returns:
+        The first output, or the expected score of a judge.
 
     Raises:
-        RequestFailed: It is not a finite number.
+        RequestFailed: There are too few outputs, or the reward is not a finite number.
     """
-    if not math.isfinite(value):
-        raise RequestFailed(f"a reward of {value}")
-    return value
+    if len(outputs) != (len(values) or 1):
+        raise RequestFailed(f"{len(outputs)} outputs of a reward model that has {len(values) or 1}")
+    reward = expected_score(outputs, values) if values else float(outputs[0])
+    if not math.isfinite(reward):
+        raise RequestFailed(f"a reward of {reward}")
+    return reward
 
 
 @dataclass(frozen=True, slots=True)

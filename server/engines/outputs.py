@@ -13,7 +13,6 @@ from server.engines.base import (
     TokenLogprob,
     check_finish_reason,
     check_logprob,
-    check_reward,
 )
 
 OnOutput = Callable[[], None]
@@ -114,21 +113,23 @@ async def read_stream(
     return Completion(text, tokens, check_finish_reason(reason), None if sampling.logprobs is None else logprobs)
 
 
-async def read_reward(outputs: AsyncGenerator[Any, None], on_output: OnOutput) -> float:
-    """Read the raw reward from the output of a reward model.
+async def read_outputs(outputs: AsyncGenerator[Any, None], on_output: OnOutput) -> list[float]:
+    """Read the outputs of a reward model for one text.
 
     Args:
         outputs: vLLM's outputs.
         on_output: Called at every output.
 
+    Returns:
+        The raw outputs, at least one.
+
     Raises:
         EnginesDown: The engine aborted the request.
-        RequestFailed: The reward is not a finite number.
     """
-    values = (await _last(outputs, on_output)).outputs.data.tolist()
+    values: list[float] = (await _last(outputs, on_output)).outputs.data.tolist()
     if not values:  # vLLM ends a request that it aborts with an empty output
         raise EnginesDown("a score was given up: the engine is being stopped")
-    return check_reward(float(values[0]))
+    return values
 
 
 async def _last(outputs: AsyncGenerator[Any, None], on_output: OnOutput) -> Any:

@@ -12,9 +12,10 @@ from pathlib import Path
 from infalign.errors import InvalidValue, RewardMismatch
 from server.concurrency import gather_all
 from server.engines import wire
-from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling, Structure
+from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling, Structure, compute_reward
 from server.engines.pool import Pool, Server
 from server.engines.trial import RewardTrial, fitting_examples
+from server.engines.wire import BadAnswer
 from server.settings import Settings, split_name
 
 log = logging.getLogger("infalign.server")
@@ -51,7 +52,8 @@ class RemoteEngines:
         settings: The operator's settings, with the addresses of the servers.
         policies: Names of the policies. A server is asked for a policy by this name. If there is one policy and a
             server serves one model, that model is the policy, whatever its name.
-        reward_models: Names of the reward models, in the order of their rewards.
+        reward_models: What the outputs of each reward model are worth (:func:`infalign.files.score_values`), by its
+            name, in the order of their rewards.
         context: Largest length of prompt and response, in tokens, until the servers have reported theirs.
         reference: Name of the policy that is the reference itself, if one is.
         adapters: Whether the policies are adapters. Then a server must have each by name. Otherwise it would answer
@@ -67,7 +69,7 @@ class RemoteEngines:
         self,
         settings: Settings,
         policies: Sequence[str],
-        reward_models: Sequence[str],
+        reward_models: Mapping[str, tuple[float, ...]],
         context: int,
         reference: str | None = None,
         adapters: bool = False,
@@ -76,7 +78,8 @@ class RemoteEngines:
     ) -> None:
         if not settings.policy_urls:
             raise InvalidValue("--policy-urls", None, "addresses of the policies' servers, as for the other models")
-        self._urls = _group_urls(settings.reward_urls, reward_models)
+        self._urls = _group_urls(settings.reward_urls, tuple(reward_models))
+        self._score_values = reward_models
         self._settings, self._policies, self._reference, self._interval = settings, tuple(policies), reference, interval
         self._is_single = len(self._policies) == 1 and not adapters
         self._bundle_context, self._trials = context, trials or {}
@@ -145,12 +148,14 @@ class RemoteEngines:
         """Do nothing. Each server checks structures itself."""
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
-        async def score_with(pool: Pool, text: list[int]) -> float:
-            return await pool.ask(lambda server, model: wire.score(server.client, model, text), _base_model)
+        async def score_with(pool: Pool, values: tuple[float, ...], text: list[int]) -> float:
+            async def ask(server: Server, model: str) -> float:
+                return await _score(server, model, text, values)
 
-        return await gather_all(
-            [score_with(pool, text) for pool, text in zip(self._get_roles().rewards, tokens, strict=True)]
-        )
+            return await pool.ask(ask, _base_model)
+
+        each = zip(self._get_roles().rewards, self._score_values.values(), tokens, strict=True)
+        return await gather_all([score_with(*one) for one in each])
 
     async def load(self, policy: str, adapter: Path) -> None:
         raise Refused("these engines are other servers; load it there, and start this server with a bundle that has it")
@@ -175,7 +180,7 @@ class RemoteEngines:
 
         async def run(server: Server) -> None:
             async def score(tokens: list[int]) -> float:
-                return await wire.score(server.client, _base_model(server) or "", tokens)
+                return await _score(server, _base_model(server) or "", tokens, self._score_values[name])
 
             if trial is None:
                 await score(TRIAL_TOKENS)
@@ -252,6 +257,13 @@ def _group_urls(texts: Sequence[str], names: Sequence[str]) -> dict[str, list[st
         if not urls:
             raise InvalidValue("--reward-urls", ",".join(texts) or None, f"a server for the reward model {name}")
     return urls_by_model
+
+
+async def _score(server: Server, model: str, text: list[int], values: tuple[float, ...]) -> float:
+    outputs = await wire.score(server.client, model, text)
+    if len(outputs) != (len(values) or 1):  # another model than the bundle's; another server may have the right one
+        raise BadAnswer(f"{len(outputs)} outputs of a reward model that has {len(values) or 1}")
+    return compute_reward(outputs, values)
 
 
 def _set_on_output(has_output: asyncio.Event, listen: Callable[[Delta], None]) -> Callable[[Delta], None]:

@@ -58,12 +58,12 @@ def reward_trials(bundle: Bundle, tokenizers: Mapping[str, Any]) -> dict[str, Re
         tokenizers: The tokenizers of the reward models by name.
     """
     trials = {}
-    for name, reproduction in bundle.reproductions.items():
+    for name in tokenizers:
         tokens = tuple(
             tokenise(tokenizers[name], render_conversation(tokenizers[name], example.prompt, example.response))
             for example in bundle.examples
         )
-        trials[name] = RewardTrial(reproduction, tokens, bundle.calibration.resolution)
+        trials[name] = RewardTrial(bundle.reproductions[name], tokens, bundle.calibration.resolution)
     return trials
 
 
@@ -143,6 +143,8 @@ class EnginesOnTrial:
         self._engines.stop()
 
     async def _try(self) -> None:
+        if not self._trials:
+            return
         places = fitting_examples(self._trials, self.context)
         rewards = await gather_all(
             [self._engines.score([trial.tokens[place] for trial in self._trials]) for place in places]

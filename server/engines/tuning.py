@@ -129,7 +129,7 @@ class EngineOptions:
         """Return the options of a reward model's engine.
 
         Args:
-            models: The number of reward models, which share their part of the GPU memory.
+            models: The number of reward models, which share their part of the GPU memory; 0 if no engine scores.
         """
         step = max(CPU_REWARD_TOKENS if self._cpu else GPU_REWARD_TOKENS, self._settings.max_sequences)
         return {
@@ -139,7 +139,7 @@ class EngineOptions:
             # A reward model does not sample, so a long text may be read in several steps.
             "enable_chunked_prefill": True,
             "max_num_batched_tokens": self._settings.reward_step_tokens or step,
-            **self._common_options(self._settings.gpu_memory / models),
+            **self._common_options(self._settings.gpu_memory / max(1, models)),
         }
 
     def _generation_options(self, gpu_memory: float) -> dict[str, Any]:

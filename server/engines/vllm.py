@@ -17,15 +17,24 @@ from typing import Any, get_args
 from uuid import uuid4
 
 from infalign.errors import one_line
-from infalign.files import adapter_rank, context_length
+from infalign.files import adapter_rank, context_length, score_values
 from infalign.imports import quick_imports
 from server.concurrency import gather_all
-from server.engines.base import Completion, Delta, EnginesDown, Refused, RequestFailed, Sampling, Structure
+from server.engines.base import (
+    Completion,
+    Delta,
+    EnginesDown,
+    Refused,
+    RequestFailed,
+    Sampling,
+    Structure,
+    compute_reward,
+)
 from server.engines.engine import Engine
 from server.engines.environment import log_through_root, prepare_environment
 from server.engines.grammar import GrammarCheck
 from server.engines.late import LateEngine
-from server.engines.outputs import BACKEND, read_final, read_reward, read_stream, sampling_params
+from server.engines.outputs import BACKEND, read_final, read_outputs, read_stream, sampling_params
 from server.engines.refusal import refusal
 from server.engines.tuning import EngineOptions, fit_to_model, set_threads
 from server.settings import Settings
@@ -59,6 +68,7 @@ class VllmEngines:
     ) -> None:
         self.context = min(map(context_length, (policy, reference, *reward_models)))
         self._policy_path, self._reward_paths, self._settings = policy, tuple(reward_models), settings
+        self._score_values = tuple(map(score_values, reward_models))
         self._adapters = dict(adapters or {})
         self._lora_requests: dict[str, Any] = {}
         self._last_adapter_id = self._rank = 0
@@ -186,14 +196,16 @@ class VllmEngines:
         # By default vLLM applies a sigmoid. It saturates, and saturated rewards tie.
         raw = PoolingParams(task="classify", use_activation=False)
 
-        async def score_with(engine: Engine, text: list[int]) -> float:
+        async def score_with(engine: Engine, values: tuple[float, ...], text: list[int]) -> float:
             try:
                 async with engine.call() as llm:
-                    return await read_reward(llm.encode(tokens_input(text), raw, uuid4().hex), engine.note_output)
+                    outputs = llm.encode(tokens_input(text), raw, uuid4().hex)
+                    return compute_reward(await read_outputs(outputs, engine.note_output), values)
             except VLLMClientError as error:  # the client cannot do anything about it
                 raise RequestFailed(f"the {engine.role} refused to score ({one_line(error)})") from error
 
-        return await gather_all([score_with(engine, text) for engine, text in zip(self._rewards, tokens, strict=True)])
+        each = zip(self._rewards, self._score_values, tokens, strict=True)
+        return await gather_all([score_with(*one) for one in each])
 
     async def load(self, policy: str, adapter: Path) -> None:
         from vllm.lora.request import LoRARequest

@@ -63,8 +63,8 @@ async def check_health(client: httpx.AsyncClient) -> None:
     _check(answer.status_code, answer.content)
 
 
-async def score(client: httpx.AsyncClient, model: str, tokens: list[int]) -> float:
-    """Get the raw logit of a reward model.
+async def score(client: httpx.AsyncClient, model: str, tokens: list[int]) -> list[float]:
+    """Get the raw outputs of a reward model.
 
     Args:
         client: The connection to the server.
@@ -84,7 +84,7 @@ async def score(client: httpx.AsyncClient, model: str, tokens: list[int]) -> flo
     except Refused as error:
         # The client is not at fault. vLLM also answers 400 if the logit is not a number.
         raise RequestFailed(str(error)) from error
-    return _parse(Classes, answer.content).data[0].probs[0]
+    return _parse(Classes, answer.content).data[0].probs
 
 
 async def complete(

@@ -76,9 +76,9 @@ class Chunk(Answer):
 
 
 class Class(Answer):
-    """The output of a reward model for one text: its raw logit."""
+    """The outputs of a reward model for one text: its raw logits."""
 
-    probs: list[float] = Field(min_length=1, max_length=1)
+    probs: list[float] = Field(min_length=1)
 
 
 class Classes(Answer):

@@ -54,6 +54,18 @@ class Metrics:
         self.aborted_candidates = Counter(
             "infalign_aborted_candidates", "Candidates abandoned or failed before they were scored.", registry=registry
         )
+        self.reward_failures = Counter(
+            "infalign_reward_failures",
+            "Responses that a function, a service or a judge gave no reward for.",
+            ("reward",),
+            registry=registry,
+        )
+        self.judge_tokens = Counter(
+            "infalign_judge_tokens",
+            "Tokens that a judge's server has read and written.",
+            ("reward",),
+            registry=registry,
+        )
         self.ties = Counter(
             "infalign_reward_ties",
             "Candidates whose reward equals that of another of their request.",

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -44,12 +45,12 @@ class Obedient(FakeEngines):
 def serve(slow_start: bool, **options: str | None) -> int:
     """Serve."""
 
-    def prepare() -> tuple[FakeEngines, object]:
+    def prepare(_: Path) -> tuple[FakeEngines, object]:
         print("preparing", file=sys.stderr, flush=True)
         time.sleep(3600 if slow_start else 0)
         return Obedient(1 << 20), fake_served()
 
-    return run(parse_settings(options), prepare)  # type: ignore[arg-type]
+    return run(parse_settings(options), lambda: Path(), prepare)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from starlette.responses import JSONResponse
 from infalign.errors import EngineFailed
 from infalign.templates import Rendering, prompt_key
 from server.engines import Completion, Delta, EnginesDown, Refused, RequestFailed, Sampling, Structure
-from server.engines.outputs import read_final, read_reward, read_stream
+from server.engines.base import compute_reward
+from server.engines.outputs import read_final, read_outputs, read_stream
 from server.engines.refusal import refusal
 from server.engines.remote import RemoteEngines
 from server.engines.watch import LOOKS, NoAnswer, Watch
@@ -220,7 +221,9 @@ async def test_a_logprob_that_is_no_number_fails_the_draw(value: float) -> None:
 async def test_a_reward_that_is_no_number_is_none(values: list[float], expected: type[Exception]) -> None:
     data = SimpleNamespace(tolist=lambda: values)
     with pytest.raises(expected):
-        await read_reward(outputs(SimpleNamespace(outputs=SimpleNamespace(data=data))), lambda: None)
+        compute_reward(
+            await read_outputs(outputs(SimpleNamespace(outputs=SimpleNamespace(data=data))), lambda: None), ()
+        )
 
 
 @pytest.mark.parametrize("reason", ENDS)
@@ -258,7 +261,7 @@ async def remote(policies: list[VllmServer], judge: VllmServer) -> AsyncIterator
     settings = Settings(
         policy_urls=tuple(server.url for server in policies), reward_urls=(judge.url,), remote_timeout=600
     )
-    engines = RemoteEngines(settings, ["demo"], ["reward"], context=99, interval=60)
+    engines = RemoteEngines(settings, ["demo"], {"reward": ()}, context=99, interval=60)
     await asyncio.wait_for(engines.start(), SOON)
     yield engines
     engines.stop()

@@ -25,10 +25,10 @@ from transformers import (
 )
 
 from infalign.errors import InvalidValue
+from training.adoption import adopt_classifier
 from training.config import Base, Classifier
 from training.judges import load_judge
 from training.models import base_model, load_causal, new_classifier, put_adapter
-from training.reward_model import adopt_classifier
 from training.scorer import Scorer
 from training.tokenizer import CHAT_TEMPLATE, END, PAD, train_tokenizer
 

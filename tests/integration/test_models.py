@@ -20,9 +20,9 @@ from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
 from tests.commands import run_here
 from tests.integration.conftest import launched, wait_until
+from training.adoption import turn_sign
 from training.evaluation.command import Request, evaluate_bundle
 from training.likelihoods import log_probabilities
-from training.reward_model import turn_sign
 from training.sampler import load_pair
 
 ASKED = "My bicycle has weak brakes. What should I do?"

@@ -19,7 +19,7 @@ from infalign.templates import prompt_key, render_prompt
 from tests.commands import run_here
 from tests.integration.conftest import serving
 from tests.training_runs import command, copy_stages, environment
-from training.reward_model import turn_sign
+from training.adoption import turn_sign
 from training.rollouts import read_rollouts
 from training.scorer import Scorer
 

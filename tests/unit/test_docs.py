@@ -159,7 +159,7 @@ def test_every_command_shown_has_the_options_it_is_shown_with() -> None:
     typed += [re.sub(r"^\w+=\$\((.*)\)$", r"\1", line[2:]) for line in sessions if line.startswith("$ ")]
     calls = [re.search(r".*\binfalign (\w+ .*)", line.partition(" #")[0]) for line in typed]
     shown = [shlex.split(call[1]) for call in calls if call]
-    assert {command for command, *_ in shown} == {"bundle", "evaluate", "frontier", "join", "key", "serve", "train"}
+    assert {command for command, *_ in shown} == set(COMMANDS)
     for command, *arguments in shown:
         home, _ = COMMANDS[command]
         getattr(importlib.import_module(home), command).make_context(command, arguments)

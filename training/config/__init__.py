@@ -1,14 +1,15 @@
 """The configuration of a training run.
 
 :class:`Config` is a whole run. Its sections are models of their own: :mod:`~training.config.data` says where the data
-comes from, :mod:`~training.config.model` what the reference starts from, and :mod:`~training.config.stages` how each
-stage works. :mod:`training.configs` reads a config from YAML.
+comes from, :mod:`~training.config.model` what the reference starts from, :mod:`~training.config.rewards` which rewards
+there are, and :mod:`~training.config.stages` how each stage works. :mod:`training.configs` reads a config from YAML.
 """
 
 from training.config.data import FILES, Data, Files, HelpDesk, Pools, Prompts
 from training.config.model import Base, Lora, Model, Scratch
+from training.config.rewards import Classifier, External, Function, Judge, RemoteJudge, Reward, Service, TrainedReward
 from training.config.run import Config, DataConfig
-from training.config.stages import Classifier, Compute, Ctrl, Optimiser, Ray, Reward, Rollouts, TrainedReward
+from training.config.stages import Compute, Ctrl, Optimiser, Ray, Rollouts
 
 __all__ = [
     "FILES",
@@ -19,16 +20,21 @@ __all__ = [
     "Ctrl",
     "Data",
     "DataConfig",
+    "External",
     "Files",
+    "Function",
     "HelpDesk",
+    "Judge",
     "Lora",
     "Model",
     "Optimiser",
     "Pools",
     "Prompts",
     "Ray",
+    "RemoteJudge",
     "Reward",
     "Rollouts",
     "Scratch",
+    "Service",
     "TrainedReward",
 ]

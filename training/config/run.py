@@ -9,8 +9,9 @@ from infalign.manifest import NAME, SamplingLaw
 from infalign.parsing import check_transformation, parse_procedure
 from training.config.data import Data
 from training.config.model import Model
+from training.config.rewards import Reward, TrainedReward
 from training.config.section import Section
-from training.config.stages import Compute, Ctrl, Optimiser, Reward, Rollouts, TrainedReward
+from training.config.stages import Compute, Ctrl, Optimiser, Rollouts
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -83,7 +84,7 @@ class Config(DataConfig):
         if self.data.prompts and self.sft:
             raise ValueError("data.prompts has no answers for sft; leave sft out, and give model.base")
         if self.data.prompts and self.reward.train:
-            raise ValueError("data.prompts has no comparisons for reward.train; give reward.classifiers")
+            raise ValueError("data.prompts has no comparisons for reward.train; give a reward that exists")
         return self
 
     @property
@@ -121,7 +122,10 @@ class Config(DataConfig):
     @property
     def from_hub(self) -> bool:
         """Whether the data or a model has to be fetched from the hub."""
-        models = [self.model.base and self.model.base.path, *(model.path for model in self.reward.classifiers)]
+        models = [
+            self.model.base and self.model.base.path,
+            *(model.path for model in self.reward.given_models),
+        ]
         return bool(
             (not self.data.helpdesk and self.data.files.hub) or any(path and not Path(path).exists() for path in models)
         )

@@ -1,15 +1,12 @@
 """The sections of the stages: how each of them works, and how all of them use the machine."""
 
-import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from infalign.manifest import NAME
 from training.config.model import Lora
 from training.config.section import Section
-from training.identity import CONTENTS, IMMATERIAL
+from training.identity import IMMATERIAL
 
 
 class Optimiser(Section):
@@ -24,73 +21,6 @@ class Optimiser(Section):
     lora: Lora | None = Field(
         None, description="train adapters instead of all weights, and merge them into the weights at the end"
     )
-
-
-class TrainedReward(Optimiser):
-    """A reward model that the run trains on comparisons, starting from the reference.
-
-    It is a Bradley-Terry model: the probability that the better response wins is the logistic function of the
-    difference of the two rewards.
-    """
-
-    name: str = Field(
-        "trained", pattern=NAME, description="name of the model in messages, in the model card and in the bundle"
-    )
-    weight: Annotated[float, IMMATERIAL] = Field(
-        1.0, gt=0, allow_inf_nan=False, description="share of this model in the reward, where there are several"
-    )
-
-
-class Classifier(Section):
-    """A sequence classifier that already exists and serves as a reward model. One of its outputs is the reward."""
-
-    path: Annotated[str, CONTENTS] = Field(description="directory of the classifier, or its id on the hub")
-    higher_is: Literal["better", "worse"] = Field(
-        description="what a high output means; for worse (toxicity, harm) the sign is turned"
-    )
-    chat_template: Annotated[str | None, CONTENTS] = Field(
-        None, description="file with a Jinja chat template, for a tokenizer that has none"
-    )
-    pad_token: str | None = Field(
-        None, description="a token that ends no conversation, for a classifier that pads with the one that does"
-    )
-    name: str = Field("", pattern=NAME, description="as of reward.train; the last part of the path if left out")
-    weight: Annotated[float, IMMATERIAL] = Field(
-        1.0, gt=0, allow_inf_nan=False, description="share of this model in the reward, where there are several"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _add_name(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(path := values.get("path"), str):
-            return values
-        return {"name": re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).name).lstrip("._-") or "classifier"} | values
-
-
-class Reward(Section):
-    """The reward models, at least one. Several are combined by their quantiles, so that their scales do not matter."""
-
-    train: TrainedReward | None = Field(None, description="a reward model that the run trains on the comparisons")
-    classifiers: tuple[Classifier, ...] = Field((), description="classifiers that already exist")
-
-    @model_validator(mode="after")
-    def _check_names(self) -> Self:
-        names = [model.name for model in self.models]
-        if not names:
-            raise ValueError("give train, or classifiers, or both: at least one reward model")
-        if len(set(names)) < len(names):
-            raise ValueError(f"a name of its own for each reward model; they are named {', '.join(names)}")
-        return self
-
-    @property
-    def models(self) -> tuple[TrainedReward | Classifier, ...]:
-        """All reward models, the one that is trained first."""
-        return (*([self.train] if self.train else []), *self.classifiers)
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weight of each model by its name."""
-        return {model.name: model.weight for model in self.models}
 
 
 class Ray(Section):

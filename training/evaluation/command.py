@@ -6,9 +6,11 @@ from pathlib import Path
 
 from infalign.bundle import Bundle, read_bundle
 from infalign.errors import InvalidValue
+from infalign.files import reward_models
 from infalign.manifest import SamplingLaw
 from infalign.parsing import parse_procedure
 from infalign.plots import check_path, save
+from infalign.rewards import check_trust
 from infalign.templates import Message, render_prompt, tokenise
 from training.data import make_tokenizer_check
 from training.data.defects import Defect
@@ -48,6 +50,8 @@ class Request:
     """Seed of the draws."""
     plot: Path | None
     """File of the picture, if one is wanted."""
+    trust_rewards: bool = False
+    """Whether rewards that are not classifiers may run."""
 
 
 def evaluate_bundle(request: Request) -> Evaluation:
@@ -61,12 +65,11 @@ def evaluate_bundle(request: Request) -> Evaluation:
         InvalidValue: Prompts cannot be used, there are too few draws for an n, or there is no such judge.
     """
     bundle = read_bundle(request.bundle)
+    check_trust(reward_models(bundle.reward_model), request.trust_rewards)
     policy_part = bundle.policy(request.policy)
     transformation = policy_part.record.transformation
     if transformation is None:
-        accepted = (
-            "a bundle with an aligned policy; this one serves its reference as it is, so there is nothing to compare"
-        )
+        accepted = f"a bundle with an aligned policy; {policy_part.name} was not aligned here"
         raise InvalidValue("BUNDLE", str(request.bundle), accepted)
     trained_for = parse_procedure(policy_part.record.procedure)
     procedures = procedures_of(trained_for, request.ns)

@@ -59,8 +59,7 @@ def solve(task: Task, directory: Path) -> float:
     ]
     steer = SteerKL(config.target_kl)
     longest = max(len(tokenise(tokenizer, text)) for text in texts) + task.law.max_tokens
-    rewards = sum(scorer.model.get_memory_footprint() for scorer in task.scorer.scorers.models.values())
-    need = on_policy_pass(model_shape(model), config, task.compute, longest, rewards)
+    need = on_policy_pass(model_shape(model), config, task.compute, longest, task.scorer.scorers.memory)
     trainer = LengthSortedTrainer(
         model=model,
         reward_funcs=make_reward_function(task, steer),

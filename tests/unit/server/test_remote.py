@@ -46,7 +46,7 @@ async def engines_on(
             remote_timeout=silence,
         ),
         names,
-        ["reward"],
+        {"reward": ()},
         context=999,
         interval=interval,
     )
@@ -195,7 +195,7 @@ async def test_adapters_and_their_base_are_asked_by_name(serve: Callable[..., Vl
 async def test_the_base_does_not_stand_in_for_an_adapter_that_is_not_loaded(serve: Callable[..., VllmServer]) -> None:
     forgetful, reward = serve("base"), serve("rm")
     settings = Settings(policy_urls=(forgetful.url,), reward_urls=(reward.url,))
-    engines = RemoteEngines(settings, ["best"], ["reward"], 99, adapters=True, interval=0.1)
+    engines = RemoteEngines(settings, ["best"], {"reward": ()}, 99, adapters=True, interval=0.1)
     starting = asyncio.create_task(engines.start())
     await asyncio.sleep(0.5)
     assert not starting.done()
@@ -315,7 +315,7 @@ async def test_a_score_is_one_finite_number_or_comes_from_another_server(
         assert [await engines.score([[9]]) for _ in range(3)] == [[4.5]] * 3
         assert (len(one.asked), len(other.asked)) == (1, 3)
         other.fault = one.fault
-        with pytest.raises(EnginesDown, match=r"reward model reward: .*not vLLM's"):
+        with pytest.raises(EnginesDown, match=r"reward model reward: .*(not vLLM's|outputs of a reward model)"):
             await engines.score([[9]])
 
 
@@ -445,7 +445,7 @@ async def test_the_least_busy_server_is_asked_and_equals_take_turns(serve: Calla
 async def test_more_calls_than_connections_wait_for_one(serve: Callable[..., VllmServer]) -> None:
     policy = serve("demo")
     settings = Settings(policy_urls=(policy.url,), reward_urls=(serve("rm").url,), max_sequences=1)
-    engines = RemoteEngines(settings, ["demo"], ["reward"], 1)
+    engines = RemoteEngines(settings, ["demo"], {"reward": ()}, 1)
     await engines.start()
     drawn = await asyncio.gather(*(engines.generate(PROMPT, replace(SAMPLING, seed=seed)) for seed in range(9)))
     assert Counter(one.text for one in drawn) == Counter(f"answer of {seed}" for seed in range(9))
@@ -456,7 +456,7 @@ async def test_starting_waits_for_every_role_and_can_be_given_up(serve: Callable
     policy, reward = serve("demo", max_model_len=50), serve("rm")
     reward.stop()
     settings = Settings(policy_urls=(policy.url,), reward_urls=(reward.url,))
-    engines = RemoteEngines(settings, ["demo"], ["reward"], context=77, interval=0.1)
+    engines = RemoteEngines(settings, ["demo"], {"reward": ()}, context=77, interval=0.1)
     assert engines.context == 77
     with pytest.raises(EnginesDown, match="not up"):
         await engines.check()
@@ -485,7 +485,7 @@ async def test_a_policy_server_is_no_reward_model(serve: Callable[..., VllmServe
     mistaken = serve("demo")
     mistaken.fault = refusing(404, "Not Found")
     settings = Settings(policy_urls=(serve("demo").url,), reward_urls=(mistaken.url,))
-    engines = RemoteEngines(settings, ["demo"], ["reward"], context=77)
+    engines = RemoteEngines(settings, ["demo"], {"reward": ()}, context=77)
     starting = asyncio.create_task(engines.start())
     async with asyncio.timeout(SOON):
         while "404 Not Found" not in await lack(engines):
@@ -501,7 +501,7 @@ async def test_a_policy_server_is_no_reward_model(serve: Callable[..., VllmServe
 async def test_several_reward_models_each_have_their_servers(serve: Callable[..., VllmServer]) -> None:
     terse, helpful = serve("t"), serve("h")
     settings = Settings(policy_urls=(serve("demo").url,), reward_urls=(f"helpful={helpful.url}", f"terse={terse.url}"))
-    engines = RemoteEngines(settings, ["demo"], ["helpful", "terse"], 99)
+    engines = RemoteEngines(settings, ["demo"], {"helpful": (), "terse": ()}, 99)
     await asyncio.wait_for(engines.start(), SOON)
     assert await engines.score([[2], [5]]) == [1.0, 2.5]
     assert (helpful.asked[0]["input"], terse.asked[0]["input"]) == ([2], [5])
@@ -525,4 +525,4 @@ async def test_several_reward_models_each_have_their_servers(serve: Callable[...
 )
 def test_addresses_that_do_not_fit_are_named(given: dict[str, str | None], names: list[str], message: str) -> None:
     with pytest.raises(InvalidValue, match=message):
-        RemoteEngines(parse_settings(given), ["demo"], names, 1)
+        RemoteEngines(parse_settings(given), ["demo"], dict.fromkeys(names, ()), 1)

@@ -135,7 +135,7 @@ async def test_examples_that_do_not_fit_the_context_are_left_out() -> None:
 
 def remote(trial: RewardTrial, *reward_urls: str, policy: str) -> RemoteEngines:
     settings = parse_settings({"policy_urls": policy, "reward_urls": ",".join(reward_urls), "remote_timeout": "5"})
-    return RemoteEngines(settings, ["demo"], ["reward"], 99, trials={"reward": trial}, interval=0.1)
+    return RemoteEngines(settings, ["demo"], {"reward": ()}, 99, trials={"reward": trial}, interval=0.1)
 
 
 def scores(*rewards: float) -> RewardTrial:

@@ -8,6 +8,8 @@ from click.testing import CliRunner
 
 from infalign import InvalidValue, read_bundle
 from infalign.cli import infalign
+from infalign.files import reward_models
+from infalign.rewards import check_trust
 from tests.tiny import tiny_job
 
 
@@ -59,6 +61,41 @@ def test_rewards_and_harms_are_combined_over_prompts_of_ones_own(models: Path, h
     assert (len(bundle.table), bundle.calibration.model_names) == (2, ["better", "worse"])
     for example in bundle.examples:
         assert example.rewards["better"] == pytest.approx(-example.rewards["worse"])
+
+
+def test_a_judge_and_a_function_are_rewards_beside_a_classifier(models: Path, home: Path, tmp_path: Path) -> None:
+    rubric = tmp_path / "rubric.txt"
+    rubric.write_text("{response}?\n")
+    scores = json.dumps([{"path": str(models / "reference"), "rubric": "{response}?", "scores": {"a": 1, "b": 2}}])
+    arguments = ["--reward", str(models / "reward"), "--harm", "function:tests.reward_functions:length"]
+    make(models, *arguments, "--name", "kinds", "--set", f"reward.judges={scores}")
+    bundle = read_bundle(home / "bundles" / "kinds")
+    assert bundle.calibration.model_names == ["length", "reference", "reward"]
+    for example in bundle.examples:
+        assert example.rewards["length"] == -len(example.response)
+        assert 1 <= example.rewards["reference"] <= 2
+    assert check_trust(reward_models(bundle.reward_model), trust=True)["length"].kind == "function"
+    with pytest.raises(InvalidValue, match=r"--rubric: got .*accepted: a rubric only where a reward is a judge"):
+        make(models, *arguments, "--rubric", str(rubric))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--reward", "judge:http://127.0.0.1:9/v1"), "--reward: got .*accepted: judge:URL#MODEL"),
+        (("--reward", "judge:http://127.0.0.1:9/v1#j"), r"reward.remote_judges\[j\]: got .*cannot be reached"),
+        (("--harm", "function:"), "--harm: got 'function:', accepted: a reward, such as"),
+        (("--reward", "function:nowhere"), "reward.functions.0.function: .*module:function"),
+        (("--reward", "function:no_module:f"), "reward: got 'no_module:f', .*No module named 'no_module'"),
+        (("--reward", "service:ftp://host"), "reward.services.0.url: .*an address such as"),
+        (("--reward", "{models}/reward#1"), r"reward.classifiers\[reward\].label: got '1', .*0 \(LABEL_0\)"),
+        (("--reward", "judge:{models}/reward"), r"reward.judges\[reward\].path: got .*a causal LM"),
+        (("--reward", "judge:{models}/reference"), r"reward.judges\[reference\].path: .*its context is 64"),
+    ],
+)
+def test_a_mistake_in_a_reward_is_named(models: Path, home: Path, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InvalidValue, match=message):
+        make(models, *(argument.format(models=models) for argument in arguments))
 
 
 @pytest.mark.parametrize(

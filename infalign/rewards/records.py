@@ -1,0 +1,140 @@
+"""The records of rewards that are not classifiers, as they stand in ``reward.json`` and in training configs."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from infalign.errors import BundleMismatch
+from infalign.files import REWARD, read_json
+from infalign.rewards.rubric import RUBRIC, SCORES, check_rubric, check_scores
+
+
+def _check_function(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+        raise ValueError("module:function, such as my_rewards:brevity")
+    return text
+
+
+def check_url(text: str) -> str:
+    """Check an HTTP address. Returns it without a slash at its end.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    try:
+        url = urlsplit(text)
+        fits = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError("an address such as http://host:9000/score")
+    return text.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(check_url)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    higher_is: Literal["better", "worse"] = Field(
+        "better", description="what a high score means; for worse (toxicity, harm) the sign is turned"
+    )
+
+
+class FunctionReward(_Record):
+    """A Python function that scores a batch of responses, in a process of its own."""
+
+    kind: Literal["function"] = "function"
+    function: Annotated[str, AfterValidator(_check_function)] = Field(
+        description="module:function; called with the conversations and the responses, it returns a number for each"
+    )
+    source: str = Field("", description="SHA-256 of the function's file; filled in by the program")
+    batch: int = Field(64, gt=0, description="responses of one call, at most")
+    seconds: float = Field(60, gt=0, allow_inf_nan=False, description="longest time of one call")
+
+
+class _Remote(_Record):
+    seconds: float = Field(30, gt=0, allow_inf_nan=False, description="longest time of one request")
+    key: str | None = Field(
+        None,
+        pattern=r"^[A-Z_][A-Z0-9_]*$",
+        description="environment variable with the API key; none is sent if left out",
+    )
+
+
+class ServiceReward(_Remote):
+    """An HTTP service that scores responses."""
+
+    kind: Literal["service"] = "service"
+    url: Url = Field(description="address that requests are posted to")
+    protocol: Literal["rewards", "classify", "pooling", "score", "openrlhf"] = Field(
+        "rewards",
+        description="form of requests and answers: rewards is this project's own; classify, pooling and score are "
+        "vLLM's; openrlhf that of OpenRLHF's reward servers",
+    )
+    model: str | None = Field(None, description="model of a vLLM server; its only one if left out")
+    output: int = Field(0, ge=0, description="which output of a vLLM classifier is the score, counted from 0")
+    batch: int = Field(64, gt=0, description="responses of one request, at most, where the protocol takes several")
+
+
+class JudgeReward(_Remote):
+    """A language model behind an OpenAI-compatible server, which reads a rubric and a response and writes a score.
+
+    The reward is the mean of the scores, weighted by the probabilities of the tokens that write them. It hardly ever
+    ties, where the likeliest score alone would.
+    """
+
+    kind: Literal["judge"] = "judge"
+    url: Url = Field(description="base address, such as http://host:8001/v1")
+    model: str = Field(min_length=1, description="the judge's name on that server")
+    rubric: Annotated[str, AfterValidator(check_rubric)] = Field(
+        RUBRIC, description="what the judge reads, with {conversation} and {response} in it"
+    )
+    scores: Annotated[dict[str, float], AfterValidator(check_scores)] = Field(
+        SCORES, description="what the judge may write, a token each, and what it is worth"
+    )
+    concurrency: int = Field(16, gt=0, description="requests at a time")
+
+
+Reward = Annotated[FunctionReward | ServiceReward | JudgeReward, Field(discriminator="kind")]
+"""A reward that is not a classifier."""
+_ADAPTER: TypeAdapter[FunctionReward | ServiceReward | JudgeReward] = TypeAdapter(Reward)
+
+
+def save_reward(reward: "FunctionReward | ServiceReward | JudgeReward", directory: Path) -> None:
+    """Write a reward into its directory, which is made.
+
+    Args:
+        reward: The reward.
+        directory: The directory that stands for it in a bundle.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / REWARD).write_text(reward.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_reward(directory: Path) -> "FunctionReward | ServiceReward | JudgeReward | None":
+    """Read the reward that :func:`save_reward` wrote.
+
+    Args:
+        directory: Directory of a reward in a bundle.
+
+    Returns:
+        The reward. None if the directory holds a classifier.
+
+    Raises:
+        BundleCorrupt: The file is not a JSON object.
+        BundleMismatch: The file describes no reward that this version knows.
+    """
+    file = directory / REWARD
+    if not file.is_file():
+        return None
+    try:
+        return _ADAPTER.validate_python(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleMismatch(f"{file}: {where}: {first['msg']}") from error
