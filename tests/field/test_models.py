@@ -28,7 +28,7 @@ from infalign.errors import InvalidValue
 from training.adoption import adopt_classifier
 from training.config import Base, Classifier
 from training.judges import load_judge
-from training.models import base_model, load_causal, new_classifier, put_adapter
+from training.models import base_model, load_causal, load_classifier, new_classifier, put_adapter
 from training.scorer import Scorer
 from training.tokenizer import CHAT_TEMPLATE, END, PAD, train_tokenizer
 
@@ -379,7 +379,7 @@ def test_a_judge_with_two_outputs_is_asked_for_the_one_that_is_named(sound: Path
     with pytest.raises(InvalidValue, match=r"^judge: .* --judge-output for one of its 2: 0 \(dull\), 1 \(kind\)"):
         load_judge(two)
     scores = [load_judge(two, output)([PROMPT] * 2, ["a", "b c"]) for output in (0, 1)]
-    scorer = Scorer.load(sound / "two")
+    scorer = Scorer(load_classifier(sound / "two"), AutoTokenizer.from_pretrained(sound / "two"))
     assert scores[0] == pytest.approx(scorer.score([PROMPT] * 2, ["a", "b c"]))
     assert scores[1] != pytest.approx(scores[0])
     with pytest.raises(InvalidValue, match=r"^--judge-output: got 2, accepted: at most 1"):
@@ -388,8 +388,8 @@ def test_a_judge_with_two_outputs_is_asked_for_the_one_that_is_named(sound: Path
         load_judge("helpdesk", 0)
 
 
-def test_a_reward_model_with_two_outputs_is_refused(sound: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidValue, match=r"known\]\.path: got '2 outputs', accepted: a classifier with one"):
+def test_a_reward_model_with_two_outputs_is_refused_until_one_is_named(sound: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidValue, match=r"known\]\.label: got None, accepted: which .*: 0 \(dull\), 1 \(kind\)"):
         adopt(sound / "two", tmp_path / "adopted")
 
 

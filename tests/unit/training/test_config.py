@@ -78,7 +78,7 @@ def test_reward_models_have_names_and_weights() -> None:
         ("demo", ("ctrl.solver=regression",), (), "anneal is for rloo, not for regression: set ctrl.anneal=0"),
         ("demo", ("sft=null",), (), "a model from scratch needs sft"),
         ("demo", ("model.scratch=null",), (), "model: .*give scratch, or base"),
-        ("demo", ("reward.train=null",), (), "reward: .*give train, or classifiers, or both: at least one"),
+        ("demo", ("reward.train=null",), (), "reward: .*give at least one of train, classifiers"),
         ("demo", ("data={prompts: {paths: [x], held_out: 3}}",), (), "data.prompts has no answers for sft"),
         ("demo", (ON_BASE, "data={prompts: {paths: [x], held_out: 3}}", "sft=null"), (), "no comparisons for reward"),
         ("demo", ("reward.classifiers=[{path: x, higher_is: good}]",), (), r"classifiers\.0\.higher_is: .*or 'worse'"),
