@@ -3,7 +3,7 @@
 InfAlignError
 ├── InvalidValue            a value is not accepted (also a ValueError)
 ├── NotConverged            a numerical solution was not found, or failed its check
-├── EngineFailed            the engine that draws responses did not start, died, or failed
+├── EngineFailed            an engine did not start, or one that draws responses offline died or failed
 ├── TooLittleMemory         a job does not fit into the memory of the machine
 ├── DiskFull                the disk has no room for a file
 ├── TemplateRefusal         a chat template does not accept a conversation
@@ -113,7 +113,7 @@ class NotConverged(InfAlignError):
 
 
 class EngineFailed(InfAlignError):
-    """The engine that draws responses offline did not start, died, or failed during a draw."""
+    """An engine did not start, or one that draws responses offline died or failed during a draw."""
 
 
 class TemplateRefusal(InfAlignError):

@@ -55,9 +55,12 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
             trials,
         )
     else:
+        from server.engines.overrides import read_overrides
         from server.engines.vllm import VllmEngines
 
-        local_engines = VllmEngines(policy_path, bundle.reference, tuple(reward_paths.values()), settings, adapters)
+        overrides = read_overrides(settings, tuple(reward_paths), policy_path != bundle.reference)
+        paths = tuple(reward_paths.values())
+        local_engines = VllmEngines(policy_path, bundle.reference, paths, settings, adapters, overrides)
         engines = EnginesOnTrial(local_engines, list(trials.values()))
     rewards = {name: open_reward(name, record) for name, record in external.items()}
     return engines, ServedBundle(bundle, (load_tokenizer(policy_path), reward_tokenizers), policies, rewards)

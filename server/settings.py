@@ -1,12 +1,18 @@
 """The operator's settings. Each field is an option of ``infalign serve``; everything else is in the bundle."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from infalign.errors import InvalidValue
+from infalign.values import parse_assignment, parse_yaml
+
+ASSIGNMENT = re.compile(r"[\w.-]+=")
+"""The start of ``KEY=VALUE``."""
 ORIGIN_HOST = r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?"
 """Host and port of an origin as browsers send it: lower case, without a path."""
 
@@ -47,6 +53,23 @@ def _split_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _read_engine_values(value: Any) -> Any:
+    """Join the parts of one setting: a text with ``KEY=VALUE`` or a YAML mapping, a mapping, or several of these."""
+    values: dict[str, Any] = {}
+    for part in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(part, str):
+            try:
+                new = dict([parse_assignment(part, "", "")]) if ASSIGNMENT.match(part) else parse_yaml(part, "", part)
+            except InvalidValue as error:
+                raise ValueError("KEY=VALUE with a value in YAML, such as max_model_len=4096") from error
+        else:
+            new = part
+        if not isinstance(new, Mapping):
+            raise ValueError("KEY=VALUE, such as max_model_len=4096, or a YAML mapping")
+        values |= new
+    return values
+
+
 def _check_distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(urls)) < len(urls):
         raise ValueError("each address once")
@@ -56,9 +79,8 @@ def _check_distinct(urls: tuple[str, ...]) -> tuple[str, ...]:
 COMMA_LIST = (BeforeValidator(_split_commas), AfterValidator(_check_distinct))
 Urls = Annotated[tuple[Annotated[str, AfterValidator(_check_url)], ...], *COMMA_LIST]
 NamedUrls = Annotated[tuple[Annotated[str, AfterValidator(_check_named_url)], ...], *COMMA_LIST]
-
-
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], *COMMA_LIST]
+EngineValues = Annotated[Mapping[str, Any], BeforeValidator(_read_engine_values)]
 
 
 class Settings(BaseModel):
@@ -166,6 +188,27 @@ class Settings(BaseModel):
     remote_timeout: float = Field(
         30, gt=0, description="Seconds that a vLLM server may say nothing, on all its calls, before it is set aside."
     )
+    engines: Path | None = Field(
+        None,
+        description="YAML file with settings of the engines by vLLM's names, in sections policy, reference, "
+        "reward and rewards.",
+    )
+    policy_engine: EngineValues = Field(
+        {}, description="Setting of the policies' engine by vLLM's name, such as max_model_len=4096; again for more."
+    )
+    reference_engine: EngineValues = Field(
+        {}, description="The same for the reference's engine, where the reference has one of its own."
+    )
+    reward_engine: EngineValues = Field(
+        {}, description="The same for the engines of all reward models, or with NAME.KEY=VALUE for one of them."
+    )
+
+    @field_validator("engines", "policy_engine", "reference_engine", "reward_engine")
+    @classmethod
+    def _check_engines_are_here(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and any(info.data.get(urls) for urls in ("policy_urls", "reward_urls", "reference_urls")):
+            raise ValueError("none beside --policy-urls: vLLM servers have settings of their own")
+        return value
 
     @field_validator("cors_origins")
     @classmethod

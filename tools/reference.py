@@ -25,6 +25,7 @@ TOPICS = {
     "Address and callers": "host port keys cors_origins audit_log",
     "Requests": "max_n max_requests deadline drain max_body_kib max_header_kib max_connections idle_timeout",
     "Engines": "max_sequences dtype compile block_size reward_step_tokens on_engine_failure engine_silence",
+    "Engines by vLLM's names": "engines policy_engine reference_engine reward_engine",
     "Engines on CPU": "kv_cache_mib engine_threads",
     "Engines on GPU": "gpu_memory reference_gpu_memory",
     "vLLM servers elsewhere": "policy_urls reward_urls reference_urls remote_timeout",
@@ -110,15 +111,16 @@ def write_serve_options() -> str:
     parts = [
         "# Server options",
         "These are the options of `infalign serve`. Each of them can be set in the environment instead; if both are "
-        "given, the command line wins. Commas separate the entries of a list. There are no other settings: everything "
-        "else is part of the bundle.",
+        "given, the command line wins. Commas separate the entries of a list. What takes `KEY=VALUE` may be repeated, "
+        "and is a YAML mapping in the environment ([Engine settings](../guides/engines.md)). There are no other "
+        "settings: everything else is part of the bundle.",
     ]
     for topic, names in TOPICS.items():
         rows = []
         for name in names.split():
             text, notes = take_notes(fields[name]["description"])
             usual = notes[0].removeprefix("default: ") if notes else default(fields[name], required=False)
-            kind = "flag" if fields[name].get("type") == "boolean" else values(fields[name])
+            kind = {"boolean": "flag", "object": "`KEY=VALUE`"}.get(fields[name].get("type"), values(fields[name]))
             rows.append((f"`{option_name(name)}`", f"`INFALIGN_{name.upper()}`", kind, usual, cell(text)))
         parts += [f"## {topic}", table("option, environment variable, value, default, meaning", rows)]
     return page(parts)

@@ -4,22 +4,13 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
+from infalign.machine import free_memory
 
-CGROUPS, OWN_CGROUPS, NVIDIA = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/driver/nvidia/version")
-CGROUP_FILES = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
-"""Files of a control group: its limit, its usage, and the key of the usage that the kernel would give back.
-
-The first row is for version 2 of control groups, the second for version 1.
-"""
+NVIDIA = Path("/proc/driver/nvidia/version")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
@@ -37,43 +28,7 @@ def available_memory() -> int:
         return int(torch.cuda.mem_get_info()[0])
     if libc := _glibc():
         libc.malloc_trim(0)
-    free = min([psutil.virtual_memory().available, *cgroup_memory()])
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def cgroup_memory(mount: Path = CGROUPS, own: Path = OWN_CGROUPS) -> Iterator[int]:
-    """Measure the room below the limit of every control group that this process is in.
-
-    Args:
-        mount: Where control groups are mounted.
-        own: File that names the control groups of this process.
-
-    Yields:
-        Bytes, for each group that has a limit and for those around it.
-    """
-    if not own.is_file():
-        return
-    for line in own.read_text(encoding="utf-8").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = mount / controllers
-        group = root / path.lstrip("/")
-        while group.is_relative_to(root):
-            yield from _below_limit(group)
-            group = group.parent
-
-
-def _below_limit(group: Path) -> Iterator[int]:
-    for limit, usage, idle in CGROUP_FILES:
-        try:
-            limit_text = (group / limit).read_text(encoding="utf-8").strip()
-            usage_bytes = int((group / usage).read_text(encoding="utf-8"))
-            statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
-        except OSError:  # the other version, or a group that is not seen from inside the container
-            continue
-        if limit_text != "max":
-            yield max(0, int(limit_text) - usage_bytes + int(statistics.get(idle, 0)))
+    return free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def has_gpu() -> bool:

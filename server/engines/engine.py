@@ -29,6 +29,11 @@ class Engine:
         self._watch = Watch(silence, self._request_sign)
         self._sign_task: asyncio.Task[None] | None = None
 
+    @property
+    def context(self) -> int:
+        """Largest length of prompt and response together, in tokens."""
+        return int(self._llm.model_config.max_model_len)
+
     def check(self) -> None:
         """Check that the engine can answer.
 

@@ -69,6 +69,8 @@ def install() -> None:
     from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 
     original = TopKTopPSampler.forward_cpu
+    if original.__module__ == __name__:
+        return
 
     def forward_cpu(
         self: Any, logits: torch.Tensor, generators: dict[int, torch.Generator], k: Any, p: Any

@@ -3,10 +3,12 @@
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from infalign.errors import InvalidValue
+from server.engines.overrides import NONE
 from server.settings import Settings
 
 log = logging.getLogger("infalign.server")
@@ -45,26 +47,50 @@ def set_threads(settings: Settings, cores: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # With several devices per engine, vLLM would bind each to a NUMA node of its own, and refuse if there are too few.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
-def least_cache(model: Any, context: int, block: int) -> int | None:
+def least_cache(config: Any) -> int | None:
     """Compute how much of the KV cache one text that fills the context takes.
 
     Args:
-        model: vLLM's ``ModelConfig``.
-        context: The context, in tokens.
-        block: Tokens per block of the cache.
+        config: The engine's ``VllmConfig``.
 
     Returns:
-        MiB. None if the model's layers do not keep keys and values of all tokens (encoders, sliding windows, latent
-        attention). vLLM checks those itself.
+        Bytes of each device. None if the model's layers do not keep keys and values of all tokens (encoders, sliding
+        windows, latent attention), if the cache has another type than the model, or if vLLM fits the context to the
+        cache. vLLM checks those itself.
     """
+    model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
     if model.attn_type != "decoder" or model.use_mla or model.get_sliding_window():
         return None
-    numbers = 2 * model.hf_text_config.num_hidden_layers * model.get_total_num_kv_heads() * model.get_head_size()
-    bytes_per_token: int = numbers * model.dtype.itemsize
-    blocks = math.ceil(context / block) + 1  # vLLM reserves one block
-    return math.ceil(blocks * block * bytes_per_token / 2**20)
+    if cache.cache_dtype != "auto" or model.original_max_model_len == -1:
+        return None
+    heads = model.get_num_kv_heads(parallel)
+    numbers = 2 * model.get_num_layers(parallel) * heads * model.get_head_size()
+    blocks = math.ceil(model.max_model_len / cache.block_size) + 1  # vLLM reserves one block
+    return int(blocks * cache.block_size * numbers * model.dtype.itemsize)
+
+
+def check_cache(config: Any, role: str, settings: Settings) -> None:
+    """Check that the KV cache holds one text, where the cache has a size of its own.
+
+    Args:
+        config: The engine's ``VllmConfig``.
+        role: What the engine is for.
+        settings: The operator's settings.
+
+    Raises:
+        InvalidValue: The KV cache is too small for one text.
+    """
+    size, least = config.cache_config.kv_cache_memory_bytes, least_cache(config)
+    if not size or not least or size >= least:
+        return
+    text = f"which the {role} takes for a text of {config.model_config.max_model_len} tokens"
+    if size == settings.kv_cache_mib << 20:
+        raise InvalidValue("--kv-cache-mib", settings.kv_cache_mib, f"at least {math.ceil(least / 2**20)}, {text}")
+    raise InvalidValue("kv_cache_memory_bytes", size, f"at least {least}, {text}")
 
 
 def fit_to_model(arguments: Any, role: str, settings: Settings) -> Any:
@@ -72,24 +98,16 @@ def fit_to_model(arguments: Any, role: str, settings: Settings) -> Any:
 
     Args:
         arguments: vLLM's ``EngineArgs``, with options from :class:`EngineOptions`.
-        role: What the engine is for. Errors name it.
+        role: What the engine is for. Log lines name it.
         settings: The operator's settings.
 
     Returns:
         The adapted arguments.
-
-    Raises:
-        InvalidValue: The KV cache is too small for one text.
     """
-    model, context = arguments.create_model_config(), arguments.max_model_len
-    if arguments.kv_cache_memory_bytes:
-        least = least_cache(model, context, arguments.block_size)
-        if least is not None and settings.kv_cache_mib < least:
-            requirement = f"at least {least}, which the {role} takes for a text of {context} tokens"
-            raise InvalidValue("--kv-cache-mib", settings.kv_cache_mib, requirement)
+    model = arguments.create_model_config()
     if arguments.enable_chunked_prefill and not model.is_chunked_prefill_supported:
         # Tokens of such a model attend to later tokens, so a text must be read in one step.
-        step = max(context, arguments.max_num_batched_tokens)
+        step = max(model.max_model_len, arguments.max_num_batched_tokens)
         if settings.reward_step_tokens:
             log.warning("%s: reads a text at once; --reward-step-tokens is %d for it", role, step)
         return replace(arguments, enable_chunked_prefill=False, max_num_batched_tokens=step)
@@ -117,21 +135,30 @@ class EngineOptions:
         if step is not None and step < sequences:
             raise InvalidValue("--reward-step-tokens", step, f"at least --max-sequences, which is {sequences}")
 
-    def policy(self) -> dict[str, Any]:
-        """Return the options of the policy's engine."""
-        return self._generation_options(self._settings.gpu_memory)
+    def policy(self, own: Mapping[str, Any] = NONE) -> dict[str, Any]:
+        """Return the options of the policy's engine.
 
-    def reference(self) -> dict[str, Any]:
-        """Return the options of the reference's engine, if it has one of its own."""
-        return {**self._generation_options(self._settings.reference_gpu_memory), "disable_log_stats": True}
+        Args:
+            own: What the operator sets for this engine. It overrides everything else.
+        """
+        return self._generation_options(self._settings.gpu_memory, own)
 
-    def reward(self, models: int) -> dict[str, Any]:
+    def reference(self, own: Mapping[str, Any] = NONE) -> dict[str, Any]:
+        """Return the options of the reference's engine, if it has one of its own.
+
+        Args:
+            own: What the operator sets for this engine.
+        """
+        return {**self._generation_options(self._settings.reference_gpu_memory, own), "disable_log_stats": True}
+
+    def reward(self, models: int, own: Mapping[str, Any] = NONE) -> dict[str, Any]:
         """Return the options of a reward model's engine.
 
         Args:
             models: The number of reward models, which share their part of the GPU memory; 0 if no engine scores.
+            own: What the operator sets for this engine.
         """
-        step = max(CPU_REWARD_TOKENS if self._cpu else GPU_REWARD_TOKENS, self._settings.max_sequences)
+        step = max(CPU_REWARD_TOKENS if self._cpu else GPU_REWARD_TOKENS, self._sequences(own))
         return {
             "runner": "pooling",
             "scheduler_cls": SCHEDULER,
@@ -140,17 +167,22 @@ class EngineOptions:
             "enable_chunked_prefill": True,
             "max_num_batched_tokens": self._settings.reward_step_tokens or step,
             **self._common_options(self._settings.gpu_memory / max(1, models)),
+            **own,
         }
 
-    def _generation_options(self, gpu_memory: float) -> dict[str, Any]:
+    def _generation_options(self, gpu_memory: float, own: Mapping[str, Any]) -> dict[str, Any]:
         options = {"generation_config": "vllm", **self._common_options(gpu_memory)}
         if self._cpu:
-            options |= {
-                # With chunked prefill a seeded request kills the engine ("CPU Generator does not use offset").
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(self._context, self._settings.max_sequences, CPU_POLICY_TOKENS),
-            }
-        return options
+            length = own.get("max_model_len") or self._context
+            step = (
+                max(length, self._sequences(own), CPU_POLICY_TOKENS) if length and length > 0 else None
+            )  # "auto" is -1
+            # With chunked prefill a seeded request kills the engine ("CPU Generator does not use offset").
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": step}
+        return {**options, **own}
+
+    def _sequences(self, own: Mapping[str, Any]) -> int:
+        return own.get("max_num_seqs") or self._settings.max_sequences
 
     def _common_options(self, gpu_memory: float) -> dict[str, Any]:
         settings = self._settings

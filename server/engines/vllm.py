@@ -17,7 +17,7 @@ from typing import Any, get_args
 from uuid import uuid4
 
 from infalign.errors import one_line
-from infalign.files import adapter_rank, context_length, score_values
+from infalign.files import adapter_rank, score_values
 from infalign.imports import quick_imports
 from server.concurrency import gather_all
 from server.engines.base import (
@@ -34,13 +34,14 @@ from server.engines.engine import Engine
 from server.engines.environment import log_through_root, prepare_environment
 from server.engines.grammar import GrammarCheck
 from server.engines.late import LateEngine
-from server.engines.outputs import BACKEND, read_final, read_outputs, read_stream, sampling_params
+from server.engines.launch import Launch, check_memory
+from server.engines.outputs import read_final, read_outputs, read_stream, sampling_params
+from server.engines.overrides import Overrides
+from server.engines.plan import Plan
 from server.engines.refusal import refusal
-from server.engines.tuning import EngineOptions, fit_to_model, set_threads
+from server.engines.tuning import set_threads
 from server.settings import Settings
 
-EXECUTOR = "server.engines.executor.DependentExecutor"
-"""vLLM loads the executor by this name."""
 KILL_SECONDS = 0.5
 """Seconds between two attempts to kill engine processes that are being launched."""
 
@@ -56,6 +57,7 @@ class VllmEngines:
         reward_models: Directories of the reward models, in the order of their rewards.
         settings: The operator's settings.
         adapters: Directories of LoRA adapters by policy name. Each candidate is drawn with the adapter of its policy.
+        overrides: What the operator sets by vLLM's names.
     """
 
     def __init__(
@@ -65,9 +67,11 @@ class VllmEngines:
         reward_models: Sequence[Path],
         settings: Settings,
         adapters: Mapping[str, Path] | None = None,
+        overrides: Overrides | None = None,
     ) -> None:
-        self.context = min(map(context_length, (policy, reference, *reward_models)))
-        self._policy_path, self._reward_paths, self._settings = policy, tuple(reward_models), settings
+        self._settings = settings
+        self._plan = Plan(policy, reference, tuple(reward_models), settings, overrides or Overrides())
+        self.context = self._plan.context
         self._score_values = tuple(map(score_values, reward_models))
         self._adapters = dict(adapters or {})
         self._lora_requests: dict[str, Any] = {}
@@ -75,7 +79,6 @@ class VllmEngines:
         self._policy: Engine | None = None
         self._rewards: list[Engine] = []
         self._grammar = GrammarCheck(policy)
-        self._reference_path = reference
         self._reference: LateEngine | None = None
         # An engine process ends with the thread that launched it, so the threads live as long as this object.
         self._launcher = ThreadPoolExecutor(1 + len(reward_models), "launch")
@@ -99,23 +102,18 @@ class VllmEngines:
     async def _start(self) -> None:
         """Start all engines."""
         prepare_environment()
-        from vllm.config import StructuredOutputsConfig
         from vllm.platforms import current_platform
         from vllm.utils.gc_utils import freeze_gc_heap
         from vllm.utils.torch_utils import available_cpu_count
 
         log_through_root()
-        options = EngineOptions(self._settings, self.context, current_platform.is_cpu())
-        if current_platform.is_cpu():
+        is_cpu = current_platform.is_cpu()
+        if is_cpu:
             set_threads(self._settings, available_cpu_count())
-        if self._policy_path != self._reference_path:
-            self._reference = LateEngine(partial(self._launch, "reference", self._reference_path, options.reference()))
-        # Without a choice, vLLM would use the backend of the first request for all later ones.
-        structure_options = {"structured_outputs_config": StructuredOutputsConfig(backend=BACKEND)}
-        launches = [("policy", self._policy_path, options.policy() | structure_options | self._lora_options())]
-        rewards_options = options.reward(len(self._reward_paths))
-        launches += [(f"reward model {path.name}", path, rewards_options) for path in self._reward_paths]
-        results = await self._launch_all(launches, in_parallel=current_platform.is_cpu())
+        launches = await asyncio.to_thread(self._plan.prepare, is_cpu, self._lora_options())
+        if self._plan.has_reference:
+            self._reference = LateEngine(partial(self._launch_reference, is_cpu))
+        results = await self._launch_all(launches, in_parallel=is_cpu)
         log_through_root()  # the first launch has configured vLLM's logger again
         policy, *rewards = (None if isinstance(result, BaseException) else result for result in results)
         self._policy, self._rewards = policy, [engine for engine in rewards if engine is not None]
@@ -124,18 +122,17 @@ class VllmEngines:
         if failure := next((result for result in results if isinstance(result, BaseException)), None):
             await asyncio.to_thread(self.stop)  # stops the engines that did start
             raise failure
+        self.context = min([self.context, *(engine.context for engine in self._engines())])  # vLLM may have chosen it
         freeze_gc_heap()  # a full collection of all modules' objects would stop the server for half a second
 
-    async def _launch_all(
-        self, launches: Sequence[tuple[str, Path, dict[str, Any]]], in_parallel: bool
-    ) -> list[Engine | BaseException]:
+    async def _launch_all(self, launches: Sequence[Launch], in_parallel: bool) -> list[Engine | BaseException]:
         """Launch engines. Each takes 10 to 50 seconds, most of it for imports.
 
         On a GPU they start one after the other. vLLM measures free memory there while it loads a model. It would count
         the memory that another engine takes meanwhile as its own, and find too little for its cache.
 
         Args:
-            launches: role, model and options of each.
+            launches: the engines.
             in_parallel: whether to start them at the same time.
 
         Returns:
@@ -143,7 +140,8 @@ class VllmEngines:
             list.
         """
         loop = asyncio.get_running_loop()
-        futures = (loop.run_in_executor(self._launcher, self._launch, *launch) for launch in launches)
+        silence = self._settings.engine_silence
+        futures = (loop.run_in_executor(self._launcher, launch.run, silence) for launch in launches)
         if in_parallel:
             return await asyncio.gather(*futures, return_exceptions=True)
         results: list[Engine | BaseException] = []
@@ -294,15 +292,10 @@ class VllmEngines:
         late = self._reference.engine if self._reference else None
         return [engine for engine in (self._policy, *self._rewards, late) if engine is not None]
 
-    def _launch(self, role: str, model: Path, options: dict[str, Any]) -> Engine:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        arguments = AsyncEngineArgs(
-            model=str(model), trust_remote_code=False, distributed_executor_backend=EXECUTOR, **options
-        )
-        llm = AsyncLLM.from_engine_args(fit_to_model(arguments, role, self._settings))
-        return Engine(role, llm, self._settings.engine_silence)
+    def _launch_reference(self, is_cpu: bool) -> Engine:
+        launch = self._plan.prepare_reference(is_cpu)
+        check_memory([launch])
+        return launch.run(self._settings.engine_silence)
 
 
 def _stop_late(late: LateEngine) -> None:

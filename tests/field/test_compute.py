@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from infalign.cli import infalign
 from infalign.errors import InvalidValue, TooLittleMemory
+from infalign.machine import cgroup_memory
 from infalign.storage import load_calibration
 from infalign.transforms import Identity
 from tests.tiny import tiny_job
@@ -21,7 +22,6 @@ from training.calibrate import write_calibration
 from training.config import Compute, Ctrl, Lora, Optimiser, Scratch
 from training.configs import load_config
 from training.data import read_lengths, write_data
-from training.machine import cgroup_memory
 from training.memory import Pass, batches, compare_bytes, draw_bytes, fit_sequences, forward_bytes
 from training.models import new_model
 from training.rollouts import write_rollouts
@@ -227,7 +227,9 @@ def group(directory: Path, limit: str, usage: int, idle: int, old: bool) -> None
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
     (directory / names[0]).write_text(f"{limit}\n")
     (directory / names[1]).write_text(f"{usage}\n")
-    (directory / "memory.stat").write_text(f"anon 5\n{'total_' if old else ''}inactive_file {idle}\n")
+    total = "total_" if old else ""
+    files = f"{total}inactive_file {idle // 2}\n{total}active_file {idle - idle // 2}\n"
+    (directory / "memory.stat").write_text(f"anon 5\n{files}")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import yaml
 import infalign
 from infalign import BestOfN, Cost, point
 from infalign.cli import COMMANDS
+from server.engines.overrides import FIXED, FIXED_DRAWS_ON_CPU, FIXED_ON_CPU, read_overrides
+from server.settings import Settings
 from tools import reference
 from tools.markdown import slug
 from training.config import Config
@@ -30,6 +32,8 @@ TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for
 THEORY = TEXTS["docs/results/theory.md"]
 SERVER = "# needs a running server"
 """First line of a snippet that tests/integration runs."""
+ENGINES = "docs/guides/engines.md"
+"""The page whose YAML is settings of engines."""
 POOL = ROOT.parent / "shared" / "data" / "alpaca-eval-pool.jsonl.gz"
 
 
@@ -165,10 +169,25 @@ def test_every_command_shown_has_the_options_it_is_shown_with() -> None:
         getattr(importlib.import_module(home), command).make_context(command, arguments)
 
 
+def test_every_file_of_engine_settings_shown_is_one(tmp_path: Path) -> None:
+    shown = blocks("yaml", ENGINES)
+    assert shown
+    for block in shown:
+        (tmp_path / "engines.yaml").write_text(block)
+        read_overrides(Settings(engines=tmp_path / "engines.yaml"), ("reward", "safety"), has_reference=True)
+
+
+def test_every_fixed_engine_setting_shown_is_one() -> None:
+    table = TEXTS[ENGINES].split("These settings cannot be changed")[1].split("##")[0]
+    shown = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)))
+    assert shown
+    assert set(shown) <= FIXED.keys() | FIXED_ON_CPU.keys() | FIXED_DRAWS_ON_CPU.keys()
+
+
 def test_every_part_of_a_config_shown_is_one() -> None:
     demo = yaml.safe_load((SHIPPED / "demo.yaml").read_text(encoding="utf-8"))
     assert blocks("yaml")
-    for block in blocks("yaml"):
+    for block in set(blocks("yaml")) - set(blocks("yaml", ENGINES)):
         shown = yaml.safe_load(block)
         instead = {key: value for key, value in shown.items() if key in ("data", "model", "reward")}
         within = {

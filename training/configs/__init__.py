@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from infalign.errors import InvalidValue, one_line
+from infalign.errors import InvalidValue
 from infalign.validation import explain
+from infalign.values import parse_assignment, read_yaml
 from training.config import FILES, Config
 
 SHIPPED = Path(__file__).parent
@@ -32,14 +32,7 @@ def load_config(name_or_path: str, overrides: tuple[str, ...] = (), paths: tuple
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise InvalidValue("CONFIG", name_or_path, f"a YAML file, or a shipped config: {names}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidValue("CONFIG", name_or_path, f"YAML in UTF-8 ({one_line(error)})") from error
-    values = _parse(text, "CONFIG", name_or_path)
-    if not isinstance(values, dict):
-        raise InvalidValue("CONFIG", name_or_path, "a YAML mapping")
-    return make_config(values, overrides, paths)
+    return make_config(read_yaml(path, "CONFIG"), overrides, paths)
 
 
 def make_config(values: dict[str, Any], overrides: tuple[str, ...] = (), paths: tuple[str, ...] = ()) -> Config:
@@ -73,19 +66,10 @@ def _replace_files(values: dict[str, Any], paths: tuple[str, ...]) -> None:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise InvalidValue("--set", override, "key=value, such as ctrl.target_kl=1")
+    key, value = parse_assignment(override, "--set", "ctrl.target_kl=1")
     *sections, leaf = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise InvalidValue("--set", override, f"a key below a section; {section} is a value")
-    values[leaf] = _parse(text, "--set", override)
-
-
-def _parse(text: str, key: str, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2024-13-01
-        raise InvalidValue(key, source, f"YAML ({one_line(error)})") from error
+    values[leaf] = value

@@ -9,7 +9,7 @@ import torch
 
 from infalign.errors import InvalidValue
 from server.engines import tuning
-from server.engines.tuning import EngineOptions, least_cache, set_threads
+from server.engines.tuning import EngineOptions, check_cache, least_cache, set_threads
 from server.settings import Settings
 
 
@@ -64,27 +64,69 @@ def test_a_step_shorter_than_its_sequences_is_refused() -> None:
     assert options(max_sequences=5000).policy()["max_num_batched_tokens"] == 5000
 
 
-def model(
-    attn_type: str = "decoder", use_mla: bool = False, window: int | None = None, dtype: torch.dtype = torch.float32
+def config(
+    attn_type: str = "decoder",
+    use_mla: bool = False,
+    window: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    context: int = 2048,
+    block: int = 32,
+    cache: int | None = None,
+    cache_dtype: str = "auto",
 ) -> Any:
     """What is asked of vLLM's config of a model with 8 layers and 16 heads of 32 numbers."""
-    return SimpleNamespace(
+    model = SimpleNamespace(
         attn_type=attn_type,
         use_mla=use_mla,
         dtype=dtype,
-        hf_text_config=SimpleNamespace(num_hidden_layers=8),
-        get_total_num_kv_heads=lambda: 16,
+        max_model_len=context,
+        original_max_model_len=context,
+        get_num_layers=lambda parallel: 8 // parallel.pipeline_parallel_size,
+        get_num_kv_heads=lambda parallel: 16 // parallel.tensor_parallel_size,
         get_head_size=lambda: 32,
         get_sliding_window=lambda: window,
     )
+    return SimpleNamespace(
+        model_config=model,
+        parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
+        cache_config=SimpleNamespace(block_size=block, cache_dtype=cache_dtype, kv_cache_memory_bytes=cache),
+    )
+
+
+def least_mib(**changes: Any) -> float:
+    return (least_cache(config(**changes)) or 0) / 2**20
 
 
 def test_the_least_cache_holds_one_text_and_the_block_that_vllm_keeps() -> None:
-    assert least_cache(model(), context=2048, block=32) == 65  # 32 KiB a token in float32
-    assert least_cache(model(dtype=torch.bfloat16), context=2048, block=32) == 33
-    assert least_cache(model(), context=2049, block=128) == 72
-    odd = (model(use_mla=True), model(attn_type="encoder_only"), model(window=512))
-    assert [least_cache(one, 2048, 32) for one in odd] == [None] * 3
+    assert least_mib() == 65  # 32 KiB a token in float32
+    assert least_mib(dtype=torch.bfloat16) == 32.5
+    assert least_mib(context=2049, block=128) == 72
+    for odd in ({"use_mla": True}, {"attn_type": "encoder_only"}, {"window": 512}, {"cache_dtype": "fp8"}):
+        assert least_cache(config(**odd)) is None
+
+
+def test_devices_share_the_cache_of_a_text() -> None:
+    split = config()
+    split.parallel_config.tensor_parallel_size = 2
+    assert least_cache(split) == 65 * 2**19
+
+
+def test_a_cache_that_does_not_hold_one_text_is_refused() -> None:
+    check_cache(config(cache=65 << 20), "policy", Settings(kv_cache_mib=65))
+    with pytest.raises(InvalidValue, match=r"^--kv-cache-mib: got 64, accepted: at least 65, which the policy takes"):
+        check_cache(config(cache=64 << 20), "policy", Settings(kv_cache_mib=64))
+    with pytest.raises(InvalidValue, match=r"^kv_cache_memory_bytes: got 67108864, accepted: at least 68157440, which"):
+        check_cache(config(cache=64 << 20), "policy", Settings())
+
+
+def test_the_operator_has_the_last_word_on_an_engine() -> None:
+    own = {"dtype": "bfloat16", "max_model_len": 8000, "max_num_seqs": 5000}
+    assert options().policy(own).items() >= own.items()
+    assert options().policy(own)["max_num_batched_tokens"] == 8000
+    assert options().policy({"max_num_seqs": 5000})["max_num_batched_tokens"] == 5000
+    assert options().reward(1, own).items() >= own.items()
+    assert options().reward(1, own)["max_num_batched_tokens"] == 5000
+    assert options(cpu=False).reference({"gpu_memory_utilization": 0.3})["gpu_memory_utilization"] == 0.3
 
 
 @pytest.fixture
@@ -96,7 +138,12 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_engines_have_as_many_threads_as_there_are_cores(environment: dict[str, str]) -> None:
     set_threads(Settings(), cores=6)
-    assert environment == {"OMP_NUM_THREADS": "6", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
+    assert environment == {
+        "OMP_NUM_THREADS": "6",
+        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "2000",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
 
 
 def test_the_environment_wins_but_for_what_is_said_twice(environment: dict[str, str]) -> None:

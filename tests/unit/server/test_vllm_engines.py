@@ -12,6 +12,8 @@ from server.engines import EnginesDown, RequestFailed
 from server.engines import vllm as module
 from server.engines.engine import Engine
 from server.engines.late import LateEngine
+from server.engines.overrides import Overrides
+from server.engines.plan import Plan
 from server.engines.vllm import VllmEngines
 from server.settings import Settings
 
@@ -101,6 +103,26 @@ def engines(tmp_path: Path) -> VllmEngines:
     return VllmEngines(tmp_path, other, [tmp_path, tmp_path], Settings())
 
 
+def test_the_context_is_the_smallest_that_an_engine_has(tmp_path: Path) -> None:
+    paths = []
+    for name, positions in (("policy", 512), ("reference", 256), ("first", 128), ("second", 1024)):
+        paths.append(tmp_path / name)
+        paths[-1].mkdir()
+        (paths[-1] / "config.json").write_text(f'{{"max_position_embeddings": {positions}}}')
+    policy, reference, *rewards = paths
+
+    def context(own_reference: bool = True, **overrides: Any) -> int:
+        return VllmEngines(
+            policy, reference if own_reference else policy, rewards, Settings(), overrides=Overrides(**overrides)
+        ).context
+
+    assert context() == 128
+    assert context(rewards={"first": {"max_model_len": 1024}, "second": {}}) == 256
+    assert context(rewards={"first": {"max_model_len": 1024}, "second": {}}, own_reference=False) == 512
+    assert context(policy={"max_model_len": 64}) == 64
+    assert context(policy={"max_model_len": -1}, reference={"max_model_len": None}) == 128
+
+
 async def test_engines_stop_side_by_side(engines: VllmEngines) -> None:
     together = threading.Barrier(4)
     llms = [FakeLLM(on_shutdown=lambda: together.wait(SOON)) for _ in range(4)]
@@ -146,17 +168,26 @@ async def test_a_launch_that_hangs_is_killed_when_the_server_stops(
         await waiting
 
 
-LAUNCHES: list[tuple[str, Path, dict[str, Any]]] = [(role, Path(role), {}) for role in ("policy", "one", "another")]
+class FakeLaunch:
+    """An engine that is launched by calling ``start`` with its role."""
+
+    def __init__(self, role: str, start: Callable[[str], Any]) -> None:
+        self.role, self.start = role, start
+
+    def run(self, silence: float) -> Any:
+        return self.start(self.role)
+
+
+def launches(start: Callable[[str], Any]) -> Any:
+    return [FakeLaunch(role, start) for role in ("policy", "one", "another")]
 
 
 @pytest.mark.parametrize(("in_parallel", "most"), [(True, 3), (False, 1)])
-async def test_on_a_gpu_engines_start_one_after_the_other(
-    engines: VllmEngines, monkeypatch: pytest.MonkeyPatch, in_parallel: bool, most: int
-) -> None:
+async def test_on_a_gpu_engines_start_one_after_the_other(engines: VllmEngines, in_parallel: bool, most: int) -> None:
     running, counts = 0, []
     lock, all_running = threading.Lock(), threading.Barrier(most)
 
-    def launch(role: str, *_: Any) -> Any:
+    def launch(role: str) -> Any:
         nonlocal running
         with lock:
             running += 1
@@ -166,24 +197,20 @@ async def test_on_a_gpu_engines_start_one_after_the_other(
             running -= 1
         return role
 
-    monkeypatch.setattr(engines, "_launch", launch)
-    assert await engines._launch_all(LAUNCHES, in_parallel) == ["policy", "one", "another"]
+    assert await engines._launch_all(launches(launch), in_parallel) == ["policy", "one", "another"]
     assert max(counts) == most
 
 
-async def test_on_a_gpu_no_engine_is_started_after_one_has_failed(
-    engines: VllmEngines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_on_a_gpu_no_engine_is_started_after_one_has_failed(engines: VllmEngines) -> None:
     roles = []
 
-    def launch(role: str, *_: Any) -> Any:
+    def launch(role: str) -> Any:
         roles.append(role)
         if role == "one":
             raise MemoryError
         return role
 
-    monkeypatch.setattr(engines, "_launch", launch)
-    policy, failure = await engines._launch_all(LAUNCHES, in_parallel=False)
+    policy, failure = await engines._launch_all(launches(launch), in_parallel=False)
     assert policy == "policy"  # type: ignore[comparison-overlap]
     assert isinstance(failure, MemoryError)
     assert roles == ["policy", "one"]
@@ -200,7 +227,7 @@ async def test_a_start_that_hangs_is_killed_when_it_is_given_up(
         raise RuntimeError("killed")
 
     monkeypatch.setattr(module, "_kill_launching", killed.set)
-    monkeypatch.setattr(engines, "_launch", launch)
+    monkeypatch.setattr(Plan, "prepare", lambda *_: launches(launch))
     starting = asyncio.create_task(engines.start())
     await asyncio.to_thread(launching.wait, 600)  # imports of vLLM come first
     assert not killed.is_set()
