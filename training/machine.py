@@ -40,6 +40,15 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def gpu_memory() -> int:
+    """Return how many bytes of memory the GPU has in all; 0 without a GPU."""
+    if not has_gpu():
+        return 0
+    import torch
+
+    return int(torch.cuda.mem_get_info()[1])
+
+
 def keep_freed_memory(keep: bool) -> None:
     """Make glibc keep freed memory for later, or give large blocks back to the system.
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from infalign.errors import InvalidValue, TooLittleMemory
 from training import processes
 from training.config import Compute, Ctrl, Lora
-from training.machine import available_memory, keep_freed_memory
+from training.machine import available_memory, gpu_memory, keep_freed_memory
 from training.shapes import Shape, shape_of
 
 FLOAT = 4
@@ -33,11 +33,8 @@ LOGITS_TOKENS, LOGITS_ENTRIES, LOGITS_COPIES = 4096, 32768, 7
 """Tokens and vocabulary entries whose logits TRL computes at a time, and copies of them."""
 OVERHEAD, SHARE = 1.2, 0.8
 """Factor on the estimate, and share of the available memory that may be used."""
-BUDGET = 2 << 30
-"""Bytes that a batch of draws or scores may take beside the models.
-
-It is fixed, not measured. Which responses are drawn depends on the batch, and it must not depend on the machine.
-"""
+BUDGET, GPU_SHARE = 2 << 30, 8
+"""Bytes that a batch of draws or scores may take beside the models on a CPU, and the part of a GPU's memory there."""
 SMALL = 1 << 30
 """Bytes of a step. Below this, freed memory is kept, which is faster but leaves more of it unused."""
 Row = TypeVar("Row")
@@ -134,11 +131,21 @@ def compare_bytes(shape: Shape, tokens: int, response: int) -> int:
     return forward_bytes(shape, tokens) + 5 * FLOAT * response * shape.vocabulary
 
 
+def batch_budget() -> int:
+    """Return how many bytes a batch of draws or scores may take beside the models.
+
+    Which responses are drawn depends on the batch, so the number must not depend on what other programs use. On a CPU
+    it is :data:`BUDGET`. A GPU draws other responses than a CPU anyway, and small batches leave it idle. There it is an
+    eighth of the GPU's memory, rounded down to a power of two, but at least :data:`BUDGET`. GPUs of one kind agree.
+    """
+    return max(BUDGET, 1 << max(0, (gpu_memory() // GPU_SHARE).bit_length() - 1))
+
+
 def batches(rows: Sequence[Row], most: int, size: Callable[[Row], int]) -> Iterator[Sequence[Row]]:
     """Split rows into batches, in order.
 
-    A batch is as large as :data:`BUDGET` allows, but at least one row. Rows of a batch are padded, so each of them is
-    counted with the size of the largest.
+    A batch is as large as :func:`batch_budget` allows, but at least one row. Rows of a batch are padded, so each of
+    them is counted with the size of the largest.
 
     Args:
         rows: Rows to split.
@@ -148,12 +155,12 @@ def batches(rows: Sequence[Row], most: int, size: Callable[[Row], int]) -> Itera
     Yields:
         Batches of consecutive rows.
     """
-    start = 0
+    start, budget = 0, batch_budget()
     while start < len(rows):
         end, widest = start, 0
         while end < len(rows) and end - start < most:
             widest = max(widest, size(rows[end]))
-            if end > start and widest * (end - start + 1) > BUDGET:
+            if end > start and widest * (end - start + 1) > budget:
                 break
             end += 1
         yield rows[start:end]

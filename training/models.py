@@ -8,11 +8,14 @@ belongs to; whoever loads it does.
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.utils import load_peft_weights
 from transformers import (
     AutoModelForCausalLM,
@@ -192,7 +195,7 @@ class WithoutAdapter:
 
     def __init__(self, model: PeftModel) -> None:
         self.model = model
-        self.config, self.device = model.config, model.device
+        self.config, self.device, self.dtype = model.config, model.device, model.dtype
 
     def __call__(self, **inputs: Any) -> Any:
         """Run the model with the adapter switched off."""
@@ -203,6 +206,31 @@ class WithoutAdapter:
         """Generate with the adapter switched off."""
         with self.model.disable_adapter():
             return self.model.generate(**inputs)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def merged_adapter(model: Any) -> Iterator[None]:
+    """Add the adapter of a model to the weights below it, for a while.
+
+    An adapter nearly doubles the number of operations of a small model. Afterwards the weights are exactly as before,
+    for which a copy of them is kept.
+
+    Args:
+        model: A model, with an adapter or without.
+    """
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    layers = [
+        layer for layer in modules if isinstance(layer, LoraLayer) and not layer.merged and not layer.disable_adapters
+    ]
+    originals = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.unmerge()
+            layer.get_base_layer().weight.data.copy_(original)
 
 
 def load_classifier(directory: Path) -> Any:

@@ -73,17 +73,21 @@ def train(
     return bundle, runner.reports
 
 
-def run_stages(config: Config, runs: Path) -> Artifacts:
+def run_stages(config: Config, runs: Path, until: str | None = None) -> Artifacts:
     """Run every stage, but write no bundle.
 
     Args:
         config: Config of the run.
         runs: Folder of all runs.
+        until: Name of the last stage, if not all of them.
 
     Returns:
-        The directories of the stages.
+        The directories of the stages that the run has.
     """
-    return _run_stages(config, _make_runner(config, runs))
+    runner = _make_runner(config, runs, until=until)
+    with suppress(Stopped):
+        return _run_stages(config, runner)
+    return Artifacts({report.name: report.directory for report in runner.reports})
 
 
 def _make_runner(config: Config, runs: Path, dry: bool = False, until: str | None = None) -> Runner:

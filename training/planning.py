@@ -24,7 +24,7 @@ from training import memory
 from training.config import Config, Lora
 from training.lengths import REPORT, Lengths, read_lengths
 from training.machine import available_memory, has_gpu
-from training.memory import BUDGET, SHARE, Pass, draw_bytes, largest_part, off_policy_pass, on_policy_pass
+from training.memory import SHARE, Pass, batch_budget, draw_bytes, largest_part, off_policy_pass, on_policy_pass
 from training.shapes import Shape, read_shape, reference_shape
 
 EFFICIENCY, SPREAD = 0.4, 2.5
@@ -158,7 +158,7 @@ def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
     }
     prompt, law = sizes.lengths["prompt"], config.rollouts.max_tokens
     model_bytes = shape.bytes + sizes.reward_bytes
-    batch = min(BATCH * draw_bytes(shape, prompt.longest), max(BUDGET, draw_bytes(shape, prompt.longest)))
+    batch = min(BATCH * draw_bytes(shape, prompt.longest), max(batch_budget(), draw_bytes(shape, prompt.longest)))
     stage_bytes |= {"evaluate": model_bytes + shape.bytes + batch}
     if config.rollouts.engine == "transformers":
         stage_bytes |= {"rollouts": model_bytes + batch}

@@ -1,6 +1,7 @@
 """Draws responses from a causal LM with transformers."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import (
 from infalign.manifest import SamplingLaw
 from infalign.templates import Message, render_prompt, tokenise
 from training.memory import batches, draw_bytes, model_shape
-from training.models import WithoutAdapter, is_adapter, load_causal, put_adapter
+from training.models import WithoutAdapter, is_adapter, load_causal, merged_adapter, put_adapter
 from training.progress import make_bar
 
 GENERATE_BATCH, SEGMENT = 1024, 8
@@ -145,7 +146,23 @@ def draw_responses(
     Returns:
         Token ids of each response, with the end token unless the response was cut off.
     """
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    ids = inputs["input_ids"]
+    # A GPU draws from a small model as fast as operations can be started. Coarser weights than float32 would round the
+    # adapter away.
+    is_merged = ids.is_cuda and model.dtype == torch.float32
+    with merged_adapter(model) if is_merged else nullcontext():
+        return _draw_segments(model, ids, inputs["attention_mask"], max_tokens, ends, processors)
+
+
+def _draw_segments(
+    model: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    max_tokens: int,
+    ends: Sequence[int],
+    processors: LogitsProcessorList,
+) -> list[list[int]]:
+    """Draw one response to each prompt, a segment at a time."""
     responses: list[list[int]] = [[] for _ in ids]
     cache, open_rows = _read_prompts(model, ids, mask), list(range(len(ids)))
     for start in range(0, max_tokens, SEGMENT):

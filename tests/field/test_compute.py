@@ -222,6 +222,12 @@ def test_a_long_row_makes_its_own_batch_small_and_no_other() -> None:
     assert [len(batch) for batch in batches(rows, 8, lambda row: row)] == [8, 2, 2, 1]
 
 
+@pytest.mark.parametrize(("gpu", "budget"), [(0, 2), (12, 2), (24, 2), (40, 4), (79.2, 8), (140, 16)])
+def test_a_larger_gpu_draws_more_at_a_time(monkeypatch: pytest.MonkeyPatch, gpu: float, budget: int) -> None:
+    monkeypatch.setattr(memory, "gpu_memory", lambda: int(gpu * 2**30))
+    assert memory.batch_budget() == budget << 30
+
+
 def group(directory: Path, limit: str, usage: int, idle: int, old: bool) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")

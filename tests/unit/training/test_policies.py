@@ -6,13 +6,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import LogitsProcessorList
 
 from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
-from training.config import Scratch
+from training.config import Lora, Scratch
 from training.likelihoods import sequence_kl
-from training.models import new_model
+from training.models import lora_config, merged_adapter, new_model
 from training.optimisers import MuonAdam
 from training.sampler import Sampler, draw_responses
 from training.solvers.settling import settle
@@ -169,3 +170,27 @@ def test_what_is_frozen_stays(keep: Callable[[str], bool]) -> None:
     assert {name for name, weight in network.named_parameters() if not torch.equal(weight, before[name])} == {
         name for name in before if keep(name)
     }
+
+
+def test_an_adapter_is_merged_for_a_while_and_leaves_the_weights_as_they_were() -> None:
+    network = get_peft_model(model().model, lora_config(Lora(rank=4, alpha=8)))
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if "lora_B" in name:
+                weight += torch.randn_like(weight)
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        apart = network(input_ids=ids).logits
+        with network.disable_adapter():
+            reference = network(input_ids=ids).logits
+        with merged_adapter(network):
+            torch.testing.assert_close(network(input_ids=ids).logits, apart)
+            merged = network.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight.clone()
+        assert not torch.equal(merged, before["base_model.model.model.layers.0.mlp.up_proj.base_layer.weight"])
+        assert not torch.allclose(reference, apart)
+        with network.disable_adapter(), merged_adapter(network):
+            assert torch.equal(network(input_ids=ids).logits, reference)
+    for name, weight in network.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+    network(input_ids=ids).logits.sum().backward()  # the weights can still be trained
