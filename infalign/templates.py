@@ -6,7 +6,7 @@ control token, so the characters become ordinary tokens.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,8 +14,11 @@ from typing import Any
 from infalign.errors import TemplateRefusal, one_line
 from infalign.tokens import Tokenizer, cut_control_tokens
 
-Message = dict[str, str]
-"""A turn of a conversation: ``{"role": ..., "content": ...}``."""
+Message = dict[str, Any]
+"""A turn of a conversation: ``{"role": ..., "content": ...}``.
+
+Turns that call tools or answer a call have further keys. Their values are JSON.
+"""
 CLOCK = "strftime_now"
 """The function by which chat templates read the clock."""
 FIXED_DATE = datetime(2025, 1, 1)
@@ -40,23 +43,36 @@ class Rendering:
         return "".join(self.pieces)
 
 
-def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> Rendering:
+def render_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    variables: Mapping[str, Any] | None = None,
+    continued: bool = False,
+) -> Rendering:
     """Render the text after which the policy writes its answer.
 
     Args:
         tokenizer: The tokenizer, with its chat template.
         messages: The conversation up to the answer.
+        variables: Further variables of the chat template, such as ``tools``. Their values are JSON.
+        continued: Whether the answer continues the last message.
 
     Returns:
         The rendered text.
 
     Raises:
-        TemplateRefusal: The chat template does not accept the messages.
+        TemplateRefusal: The chat template does not accept the messages or the variables.
     """
-    return _render(tokenizer, messages, add_generation_prompt=True)
+    options = {"continue_final_message": True} if continued else {"add_generation_prompt": True}
+    return _render(tokenizer, messages, variables, **options)
 
 
-def render_conversation(tokenizer: Tokenizer, messages: Sequence[Message], response: str) -> Rendering:
+def render_conversation(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    response: str,
+    variables: Mapping[str, Any] | None = None,
+) -> Rendering:
     """Render the text that the reward model scores, which ends with the response.
 
     A response that was cut off by the length limit is rendered like any other, in calibration and in serving.
@@ -65,6 +81,7 @@ def render_conversation(tokenizer: Tokenizer, messages: Sequence[Message], respo
         tokenizer: The tokenizer of the reward model, with its chat template.
         messages: The conversation up to the response.
         response: The response.
+        variables: Further variables of the chat template.
 
     Returns:
         The rendered text.
@@ -72,7 +89,7 @@ def render_conversation(tokenizer: Tokenizer, messages: Sequence[Message], respo
     Raises:
         TemplateRefusal: The chat template does not accept the conversation.
     """
-    return _render(tokenizer, [*messages, {"role": "assistant", "content": response}])
+    return _render(tokenizer, [*messages, {"role": "assistant", "content": response}], variables)
 
 
 def render_text(tokenizer: Tokenizer, text: str, end: str = "") -> Rendering:
@@ -137,18 +154,19 @@ def template_hash(tokenizer: Tokenizer) -> str:
     return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> Rendering:
-    marker, conversation = _mark(tokenizer, messages)
+def _render(
+    tokenizer: Tokenizer, messages: Sequence[Message], variables: Mapping[str, Any] | None, **options: bool
+) -> Rendering:
+    marker, (conversation, values) = _mark(tokenizer, messages, variables or {})
 
     def pieces(**clock: Any) -> tuple[str, ...]:
         try:
-            text = str(
-                tokenizer.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=add_generation_prompt, **clock
-                )
-            )
+            text = str(tokenizer.apply_chat_template(conversation, tokenize=False, **options, **values, **clock))
         except Exception as error:  # templates are programs: they raise errors of their own and of every library type
-            raise TemplateRefusal(one_line(error).replace(marker or "\0", "")) from error
+            reason = one_line(error).replace(marker or "\0", "")
+            if "continue_final_message is set" in reason:  # the rest of the message is the text of the conversation
+                reason = "it drops or changes the message to continue"
+            raise TemplateRefusal(reason) from error
         return tuple(text.split(marker)) if marker else (text,)
 
     if CLOCK not in (tokenizer.chat_template or ""):
@@ -156,18 +174,49 @@ def _render(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_pr
     return Rendering(pieces(), pieces(**{CLOCK: FIXED_DATE.strftime}))
 
 
-def _mark(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
+def _mark(
+    tokenizer: Tokenizer, messages: Sequence[Message], variables: Mapping[str, Any]
+) -> tuple[str | None, tuple[list[Message], dict[str, Any]]]:
     """Put a marker inside each control token that was typed. The marker is None if there is no such token."""
-    contents = [cut_control_tokens(tokenizer, message["content"]) for message in messages]
-    if all(len(pieces) == 1 for pieces in contents):
-        return None, list(messages)
-    marker = _unused_character([message["content"] for message in messages])
-    return marker, [
-        {**message, "content": marker.join(pieces)} for message, pieces in zip(messages, contents, strict=True)
-    ]
+    typed_texts = {text for part in (*messages, variables) for text in _texts(part)}
+    cut_texts = {text: pieces for text in typed_texts if len(pieces := cut_control_tokens(tokenizer, text)) > 1}
+    if not cut_texts:
+        return None, (list(messages), dict(variables))
+    marker = _unused_character(typed_texts)
+    marked_texts = {text: marker.join(pieces) for text, pieces in cut_texts.items()}
+
+    def mark(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value if key == "role" else _replace(value, marked_texts) for key, value in part.items()}
+
+    return marker, ([mark(message) for message in messages], mark(variables))
 
 
-def _unused_character(texts: Sequence[str]) -> str:
+def _texts(part: Mapping[str, Any]) -> Iterator[str]:
+    """Yield all texts of a message or of variables, except the role and the names of its fields."""
+    pending = [value for key, value in part.items() if key != "role"]
+    while pending:
+        match pending.pop():
+            case str() as text:
+                yield text
+            case list() as items:
+                pending += items
+            case dict() as fields:
+                pending += [*fields, *fields.values()]
+
+
+def _replace(value: Any, replacements: Mapping[str, str]) -> Any:
+    """Replace texts in a JSON value, also where they are keys."""
+    match value:
+        case str():
+            return replacements.get(value, value)
+        case list():
+            return [_replace(item, replacements) for item in value]
+        case dict():
+            return {replacements.get(key, key): _replace(below, replacements) for key, below in value.items()}
+    return value
+
+
+def _unused_character(texts: Iterable[str]) -> str:
     """Choose a character for private use that occurs in none of the texts."""
     characters = set().union(*texts)
     for code in range(0x10FFFD, 0xFFFFF, -1):

@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
     def added_tokens_decoder(self) -> dict[int, Any]:
         """The tokens that were added to the vocabulary, special or not, by id."""
 
-    def apply_chat_template(self, conversation: Sequence[dict[str, str]], **options: Any) -> Any:
+    def apply_chat_template(self, conversation: Sequence[dict[str, Any]], **options: Any) -> Any:
         """Render a conversation."""
 
     def __call__(self, text: str | list[str], **options: Any) -> Any:

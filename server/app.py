@@ -29,6 +29,7 @@ from server.decoding.external_rewards import external_rewards
 from server.decoding.store import Store
 from server.engines import Engines
 from server.engines.supervisor import Supervisor
+from server.engines.turns import TurnParsers
 from server.middleware.audit import AuditLog, AuditMiddleware
 from server.middleware.authentication import AuthenticationMiddleware
 from server.middleware.body import BodyLimitMiddleware
@@ -88,11 +89,12 @@ def create_app(
 
     Raises:
         BadKeysFile: The keys file cannot be read or is not valid.
-        InvalidValue: The audit log cannot be written.
+        InvalidValue: The audit log cannot be written, or a parser of turns does not exist or does not fit the policy.
     """
     metrics = Metrics()
+    parsers = TurnParsers(served_bundle.tokenizers[0], settings.reasoning_parser, settings.tool_parser)
     rewards = external_rewards(served_bundle.bundle, served_bundle.rewards, metrics)
-    client = EngineClient(engines, served_bundle.tokenizers, metrics, rewards)
+    client = EngineClient(engines, served_bundle.tokenizers, metrics, parsers, rewards)
     calibrator = _create_calibrator(settings, served_bundle.bundle, client)
     manifest = served_bundle.bundle.manifest
     drift = Drift({name: manifest.policies.get(name) for name in served_bundle.policies}, manifest.sampling, metrics)

@@ -3,6 +3,7 @@
 ServerError
 ├── BadRequest (400)            a request field is not accepted
 │   ├── PromptTooLong (400)     prompt and response do not fit the context
+│   ├── NoAnswer (400)          reasoning did not end before the length limit
 │   └── Unreadable (400)        the bytes are not a valid HTTP request
 ├── Unauthorized (401)          the API key is missing or not valid
 ├── Forbidden (403)             the API key lacks a role
@@ -69,6 +70,12 @@ class PromptTooLong(BadRequest):
     """Prompt and response do not fit the context window."""
 
     code = "context_length_exceeded"
+
+
+class NoAnswer(BadRequest):
+    """The reasoning of responses did not end before the length limit, so they have no answer."""
+
+    code = "no_answer"
 
 
 class Unreadable(BadRequest):

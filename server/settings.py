@@ -156,6 +156,12 @@ class Settings(BaseModel):
         pattern=r"^https?://\S+$",
         description="Collector of OpenTelemetry traces, such as http://localhost:4318; no traces without.",
     )
+    reasoning_parser: str | None = Field(
+        None, description="vLLM's parser that separates the reasoning of the policies from their answers."
+    )
+    tool_parser: str | None = Field(
+        None, description="vLLM's parser that reads tool calls from answers; without one, requests have no tools."
+    )
     dtype: str = Field("auto", description="Weights and activations: auto, float32, bfloat16 or float16.")
     keys: Path | None = Field(
         None, description="File of API keys (see `infalign key`); without one only this machine is served."

@@ -1,6 +1,8 @@
 """Engines and tokenizers in memory, for what no real ones do on demand."""
 
 import asyncio
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from server.engines import (
 )
 
 LAW = SamplingLaw(max_tokens=8)
+MARKS = {"<think>": 1, "</think>": 2, "<tool_call>": 3, "</tool_call>": 4}
+"""Tokens that are not one character."""
 KNOWN = "known question"
 
 
@@ -32,14 +36,41 @@ class CharacterTokenizer:
     chat_template = "fake"
     eos_token = "."
     all_special_tokens: tuple[str, ...] = ()
+    all_special_ids: tuple[int, ...] = ()
     added_tokens_decoder: Mapping[int, Any] = {}
 
     def apply_chat_template(
-        self, conversation: Sequence[dict[str, str]], tokenize: bool = True, add_generation_prompt: bool = False
+        self,
+        conversation: Sequence[dict[str, Any]],
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        **variables: Any,
     ) -> str:
+        """Writes the variables, then for each turn its role, its other fields and its content.
+
+        It accepts no variable called ``forbidden``.
+        """
         assert not tokenize
-        turns = "".join(f"[{turn['role']}]{turn['content']}." for turn in conversation)
-        return turns + ("[assistant]" if add_generation_prompt else "")
+        if "forbidden" in variables:
+            raise ValueError("it knows no such variable")
+        head = "".join(f"{{{name}={json.dumps(value)}}}" for name, value in variables.items())
+        turns = "".join(
+            f"[{turn['role']}]"
+            + "".join(f"({key}:{json.dumps(turn[key])})" for key in turn if key not in ("role", "content"))
+            + f"{turn['content']}."
+            for turn in conversation
+        )
+        if continue_final_message:
+            turns = turns[:-1]
+        return head + turns + ("[assistant]" if add_generation_prompt else "")
+
+    def __len__(self) -> int:
+        return 0x110000
+
+    def get_vocab(self) -> dict[str, int]:
+        """The tokens that parsers of reasoning and of calls look for."""
+        return MARKS
 
     def __call__(self, text: str | list[str], **options: Any) -> dict[str, Any]:
         if isinstance(text, list):
@@ -148,6 +179,34 @@ class FakeEngines:
             raise EnginesDown("an engine has died")
         if not self.started.is_set():
             raise EnginesDown("the engines are not up")
+
+
+class ScriptedEngines(FakeEngines):
+    """Answers with one of several texts, by the seed, and keeps what it was given to continue and to score.
+
+    Args:
+        texts: The texts. One that ends with ``…`` is cut off there by the length limit.
+    """
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(context=4000)
+        self.texts = texts
+        self.prompts: list[str] = []
+        self.scored: list[str] = []
+
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
+    ) -> Completion:
+        await super().generate(prompt, sampling)
+        self.prompts.append("".join(map(chr, prompt)))
+        text = self.texts[sampling.seed % len(self.texts)]
+        for token in re.findall("|".join([*MARKS, "."]), text.rstrip("…"), re.DOTALL) if listen else ():
+            listen(Delta(token, (), (MARKS.get(token) or ord(token),)))
+        return Completion(text.rstrip("…"), len(text), "length" if text.endswith("…") else "stop")
+
+    async def score(self, tokens: Sequence[list[int]]) -> list[float]:
+        self.scored += ["".join(map(chr, each)) for each in tokens]
+        return await super().score(tokens)
 
 
 def _last_digit(text: str) -> float:

@@ -24,6 +24,7 @@ from training.identity import IMMATERIAL
 TOPICS = {
     "Address and callers": "host port keys cors_origins audit_log",
     "Requests": "max_n max_requests deadline drain max_body_kib max_header_kib max_connections idle_timeout",
+    "Reasoning and tools": "reasoning_parser tool_parser",
     "Engines": "max_sequences dtype compile block_size reward_step_tokens on_engine_failure engine_silence",
     "Engines by vLLM's names": "engines policy_engine reference_engine reward_engine",
     "Engines on CPU": "kv_cache_mib engine_threads",

@@ -18,7 +18,7 @@ RUBRIC_MARK = "{#- a rubric: raw prompts are read as what a user says -#}"
 _TURNS = (
     "{%- set turns = namespace(text='') -%}{%- for message in messages[:-1] -%}"
     "{%- set turns.text = turns.text ~ ('' if loop.first else '\\n\\n') -%}"
-    "{%- set turns.text = turns.text ~ message['role'] ~ ': ' ~ message['content'] -%}"
+    "{%- set turns.text = turns.text ~ message['role'] ~ ': ' ~ (message['content'] or '') -%}"
     "{%- endfor -%}"
 )
 RUBRIC = """Rate how good the last answer in this conversation is.
@@ -77,7 +77,7 @@ def write_conversation(messages: Sequence[Message]) -> str:
         >>> write_conversation([{"role": "user", "content": "Hello?"}])
         'user: Hello?'
     """
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    return "\n\n".join(f"{message['role']}: {message['content'] or ''}" for message in messages)
 
 
 def fill_rubric(rubric: str, messages: Sequence[Message], response: str) -> str:

@@ -22,10 +22,12 @@ from server.decoding.engine_client import EngineClient
 from server.decoding.reader import Prompt
 from server.decoding.store import Rewards, Store
 from server.engines import Sampling
-from server.errors import PromptTooLong
+from server.errors import NoAnswer, PromptTooLong
 
 Source = Literal["bundle", "cache", "drawn", "pooled"]
 """Where reference rewards come from: the bundle, the store, draws just now, or all prompts pooled."""
+ATTEMPTS = 4
+"""How often a reference response is drawn if its reasoning does not end before the length limit."""
 DEPENDS_ON = {"reference", "reward_model", "chat_template", "sampling", "samples", "resolution"}
 """Fields of the bundle's calibration record on which reference rewards depend."""
 
@@ -79,6 +81,7 @@ class Calibrator:
 
         Raises:
             PromptTooLong: Prompt and response do not fit the context under the calibration's sampling law.
+            NoAnswer: The reference hardly ever comes to an answer under that law.
             EngineError: A live engine failed at a reference response. Nothing is kept then.
             Unavailable: The engines are not up, or have died.
         """
@@ -110,21 +113,28 @@ class Calibrator:
         return references
 
     async def _draw(self, prompt: Prompt) -> Rewards:
-        """Draw and score K reference responses. Their seeds are derived from the prompt."""
-        law, seed = self._record.sampling, int(prompt.key[:15], 16)
+        """Draw and score K reference responses. Their seeds are derived from the prompt.
+
+        A response whose reasoning does not end has no reward. Another one takes its place, as such candidates are left
+        out too.
+        """
+        law, samples, seed = self._record.sampling, self._record.samples, int(prompt.key[:15], 16)
         try:
             await self._client.reader.read(prompt.conversation, law.max_tokens)
         except PromptTooLong as error:
             raise PromptTooLong(f"{error}; a calibration draws by the bundle's max_tokens", error.param) from error
 
         async def draw_reward(index: int) -> list[float]:
-            sampling = Sampling.from_law(law, policy=None, seed=seed + index)
-            async with self._gate:
-                completion = await self._client.draw(prompt, sampling)
-                return (await self._client.score_candidate(prompt.conversation, completion.text)).rewards
+            for attempt in range(ATTEMPTS):
+                sampling = Sampling.from_law(law, policy=None, seed=seed + index + attempt * samples)
+                async with self._gate:
+                    turn = await self._client.draw(prompt, sampling)
+                    if turn.scored is not None:
+                        return (await self._client.score_candidate(prompt.conversation, turn.scored)).rewards
+            raise NoAnswer(f"calibration: reasoning takes more than the bundle's max_tokens, {law.max_tokens}")
 
         first = await draw_reward(0)  # alone: the reference may have to be launched, or fail
-        rest = await gather_all([draw_reward(index) for index in range(1, self._record.samples)])
+        rest = await gather_all([draw_reward(index) for index in range(1, samples)])
         return np.array([first, *rest], dtype=np.float32).T
 
     def _make_references(self, prompt: Prompt, rewards: Rewards, source: Source) -> ReferenceRewards:

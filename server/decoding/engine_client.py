@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from server.concurrency import gather_all
 from server.decoding.external_rewards import ExternalReward
 from server.decoding.reader import Conversation, Prompt, Reader, RewardInput
-from server.engines import Completion, Delta, Engines, EnginesDown, Refused, RequestFailed, Sampling, Structure
+from server.engines import Delta, Engines, EnginesDown, Refused, RequestFailed, Sampling, Structure
+from server.engines.turns import Turn, TurnParsers
 from server.errors import BadRequest, EngineError, PromptTooLong, Unavailable
 from server.observability.account import engine_call, is_new_line
 from server.observability.metrics import Metrics
@@ -35,6 +36,7 @@ class EngineClient:
         engines: The policies and the reward models.
         tokenizers: The policies' tokenizer, then the reward models' by name.
         metrics: Observes durations.
+        parsers: Separate the parts of turns.
         external_rewards: Rewards that no engine computes, by name.
     """
 
@@ -43,10 +45,11 @@ class EngineClient:
         engines: Engines,
         tokenizers: tuple[Any, Mapping[str, Any]],
         metrics: Metrics,
+        parsers: TurnParsers,
         external_rewards: Mapping[str, ExternalReward] | None = None,
     ) -> None:
         self.engines, self.metrics = engines, metrics
-        self.reader = Reader(*tokenizers, lambda: engines.context)
+        self.reader = Reader(*tokenizers, lambda: engines.context, parsers)
         self._external_rewards = external_rewards or {}
 
     @property
@@ -75,10 +78,8 @@ class EngineClient:
         except EnginesDown as error:
             raise Unavailable("the engines cannot answer now") from error
 
-    async def draw(
-        self, prompt: Prompt, sampling: Sampling, listen: Callable[[Delta], None] | None = None
-    ) -> Completion:
-        """Draw one response.
+    async def draw(self, prompt: Prompt, sampling: Sampling, listen: Callable[[Delta], None] | None = None) -> Turn:
+        """Draw one response, and separate its parts.
 
         Args:
             prompt: The prompt.
@@ -87,11 +88,19 @@ class EngineClient:
 
         Raises:
             BadRequest: The engine does not accept the sampling.
-            EngineError: The engine is alive but failed at this response.
+            EngineError: The engine is alive but failed at this response, or its parts cannot be separated.
             Unavailable: The engines are not up, or have died.
         """
         with self.metrics.generation_seconds.time(), engine_call():
-            return await _translate_errors(self.engines.generate(prompt.tokens, sampling, listen), sampling)
+            return await _translate_errors(self._draw(prompt, sampling, listen), sampling)
+
+    async def _draw(self, prompt: Prompt, sampling: Sampling, listen: Callable[[Delta], None] | None) -> Turn:
+        parser = prompt.parser
+        listener = parser.stream(listen) if listen else None
+        completion = await self.engines.generate(prompt.tokens, parser.adapt(sampling), listener)
+        if listener:
+            listener(None)
+        return parser.read(completion)
 
     async def score(self, conversation: Conversation, response: str) -> list[float]:
         """Score a response that the client provides.
@@ -117,7 +126,7 @@ class EngineClient:
                 f"accepted: at most {context}, which the reward models can read",
                 "responses",
             )
-        return await self._score(reward_input, conversation, response)
+        return await self._score(reward_input)
 
     async def score_candidate(self, conversation: Conversation, text: str) -> Scores:
         """Score a response that was drawn. If it does not fit the reward models' context, its end is left out.
@@ -132,14 +141,14 @@ class EngineClient:
             Unavailable: The engines are not up, or have died.
         """
         reward_input = await self.reader.read_response(conversation, text)
-        return Scores(await self._score(reward_input, conversation, text), reward_input.unread)
+        return Scores(await self._score(reward_input), reward_input.unread)
 
-    async def _score(self, reward_input: RewardInput, conversation: Conversation, response: str) -> list[float]:
+    async def _score(self, reward_input: RewardInput) -> list[float]:
         async def score_by_engines() -> list[float]:
             return await self.engines.score(reward_input.tokens) if reward_input.tokens else []
 
         async def score_by(reward: ExternalReward) -> list[float]:
-            return [await reward.score(conversation.turns, response)]
+            return [await reward.score(reward_input.turns, reward_input.response)]
 
         external = self._external_rewards
         with self.metrics.scoring_seconds.time(), engine_call():

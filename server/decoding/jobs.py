@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from infalign.calibration import Calibration
 from infalign.procedures import FixedN
 from server.decoding.reader import Conversation
-from server.engines import Completion, Delta, Sampling
+from server.engines import Delta, Sampling
+from server.engines.turns import Turn
 from server.protocol.answers import Candidate
 
 
@@ -27,6 +28,8 @@ class Job:
     """Whether to calibrate the prompt first if it is not calibrated."""
     top: int = 1
     """How many candidates are selected."""
+    answers: int = 1
+    """How many candidates must come to an answer. The reasoning of the others may be cut off by the length limit."""
     sees_all: bool = True
     """Whether the caller may see candidates of the lower half."""
 
@@ -44,7 +47,7 @@ class CandidateFinished:
     """Event: a candidate is drawn, but not yet scored."""
 
     index: int
-    completion: Completion
+    turn: Turn
 
 
 @dataclass(frozen=True, slots=True)

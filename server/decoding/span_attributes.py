@@ -4,7 +4,8 @@ from typing import Any
 
 from server.decoding.jobs import Job
 from server.decoding.reader import Prompt
-from server.engines import Completion, Sampling
+from server.engines import Sampling
+from server.engines.turns import Turn
 from server.protocol.answers import Scored
 
 
@@ -20,16 +21,16 @@ def job_attributes(job: Job, index: int) -> dict[str, Any]:
     }
 
 
-def completion_attributes(prompt: Prompt, sampling: Sampling, completion: Completion) -> dict[str, Any]:
+def turn_attributes(prompt: Prompt, sampling: Sampling, turn: Turn) -> dict[str, Any]:
     """Return the attributes of a candidate that is drawn."""
     return {
         "gen_ai.request.temperature": sampling.temperature,
         "gen_ai.request.top_p": sampling.top_p,
         "gen_ai.request.max_tokens": sampling.max_tokens,
         "gen_ai.request.seed": sampling.seed,
-        "gen_ai.response.finish_reasons": [completion.finish_reason],
+        "gen_ai.response.finish_reasons": [turn.finish_reason],
         "gen_ai.usage.input_tokens": len(prompt.tokens),
-        "gen_ai.usage.output_tokens": completion.tokens,
+        "gen_ai.usage.output_tokens": turn.completion.tokens,
     }
 
 

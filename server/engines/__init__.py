@@ -10,6 +10,7 @@ from server.engines.base import (
     Sampling,
     Structure,
     TokenLogprob,
+    ToolCall,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "Sampling",
     "Structure",
     "TokenLogprob",
+    "ToolCall",
 ]

@@ -135,6 +135,10 @@ class Sampling:
 
     """
     structure: Structure | None = None
+    skip_special_tokens: bool = True
+    """Whether special tokens are left out of the text."""
+    reasoning_ended: bool | None = None
+    """Whether the response starts after its reasoning, so that a structure holds from there. None leaves it to vLLM."""
 
     @classmethod
     def from_law(cls, law: SamplingLaw, *, policy: str | None, seed: int, **fields: Any) -> Self:
@@ -173,16 +177,29 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool. ``arguments`` is JSON as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """New text of an unfinished response."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """Parts of tool calls, in the form of OpenAI's streams."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished response: its text without special tokens, its length in tokens, and why it ended."""
+    """A finished response: its text, its length in tokens, and why it ended."""
 
     text: str
     tokens: int

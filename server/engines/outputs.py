@@ -47,6 +47,7 @@ def sampling_params(sampling: Sampling, streaming: bool) -> Any:
         repetition_penalty=sampling.repetition_penalty,
         logit_bias=dict(sampling.logit_bias) or None,
         logprobs=sampling.logprobs,
+        skip_special_tokens=sampling.skip_special_tokens,
         flat_logprobs=sampling.logprobs is not None,  # a million small objects would block the event loop
         structured_outputs=structure
         and StructuredOutputsParams(json=structure.schema, json_object=True if structure.schema is None else None),
@@ -106,8 +107,7 @@ async def read_stream(
     async for output in _iterate(outputs, on_output):
         response = output.outputs[0]
         new_logprobs = _logprobs(response, sampling) or ()
-        if response.text or new_logprobs:
-            listen(Delta(response.text, new_logprobs))
+        listen(Delta(response.text, new_logprobs, tuple(response.token_ids)))
         text, tokens, logprobs = text + response.text, tokens + len(response.token_ids), logprobs + new_logprobs
         reason = response.finish_reason or reason
     return Completion(text, tokens, check_finish_reason(reason), None if sampling.logprobs is None else logprobs)

@@ -65,7 +65,8 @@ class Plan:
 
         options = EngineOptions(self.settings, self.context, is_cpu)
         # Without a choice, vLLM would use the backend of the first request for all later ones.
-        structure_options = {"structured_outputs_config": StructuredOutputsConfig(backend=BACKEND)}
+        structures = StructuredOutputsConfig(backend=BACKEND, reasoning_parser=self.settings.reasoning_parser or "")
+        structure_options = {"structured_outputs_config": structures}
         policy_options = {**options.policy(self.overrides.policy), **structure_options, **adapter_options}
         launches = [prepare_launch("policy", self.policy, policy_options, self.settings)]
         for model, own in zip(self.rewards, self.reward_overrides, strict=True):

@@ -165,7 +165,8 @@ class VllmEngines:
         try:
             params = sampling_params(sampling, listen is not None)
             async with engine.call() as llm:
-                outputs = llm.generate(tokens_input(prompt), params, uuid4().hex, lora_request=adapter)
+                options = {"lora_request": adapter, "reasoning_ended": sampling.reasoning_ended}
+                outputs = llm.generate(tokens_input(prompt), params, uuid4().hex, **options)
                 if listen is None:
                     return await read_final(outputs, sampling, engine.note_output)
                 return await read_stream(outputs, sampling, engine.note_output, listen)

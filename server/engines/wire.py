@@ -125,8 +125,8 @@ async def complete(
                 tokens = chunk.usage.completion_tokens if chunk.usage else tokens
                 for choice in chunk.choices:
                     new_logprobs = _logprobs(choice, sampling)
-                    if listen and (choice.text or new_logprobs):
-                        listen(Delta(choice.text, new_logprobs))
+                    if listen and (choice.text or new_logprobs or choice.token_ids):
+                        listen(Delta(choice.text, new_logprobs, tuple(choice.token_ids or ())))
                     text, logprobs, reason = text + choice.text, logprobs + new_logprobs, choice.finish_reason or reason
     except Refused as error:
         raise refusal(str(error), error.field, sampling) from error
@@ -177,6 +177,8 @@ def _params(sampling: Sampling, streaming: bool) -> dict[str, Any]:
         "stream": True,
         "stream_options": {"include_usage": True},
         "stream_interval": 1 if streaming else SILENT_INTERVAL,
+        "return_token_ids": streaming,
+        "skip_special_tokens": sampling.skip_special_tokens,
     }
     if sampling.logit_bias:
         request["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}

@@ -45,6 +45,7 @@ class Choice(Answer):
     text: str
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
+    token_ids: list[int] | None = None
 
 
 class Usage(Answer):

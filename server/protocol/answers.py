@@ -42,11 +42,28 @@ class Scored(_Answer):
     quantile_high: float
 
 
+class FunctionCall(_Answer):
+    """The function that is called."""
+
+    name: str
+    arguments: str = Field(description="JSON as the policy wrote it, which may not be valid")
+
+
+class ToolCall(_Answer):
+    """A call that an answer makes."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class Candidate(Scored):
     """One of the N responses drawn for a request."""
 
-    text: str
-    finish_reason: str
+    text: str = Field(description="the answer, without reasoning and without calls")
+    reasoning: str | None = Field(None, description="reasoning before the answer, on a server with --reasoning-parser")
+    tool_calls: list[ToolCall] | None = None
+    finish_reason: str = Field(description="stop, length, or tool_calls")
     completion_tokens: int
     seed: int
     unread_tokens: int | None = Field(

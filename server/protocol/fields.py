@@ -29,7 +29,7 @@ def _to_integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT else value
 
 
-def _check_encodable(data: Any) -> Any:
+def check_encodable(data: Any) -> Any:
     """Refuse half of a surrogate pair. JSON can contain it, but no tokenizer and no UTF-8 text can."""
     if isinstance(data, str):
         try:
@@ -45,7 +45,7 @@ def _check_empty(value: Any) -> Any:
     return value
 
 
-Encodable = BeforeValidator(_check_encodable)
+Encodable = BeforeValidator(check_encodable)
 Text = Annotated[str, Encodable]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """A positive integer that fits 32 bits."""

@@ -2,9 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from server.protocol.fields import Body, Encodable, Ignored, Text, Unsupported
+from server.protocol.fields import Body, Encodable, Ignored, Text, Unsupported, check_encodable
+from server.protocol.templates import MAX_TOOLS, PastCall, TemplateVariables, Tool
+
+REASONING_KEYS = ("reasoning", "reasoning_content")
+"""Keys under which chat templates look for the reasoning of an earlier answer. They differ between models."""
+MESSAGE_FIELDS = ("tools", "chat_template_kwargs", "continue_final_message")
+"""Fields that a raw prompt cannot have."""
 
 
 class TextPart(Body):
@@ -25,30 +31,73 @@ class TextPart(Body):
 class Message(Body):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is read as system")
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="developer is read as system")
+    tool_calls: Annotated[list[PastCall], Field(max_length=MAX_TOOLS)] | None = Field(
+        None, description="calls that an earlier answer made; only of the assistant"
+    )
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)] | None = Field(
+        None, validate_default=True, description="may be left out of a turn with tool_calls"
+    )
     type: Literal["text"] | None = Field(None, exclude=True, description="accepted and ignored")
-    name: Ignored = None
+    name: Annotated[Any, Field(description="passed on in the role tool, otherwise ignored")] = None
+    tool_call_id: Text | None = Field(None, description="the call that is answered; only in the role tool")
+    reasoning: Text | None = Field(None, description="thoughts of an earlier answer; only of the assistant")
+    reasoning_content: Text | None = Field(None, description="another name of reasoning")
     annotations: Unsupported = None
     audio: Unsupported = None
     function_call: Unsupported = None
-    reasoning: Unsupported = None
-    reasoning_content: Unsupported = None
     refusal: Unsupported = None
-    tool_call_id: Unsupported = None
-    tool_calls: Unsupported = None
+
+    @field_validator("tool_calls", "tool_call_id", "reasoning", "reasoning_content", mode="before")
+    @classmethod
+    def _drop_empty(cls, value: Any) -> Any:
+        return None if value in ("", [], {}) else value
+
+    @field_validator("tool_calls", "reasoning", "reasoning_content")
+    @classmethod
+    def _check_assistant(cls, value: Any, info: ValidationInfo) -> Any:
+        return _check_role(value, info, "assistant")
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _check_tool(cls, value: Any, info: ValidationInfo) -> Any:
+        return _check_role(value, info, "tool")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: Any, info: ValidationInfo) -> str | None:
+        """Keep the name of a tool, and ignore any other."""
+        is_used = info.data.get("role") == "tool" and isinstance(name, str)
+        return check_encodable(name) if is_used else None
+
+    @field_validator("content")
+    @classmethod
+    def _check_content(cls, content: Any, info: ValidationInfo) -> Any:
+        if content is None and not info.data.get("tool_calls") and "tool_calls" in info.data:
+            raise ValueError("text, or a list of text parts; only a turn with tool_calls may be without")
+        return content
 
     @property
-    def template_message(self) -> dict[str, str]:
+    def template_message(self) -> dict[str, Any]:
         """The message in the form that chat templates expect."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        parts = self.content or ""
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump(exclude_none=True) for call in self.tool_calls]
+        if reasoning := self.reasoning or self.reasoning_content:
+            message |= dict.fromkeys(REASONING_KEYS, reasoning)
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            message["name"] = self.name
+        return message
 
 
-def _check_last_turn(messages: list[Message]) -> list[Message]:
-    if messages[-1].role == "assistant":
-        raise ValueError("a last turn that is not the assistant's; to continue a text, send it to /v1/completions")
-    return messages
+def _check_role(value: Any, info: ValidationInfo, role: str) -> Any:
+    if value is not None and info.data.get("role", role) != role:
+        raise ValueError(f"nothing, except in the role {role}")
+    return value
 
 
 def _unwrap_prompt(value: Any) -> Any:
@@ -65,10 +114,8 @@ Messages = Annotated[
     Field(
         min_length=1,
         max_length=4096,
-        description="the conversation; its last turn must not be the assistant's "
-        "(to continue a text, send it to /v1/completions)",
+        description="the conversation; its last turn must not be the assistant's, unless continue_final_message is set",
     ),
-    AfterValidator(_check_last_turn),
 ]
 Prompt = Annotated[
     str,
@@ -82,7 +129,63 @@ Prompt = Annotated[
 ]
 
 
-class MessagesOrPrompt(Body):
+class ChatFields(Body):
+    """Fields that say how messages become a prompt."""
+
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = Field(
+        [], description="functions that the answer may call; needs a server with --tool-parser"
+    )
+    tool_choice: Literal["none", "auto"] = Field("auto", description="with none, the tools are left out of the prompt")
+    parallel_tool_calls: bool = Field(True, description="with false, only the first call of an answer is kept")
+    chat_template_kwargs: TemplateVariables = Field(
+        {}, description="variables of the policy's chat template, such as enable_thinking"
+    )
+    add_generation_prompt: bool = Field(
+        True, description="must be false with continue_final_message: true, and only then"
+    )
+    continue_final_message: bool = Field(
+        False,
+        validate_default=True,
+        description="continue the last turn, which is the assistant's; takes add_generation_prompt: false",
+    )
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _drop_empty(cls, value: Any) -> Any:
+        return [] if value in ("", {}) else value
+
+    @field_validator("continue_final_message")
+    @classmethod
+    def _check_continuation(cls, continued: bool, info: ValidationInfo) -> bool:
+        if info.data.get("add_generation_prompt", not continued) == continued:
+            raise ValueError("true with add_generation_prompt: false, and only then")
+        return continued
+
+    @field_validator("messages", check_fields=False)
+    @classmethod
+    def _check_last_turn(cls, messages: list[Message] | None, info: ValidationInfo) -> list[Message] | None:
+        continued = info.data.get("continue_final_message")
+        if messages is None or continued is None:
+            return messages
+        last = messages[-1]
+        if not continued and last.role == "assistant":
+            raise ValueError(
+                "a last turn that is not the assistant's, unless it is to be continued "
+                "(continue_final_message: true, add_generation_prompt: false)"
+            )
+        if continued and (last.role != "assistant" or last.tool_calls):
+            raise ValueError("a last turn of the assistant's, without tool_calls, for continue_final_message")
+        return messages
+
+    @property
+    def offered_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools in the form that chat templates expect; none if none may be called."""
+        if self.tool_choice == "none":
+            return ()
+        return tuple(tool.model_dump(exclude_unset=True) for tool in self.tools)
+
+
+class MessagesOrPrompt(ChatFields):
     """A request with either messages or a prompt."""
 
     messages: Messages | None = None
@@ -93,4 +196,6 @@ class MessagesOrPrompt(Body):
     def _check_exactly_one(cls, prompt: str | None, info: ValidationInfo) -> str | None:
         if "messages" in info.data and (info.data["messages"] is None) == (prompt is None):
             raise ValueError("exactly one of messages and prompt")
+        if prompt is not None and any(info.data.get(field) for field in MESSAGE_FIELDS):
+            raise ValueError(f"no prompt beside {', '.join(MESSAGE_FIELDS)}, which belong to messages")
         return prompt

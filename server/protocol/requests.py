@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
 from server.protocol.fields import Body, Count, Encodable, Ignored, Text, Unsupported
-from server.protocol.messages import Messages, MessagesOrPrompt, Prompt
+from server.protocol.messages import ChatFields, Messages, MessagesOrPrompt, Prompt
 from server.protocol.schemas import check_schema
 
 DEFAULT_N = 8
@@ -147,7 +147,7 @@ class _OpenAI(SamplingFields):
         return options
 
 
-class ChatRequest(_OpenAI):
+class ChatRequest(ChatFields, _OpenAI):
     """Body of ``/v1/chat/completions``."""
 
     messages: Messages
@@ -157,9 +157,6 @@ class ChatRequest(_OpenAI):
         None, ge=0, le=20, description="also the log-probabilities of so many most likely tokens"
     )
     modalities: list[Literal["text"]] | None = Field(None, exclude=True, description="accepted and ignored")
-    parallel_tool_calls: Ignored = None
-    tools: Unsupported = None
-    tool_choice: Literal["none", "auto"] | None = Field(None, exclude=True, description="accepted and ignored")
     functions: Unsupported = None
     function_call: Literal["none", "auto"] | None = Field(None, exclude=True, description="accepted and ignored")
 

@@ -1,6 +1,7 @@
-"""Limits on the JSON schemas that clients send. They are checked before a grammar is compiled from a schema.
+"""Limits on JSON of any form that clients send: schemas, tools and variables of chat templates.
 
-Compiling takes time that grows with the depth, the size and the number of values. The compiler itself has no limits.
+Schemas are checked before a grammar is compiled from them. Compiling takes time that grows with the depth, the size and
+the number of values. The compiler itself has no limits.
 """
 
 import json
@@ -9,10 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 CHARACTERS = 65_536
-"""The largest size of a schema, in characters of JSON."""
+"""The largest size, in characters of JSON."""
 DEPTH = 64
 """The deepest nesting of objects and arrays. A property of an object takes two levels."""
-TOO_DEEP = f"a schema nested at most {DEPTH} deep"
 VALUES = 1_000
 """The most values in all enums together, as in OpenAI's API."""
 REPEATS = 128
@@ -21,22 +21,53 @@ COUNT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 """A repeat count in a pattern, such as ``{1,128}``."""
 
 
+def check_size(value: Any, what: str) -> None:
+    """Check that a JSON value is within the limits of depth and size.
+
+    Args:
+        value: The value.
+        what: What it is, for the message, such as "a schema".
+
+    Raises:
+        ValueError: It is not. The message says which limit it exceeds.
+    """
+    too_deep = f"{what} nested at most {DEPTH} deep"
+    try:
+        size = len(json.dumps(value))
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    if size > CHARACTERS:
+        raise ValueError(f"{what} of at most {CHARACTERS} characters, not {size}")
+    if any(depth > DEPTH for depth, _, _ in _walk(value)):
+        raise ValueError(too_deep)
+
+
+def check_text(value: Any, what: str) -> None:
+    """Check that a JSON value is within the limits and can be written into a prompt.
+
+    Args:
+        value: The value.
+        what: What it is, for the message.
+
+    Raises:
+        ValueError: It is too large or too deep, or has a lone surrogate or a number that JSON does not have.
+    """
+    check_size(value, what)
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise ValueError(f"{what} of whole characters and finite numbers") from error
+
+
 def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Check that a schema is within the limits. Returns it.
 
     Raises:
         ValueError: It is not. The message says which limit it exceeds.
     """
-    try:
-        size = len(json.dumps(schema))
-    except RecursionError:
-        raise ValueError(TOO_DEEP) from None
-    if size > CHARACTERS:
-        raise ValueError(f"a schema of at most {CHARACTERS} characters, not {size}")
+    check_size(schema, "a schema")
     values = 0
-    for depth, name, value in _walk(schema):
-        if depth > DEPTH:
-            raise ValueError(TOO_DEEP)
+    for _, name, value in _walk(schema):
         if name == "enum" and isinstance(value, list):
             values += len(value)
         if name == "pattern" and isinstance(value, str) and (largest := _largest_count(value)) > REPEATS:
@@ -46,9 +77,9 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def _walk(schema: Any) -> Iterator[tuple[int, str, Any]]:
-    """Yield every value in ``schema`` with its depth and its key, without recursion."""
-    pending = [(1, "", schema)]
+def _walk(root: Any) -> Iterator[tuple[int, str, Any]]:
+    """Yield every value in ``root`` with its depth and its key, without recursion."""
+    pending = [(1, "", root)]
     while pending:
         depth, name, value = pending.pop()
         yield depth, name, value

@@ -23,7 +23,7 @@ async def calibrate(body: CalibrationRequest, request: Request, serving: Serving
     A prompt that is calibrated already is not drawn again.
     """
     model = serving.catalogue.choose(body.model, Standard()).policy
-    conversation = make_conversation(body.messages, body.prompt)
+    conversation = make_conversation(serving, body)
     references = await run_while_connected(request, serving.run(lambda: serving.decoder.calibrate(conversation)))
     calibrations = {
         name: references.combination.tables[i].lookup(references.key)

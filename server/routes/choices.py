@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from server.decoding.jobs import CandidateDelta, CandidateFinished, CandidateScored, Event
-from server.engines import TokenLogprob
+from server.engines import Delta, TokenLogprob
 from server.protocol.answers import Candidate
 
 STANDING_FIELDS = {"reward", "rewards", "quantile", "quantile_low", "quantile_high", "seed"}
 """Fields of a choice that OpenAI's API does not have."""
+TEXT_FIELDS = {"text", "reasoning", "tool_calls"}
+"""Fields of a candidate that show what was drawn."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +24,26 @@ class ChatForm:
 
     def choice(self, place: int, candidate: Candidate) -> dict[str, Any]:
         """Return a complete choice."""
-        message = {"role": "assistant", "content": candidate.text}
+        message = {"role": "assistant", **_message_fields(candidate)}
         return {"index": place, "message": message, **_end_fields(candidate, self.logprobs(candidate.logprobs))}
 
-    def delta(self, place: int, text: str | None, logprobs: Any = None, first: bool = False) -> dict[str, Any]:
+    def delta(self, place: int, new: Delta | None, first: bool = False) -> dict[str, Any]:
         """Return the choice of a chunk.
 
         Args:
             place: The choice's index.
-            text: New text.
-            logprobs: Log-probabilities of the new text, in OpenAI's form.
+            new: What is new.
             first: Whether this is the first chunk of the choice.
         """
         delta: dict[str, Any] = {"role": "assistant"} if first else {}
-        if text is not None:
-            delta["content"] = text
+        if new is not None:
+            if new.text or not (new.reasoning or new.tool_calls):
+                delta["content"] = new.text
+            if new.reasoning:
+                delta["reasoning"] = new.reasoning
+            if new.tool_calls:
+                delta["tool_calls"] = list(new.tool_calls)
+        logprobs = self.logprobs(new.logprobs or None) if new else None
         return {"index": place, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
     def logprobs(self, tokens: Sequence[TokenLogprob] | None) -> Any:
@@ -70,9 +77,10 @@ class CompletionForm:
             **_end_fields(candidate, self.logprobs(candidate.logprobs)),
         }
 
-    def delta(self, place: int, text: str | None, logprobs: Any = None, first: bool = False) -> dict[str, Any]:
+    def delta(self, place: int, new: Delta | None, first: bool = False) -> dict[str, Any]:
         """Return the choice of a chunk, as :meth:`ChatForm.delta`."""
-        return {"index": place, "text": text or "", "logprobs": logprobs, "finish_reason": None}
+        logprobs = self.logprobs(new.logprobs or None) if new else None
+        return {"index": place, "text": new.text if new else "", "logprobs": logprobs, "finish_reason": None}
 
     def logprobs(self, tokens: Sequence[TokenLogprob] | None) -> Any:
         """Return log-probabilities in the form of OpenAI's completions endpoint.
@@ -121,8 +129,7 @@ class Chunks:
         """Return the chunks for an event."""
         if isinstance(event, CandidateDelta):
             if self.live:
-                logprobs = self.form.logprobs(event.delta.logprobs or None)
-                yield self._chunk(self._delta(event.index, event.delta.text, logprobs))
+                yield self._chunk(self._delta(event.index, event.delta))
         elif not self.live:
             yield self._chunk(self._delta(0, None), candidate=describe_event(event, self.show_standing, self.show_text))
 
@@ -130,14 +137,14 @@ class Chunks:
         """Return the chunks for the selected candidates, and for the end of each choice."""
         for place, candidate in enumerate(selected):
             if not self.live:
-                yield self._chunk(self._delta(place, candidate.text, self.form.logprobs(candidate.logprobs)))
+                yield self._chunk(self._delta(place, _whole_delta(candidate)))
             place = candidate.index if self.live else place
             yield self._chunk(self._delta(place, None) | _end_fields(candidate, None))
 
-    def _delta(self, place: int, text: str | None, logprobs: Any = None) -> dict[str, Any]:
+    def _delta(self, place: int, new: Delta | None) -> dict[str, Any]:
         first = place not in self._open_choices
         self._open_choices.add(place)
-        return self.form.delta(place, text, logprobs, first)
+        return self.form.delta(place, new, first)
 
     def _chunk(self, choice: dict[str, Any], **side: Any) -> dict[str, Any]:
         return {**self.head, "object": self.form.chunk_name, "choices": [choice], **side}
@@ -152,16 +159,15 @@ def describe_event(event: CandidateFinished | CandidateScored, show_standing: bo
         show_text: Whether to include the text.
     """
     if isinstance(event, CandidateFinished):
-        completion = event.completion
         event_fields: dict[str, Any] = {
             "event": "finished",
             "index": event.index,
-            "finish_reason": completion.finish_reason,
-            "completion_tokens": completion.tokens,
+            "finish_reason": event.turn.finish_reason,
+            "completion_tokens": event.turn.completion.tokens,
         }
-        return event_fields | ({"text": completion.text} if show_text else {})
+        return event_fields | ({"text": event.turn.answer} if show_text else {})
     fields = {"index", "finish_reason", "completion_tokens"}
-    fields |= (STANDING_FIELDS if show_standing else set()) | ({"text"} if show_text else set())
+    fields |= (STANDING_FIELDS if show_standing else set()) | (TEXT_FIELDS if show_text else set())
     return {"event": "scored", **event.candidate.model_dump(include=fields, exclude_none=True)}
 
 
@@ -176,6 +182,18 @@ def _end_fields(candidate: Candidate, logprobs: Any) -> dict[str, Any]:
         "finish_reason": candidate.finish_reason,
         **candidate.model_dump(include=STANDING_FIELDS, exclude_none=True),
     }
+
+
+def _message_fields(candidate: Candidate) -> dict[str, Any]:
+    """Return the content, reasoning and calls of a message. The content is null if there are only calls."""
+    fields: dict[str, Any] = {"content": None if candidate.tool_calls and not candidate.text else candidate.text}
+    return fields | candidate.model_dump(include={"reasoning", "tool_calls"}, exclude_none=True)
+
+
+def _whole_delta(candidate: Candidate) -> Delta:
+    """A whole candidate as one part of a stream."""
+    calls = ({"index": i, **call.model_dump()} for i, call in enumerate(candidate.tool_calls or ()))
+    return Delta(candidate.text, candidate.logprobs or (), reasoning=candidate.reasoning or "", tool_calls=tuple(calls))
 
 
 def _token(token: str, logprob: float) -> dict[str, Any]:

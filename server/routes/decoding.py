@@ -48,7 +48,7 @@ async def rewards(body: RewardsRequest, request: Request, serving: ServingDep) -
     """Score responses that the client provides."""
     model = serving.catalogue.choose(body.model, Standard()).policy
     serving.check_n("responses", len(body.responses))
-    conversation = make_conversation(body.messages, body.prompt)
+    conversation = make_conversation(serving, body)
     work = serving.run(lambda: serving.decoder.score(conversation, body.responses, body.calibrate))
     placements, calibration = await run_while_connected(request, work)
     return RewardsAnswer(model=model, rewards=placements, calibration=calibration_info(calibration))
@@ -57,7 +57,7 @@ async def rewards(body: RewardsRequest, request: Request, serving: ServingDep) -
 async def _decode(
     body: DecodingRequest, request: Request, serving: Serving, kind: type[BestOfN] | type[WorstOfN]
 ) -> Response:
-    conversation = make_conversation(body.messages, body.prompt)
+    conversation = make_conversation(serving, body)
     procedure = body.procedure(kind, serving.catalogue.suffix_procedure(body.model))
     job = await make_job(
         serving, request, body, conversation, procedure, "n", max_tokens=body.max_tokens, logprobs=body.logprobs

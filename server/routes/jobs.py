@@ -13,8 +13,8 @@ from server.decoding.reader import Conversation
 from server.engines import Sampling, Structure
 from server.errors import BadRequest
 from server.middleware.audit import ProbeCall
-from server.protocol.messages import Message
-from server.protocol.requests import GenerationRequest, ResponseFormat
+from server.protocol.messages import MessagesOrPrompt
+from server.protocol.requests import ChatRequest, GenerationRequest, ResponseFormat
 from server.routes.dependencies import read_caller
 from server.routes.serving import Serving
 
@@ -76,15 +76,32 @@ async def make_job(
         seconds=serving.settings.deadline if body.timeout is None else body.timeout,
         calibrate=body.calibrate,
         top=body.top,
+        answers=body.top if body.min_candidates is None else body.min_candidates,
         sees_all=caller.has_role("probe"),
     )
 
 
-def make_conversation(messages: list[Message] | None, prompt: str | None = None) -> Conversation:
-    """Create the conversation from a request's messages or prompt."""
-    if messages is not None:
-        return Conversation(messages=tuple(message.template_message for message in messages))
-    return Conversation(prompt=prompt or "")
+def make_conversation(serving: Serving, body: ChatRequest | MessagesOrPrompt) -> Conversation:
+    """Create the conversation from a request's messages or prompt.
+
+    Raises:
+        BadRequest: The request has tools, but nothing on this server reads their calls.
+    """
+    if isinstance(body, MessagesOrPrompt) and body.prompt is not None:
+        return Conversation(prompt=body.prompt)
+    if body.offered_tools and serving.settings.tool_parser is None:
+        raise BadRequest(
+            f"tools: got a list of {len(body.offered_tools)}, accepted: none, as this server was started without "
+            "--tool-parser, the option that lets it read calls",
+            "tools",
+        )
+    return Conversation(
+        messages=tuple(message.template_message for message in body.messages or ()),
+        tools=body.offered_tools,
+        variables=body.chat_template_kwargs,
+        is_continued=body.continue_final_message,
+        parallel_calls=body.parallel_tool_calls,
+    )
 
 
 async def _check_permission(

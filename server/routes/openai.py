@@ -35,7 +35,7 @@ ROUTE_OPTIONS: dict[str, Any] = {
 async def chat_completions(body: ChatRequest, request: Request, serving: ServingDep) -> Response:
     """OpenAI chat completions, with ``best_of`` or ``worst_of``."""
     limit = body.max_completion_tokens or body.max_tokens
-    return await _answer(body, request, serving, make_conversation(body.messages), limit, ChatForm())
+    return await _answer(body, request, serving, make_conversation(serving, body), limit, ChatForm())
 
 
 @router.post("/completions", **ROUTE_OPTIONS)
@@ -44,9 +44,7 @@ async def completions(body: CompletionRequest, request: Request, serving: Servin
 
     ``best_of`` ranks by reward, not by log-probability.
     """
-    return await _answer(
-        body, request, serving, make_conversation(None, body.prompt), body.max_tokens, CompletionForm()
-    )
+    return await _answer(body, request, serving, Conversation(prompt=body.prompt), body.max_tokens, CompletionForm())
 
 
 @router.get("/models")

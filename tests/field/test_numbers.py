@@ -22,7 +22,7 @@ NUMBERS = {
     "a big float": "1e999",
     "2 ** 66": str(2**66),
 }
-ANYTHING = {"metadata", "parallel_tool_calls", "safety_identifier", "service_tier", "store"} | {
+ANYTHING = {"metadata", "safety_identifier", "service_tier", "store"} | {
     "prompt_cache_key",
     "prompt_cache_retention",
 }

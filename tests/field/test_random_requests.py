@@ -77,7 +77,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
         patch.setenv("INFALIGN_HOME", str(tmp_path_factory.mktemp("home")))
         engines = NastyEngines()
-        app = create_app(Settings(max_n=8, deadline=20), engines, fake_served())
+        app = create_app(Settings(max_n=8, deadline=20, tool_parser="hermes"), engines, fake_served())
         lifespan = app.router.lifespan_context(app)
         runner.run(lifespan.__aenter__())
         runner.run(engines.started.wait())
@@ -136,6 +136,7 @@ part = fields(
     {"type": st.sampled_from(["text", "text", "text", "image_url", "input_text"]), "text": texts},
     {"cache_control": st.just({"type": "ephemeral"})},
 )
+call = fields({"type": st.just("function"), "function": fields({"name": texts}, {"arguments": texts})}, {"id": texts})
 message = fields(
     {
         "role": st.sampled_from(["user", "user", "system", "developer", "assistant", "tool"]),
@@ -145,9 +146,10 @@ message = fields(
         "name": texts,
         "type": st.just("text"),
         "annotations": st.just([]),
-        "tool_calls": st.sampled_from([[], [{"id": "1"}]]),
+        "tool_calls": st.sampled_from([[], [{"id": "1"}]]) | st.lists(call, max_size=2),
+        "tool_call_id": texts,
         "refusal": st.just(""),
-        "reasoning_content": st.just(""),
+        "reasoning_content": texts,
     },
 )
 plain_turn = st.builds(lambda text: {"role": "user", "content": text}, texts)
@@ -202,14 +204,26 @@ OPENAI = SAMPLING | {
     "store": st.booleans(),
     "metadata": anything,
 }
-CHATTING = OPENAI | {
-    "max_completion_tokens": whole,
-    "logprobs": st.booleans(),
-    "top_logprobs": whole,
-    "tools": st.sampled_from([[], [{"type": "function"}]]),
+TEMPLATE = {
+    "tools": st.sampled_from([[], [{"type": "function"}], [{"type": "function", "function": {"name": "f"}}]]),
     "tool_choice": st.sampled_from(["none", "auto", "required"]),
-    "modalities": st.sampled_from([["text"], ["audio"]]),
+    "parallel_tool_calls": st.booleans(),
+    "chat_template_kwargs": st.dictionaries(
+        st.sampled_from(["thinking", "messages", "forbidden", "a b"]), anything, max_size=2
+    ),
+    "add_generation_prompt": st.booleans(),
+    "continue_final_message": st.booleans(),
 }
+CHATTING = (
+    OPENAI
+    | TEMPLATE
+    | {
+        "max_completion_tokens": whole,
+        "logprobs": st.booleans(),
+        "top_logprobs": whole,
+        "modalities": st.sampled_from([["text"], ["audio"]]),
+    }
+)
 
 
 def few(strategies: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
@@ -238,7 +252,10 @@ def texts_of(answer: httpx.Response) -> Iterator[Any]:
         yield strict(answer.text)
 
 
-@given(fields=st.builds(dict.__or__, asked, few(SAMPLING | {"top": whole, "logprobs": whole})), stream=st.booleans())
+@given(
+    fields=st.builds(dict.__or__, asked, few(SAMPLING | TEMPLATE | {"top": whole, "logprobs": whole})),
+    stream=st.booleans(),
+)
 @pytest.mark.parametrize(("endpoint", "extreme"), [(BEST, max), (WORST, min)])
 @EXAMPLES
 def test_decoding_selects_the_extreme(
@@ -280,7 +297,7 @@ def _has_n_choices(answer: httpx.Response, asked: dict[str, Any]) -> None:
 
 
 @given(
-    fields=st.builds(dict.__or__, asked, few({"model": names, "calibrate": st.booleans()})),
+    fields=st.builds(dict.__or__, asked, few(TEMPLATE | {"model": names, "calibrate": st.booleans()})),
     responses=st.lists(texts, min_size=1, max_size=3) | st.lists(texts, max_size=9),
 )
 @EXAMPLES
@@ -292,7 +309,7 @@ def test_rewards_are_one_for_each_response(server: Server, fields: dict[str, Any
         assert all(one["quantile_low"] <= one["quantile"] <= one["quantile_high"] for one in scored)
 
 
-@given(fields=st.builds(dict.__or__, asked, few({"model": names})))
+@given(fields=st.builds(dict.__or__, asked, few(TEMPLATE | {"model": names})))
 @EXAMPLES
 def test_calibrations_are_of_all_samples(server: Server, fields: dict[str, Any]) -> None:
     answer = server.ask("POST", CALIBRATIONS, fields)

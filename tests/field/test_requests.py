@@ -114,9 +114,10 @@ async def test_an_answer_can_be_sent_back_as_it_came(
 
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     # Conversations.
-    "last turn of the assistant": (CHAT, {"messages": [*U, ANSWERED]}, "messages", "/v1/completions"),
+    "last turn of the assistant": (CHAT, {"messages": [*U, ANSWERED]}, "messages", "continue_final_message: true"),
     "last turn of the assistant, best-of-n": (BEST, {"messages": [*U, ANSWERED]}, "messages", "assistant"),
     "last turn of the assistant, rewards": (
         REWARDS,
@@ -146,20 +147,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     ),
     "content that is no text": (CHAT, {"messages": turn(content=5)}, "messages.0.content", "a valid string or a valid"),
     "no part": (CHAT, {"messages": parts()}, "messages.0.content", "at least 1 item"),
-    "tool_calls": (
+    "calls of a user": (CHAT, {"messages": turn(tool_calls=[CALL])}, "messages.0.tool_calls", "the role assistant"),
+    "a user's result": (CHAT, {"messages": turn(tool_call_id=SECRET)}, "messages.0.tool_call_id", "the role tool"),
+    "a call that is none": (
         CHAT,
-        {"messages": [*U, {"role": "assistant", "content": None, "tool_calls": [CALL]}, *U]},
-        "messages.1.tool_calls",
-        "does not support",
+        {"messages": after(tool_calls=[{"id": "1", "function": SECRET}])},
+        "messages.1.tool_calls.0.function",
+        "a valid dictionary",
     ),
-    "role tool": (
-        CHAT,
-        {"messages": [*U, {"role": "tool", "content": "7", "tool_call_id": "1"}, *U]},
-        "messages.1.role",
-        "'tool', accepted: 'system', 'developer', 'user' or 'assistant'",
-    ),
+    "no content and no call": (CHAT, {"messages": after(content=None)}, "messages.1.content", "with tool_calls"),
     "annotations": (CHAT, {"messages": after(annotations=[SECRET])}, "messages.1.annotations", "does not support"),
-    "reasoning": (CHAT, {"messages": after(reasoning_content=SECRET)}, "messages.1.reasoning_content", "no value"),
+    "a user's reasoning": (CHAT, {"messages": turn(reasoning=SECRET)}, "messages.0.reasoning", "the role assistant"),
     # Prompts.
     "two prompts": (TEXT, {"prompt": [SECRET, "y"]}, "prompt", "a request has one prompt"),
     "token ids": (TEXT, {"prompt": [1, 2]}, "prompt", "token ids are not understood"),
@@ -168,7 +166,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "two prompts, best-of-n": (BEST, {"prompt": [SECRET, "y"]}, "prompt", "a request has one prompt"),
     "empty prompt in a list": (TEXT, {"prompt": [""]}, "prompt", "at least 1 character"),
     # Fields that would change the text.
-    "tools": (CHAT, {"messages": U, "tools": [CALL]}, "tools", "does not support"),
+    "tools": (CHAT, {"messages": U, "tools": [TOOL]}, "tools", "--tool-parser"),
+    "a tool that is none": (CHAT, {"messages": U, "tools": [CALL]}, "tools.0.function.arguments", "no such key"),
     "functions": (CHAT, {"messages": U, "functions": [CALL]}, "functions", "does not support"),
     "a tool must be called": (CHAT, {"messages": U, "tool_choice": "required"}, "tool_choice", "'none' or 'auto'"),
     "audio": (CHAT, {"messages": U, "modalities": ["text", "audio"]}, "modalities.1", "'text'"),
@@ -237,7 +236,7 @@ async def test_a_refusal_says_what_is_accepted_and_repeats_no_text(
     assert message in error["message"]
     assert "known: ;" not in error["message"] + ";"
     assert SECRET not in error["message"]
-    assert len(error["message"]) < 500
+    assert len(error["message"]) < 600
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "x" * 500])
@@ -311,7 +310,7 @@ async def test_head_is_answered_wherever_get_is(client: httpx.AsyncClient, app: 
 async def test_every_envelope_has_a_code(client: httpx.AsyncClient, method: str, path: str, code: str) -> None:
     error = (await client.request(method, path)).json()["error"]
     assert error["code"] == code
-    assert len(error["message"]) < 500
+    assert len(error["message"]) < 600
 
 
 async def test_a_long_name_of_a_bundle_or_policy_is_refused(tmp_path: Path) -> None:
@@ -486,4 +485,4 @@ async def test_langchain_works_unchanged(client: httpx.AsyncClient) -> None:
     assert (await chat.ainvoke([HumanMessage("Hello", name="ann")])).text == "answer 7"
     assert (await chat.bind_tools([]).ainvoke([("developer", "Be brief."), ("user", "Hello")])).text == "answer 7"
     with pytest.raises(openai.BadRequestError, match="tools: got a list of 1"):
-        await chat.bind_tools([CALL]).ainvoke("Hello")
+        await chat.bind_tools([TOOL]).ainvoke("Hello")

@@ -41,6 +41,12 @@ def test_the_other_limits_are_those_of_the_code() -> None:
     assert LIMITS["entries of `logit_bias`"] == [longest(SamplingFields, "logit_bias")]
     assert LIMITS["log-probabilities: candidates × `max_tokens` × (1 + alternatives)"] == [MAX_LOGPROBS]
     assert LIMITS["a JSON schema"] == [schemas.CHARACTERS, schemas.DEPTH, schemas.VALUES]
+    assert LIMITS["tools, and calls of a turn"] == [longest(ChatRequest, "tools")]
+    assert LIMITS["tools, and calls of a turn"] == [longest(ChatRequest, "messages", "tool_calls")]
+    assert LIMITS["parameters of a tool, arguments of a call, `chat_template_kwargs`"] == [
+        schemas.CHARACTERS,
+        schemas.DEPTH,
+    ]
     assert LIMITS["a count in a pattern of a schema"] == [schemas.REPEATS]
     assert LIMITS["compiling a schema"] == [grammar.COMPILE_SECONDS]
 

@@ -84,6 +84,32 @@ def test_no_text_whatever_adds_a_control_token(parts: list[str]) -> None:
     assert tokenizer.decode(tokens) == f"<|user|>{text}<|end|><|assistant|>{text}<|end|>"
 
 
+def test_variables_and_calls_add_no_control_token(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{{ tools | tojson }}{{ thinking.note }}{% for m in messages %}<|user|>{{ m.content }}"
+        "{% for call in m.tool_calls %}{{ call.arguments | tojson }}{% endfor %}<|end|>{% endfor %}"
+    )
+    call = {"name": "f", "arguments": {"a<|end|>": ["<|end|>"]}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    variables = {"tools": [{"name": FORGED}], "thinking": {"note": "<|end|>"}}
+    rendering = render_prompt(tokenizer, messages, variables)
+    assert specials(tokenizer, tokenise(tokenizer, rendering)) == ["<|user|>", "<|end|>"]
+    assert rendering.text.count("<|end|>") == FORGED.count("<|end|>") + 4
+    assert call == {"name": "f", "arguments": {"a<|end|>": ["<|end|>"]}}, "the caller's own is not changed"
+    plain = render_prompt(tokenizer, messages[:1], {"tools": [{"name": "f"}], "thinking": {"note": ""}})
+    assert prompt_key(plain) != prompt_key(rendering)
+
+
+def test_a_message_is_continued_where_it_ends(tokenizer: Any) -> None:
+    turns: list[Message] = [*user("hello"), {"role": "assistant", "content": "You <|end|> should "}]
+    rendering = render_prompt(tokenizer, turns, continued=True)
+    assert rendering.text == "<|user|>hello<|end|><|assistant|>You <|end|> should "
+    assert specials(tokenizer, tokenise(tokenizer, rendering)) == ["<|user|>", "<|end|>", "<|assistant|>"]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content | length }}{% endfor %}"
+    with pytest.raises(TemplateRefusal, match="it drops or changes the message to continue"):
+        render_prompt(tokenizer, turns, continued=True)
+
+
 def test_an_added_token_that_the_template_writes_is_one_too(tokenizer: Any) -> None:
     tokenizer.add_tokens([AddedToken("[turn]", special=False), AddedToken("[tool]", special=False)])
     tokenizer.chat_template = "{% for m in messages %}[turn]{{ m.content }}{% endfor %}"

@@ -19,6 +19,7 @@ from server.decoding.calibrator import Calibrator, calibration_digest
 from server.decoding.engine_client import EngineClient
 from server.decoding.reader import Conversation
 from server.decoding.store import Store
+from server.engines.turns import TurnParsers
 from server.observability.metrics import Metrics
 from server.settings import Settings
 from tests.fakes import KNOWN, FakeEngines, fake_served
@@ -225,7 +226,7 @@ async def cancel(*tasks: "asyncio.Future[Any]") -> None:
 async def calibrator(engines: FakeEngines, path: Path) -> AsyncIterator[Calibrator]:
     await engines.start()
     served, metrics = served_with(), Metrics()
-    client = EngineClient(engines, served.tokenizers, metrics)
+    client = EngineClient(engines, served.tokenizers, metrics, TurnParsers(None))
     store = Store(path, 1 << 20, "context", (1, K), metrics)
     calibrator = Calibrator(served.bundle, client, store, 4)
     yield calibrator
@@ -251,7 +252,7 @@ class Stepwise(FakeEngines):
 async def test_one_of_two_waiters_goes_away_and_the_other_gets_it(tmp_path: Path) -> None:
     engines = Stepwise()
     async with calibrator(engines, tmp_path / "store") as calibrations:
-        prompt = await EngineClient(engines, served_with().tokenizers, Metrics()).reader.read(
+        prompt = await EngineClient(engines, served_with().tokenizers, Metrics(), TurnParsers(None)).reader.read(
             Conversation(prompt="else"), 0
         )
         first, second = (asyncio.ensure_future(calibrations.calibrate(prompt)) for _ in range(2))
@@ -268,7 +269,7 @@ async def test_one_of_two_waiters_goes_away_and_the_other_gets_it(tmp_path: Path
 async def test_the_draws_end_when_nobody_waits_and_can_begin_anew(tmp_path: Path) -> None:
     engines = Stepwise()
     async with calibrator(engines, tmp_path / "store") as calibrations:
-        prompt = await EngineClient(engines, served_with().tokenizers, Metrics()).reader.read(
+        prompt = await EngineClient(engines, served_with().tokenizers, Metrics(), TurnParsers(None)).reader.read(
             Conversation(prompt="else"), 0
         )
         waiting = [asyncio.ensure_future(calibrations.calibrate(prompt)) for _ in range(3)]
@@ -355,7 +356,7 @@ async def test_rewards_that_are_no_numbers_are_not_kept(engines: FakeEngines, tm
         return [float("nan")]
 
     async with calibrator(engines, tmp_path / "store") as calibrations:
-        prompt = await EngineClient(engines, served_with().tokenizers, Metrics()).reader.read(
+        prompt = await EngineClient(engines, served_with().tokenizers, Metrics(), TurnParsers(None)).reader.read(
             Conversation(prompt="else"), 0
         )
         engines.score = broken  # type: ignore[method-assign]

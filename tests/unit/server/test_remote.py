@@ -135,6 +135,8 @@ async def test_the_whole_sampling_is_said(serve: Callable[..., VllmServer]) -> N
         "stream": True,
         "stream_options": {"include_usage": True},
         "stream_interval": 16,
+        "return_token_ids": False,
+        "skip_special_tokens": True,
     }
     assert full == plain | {
         "min_p": 0.1,
@@ -145,6 +147,7 @@ async def test_the_whole_sampling_is_said(serve: Callable[..., VllmServer]) -> N
         "repetition_penalty": 1.1,
         "logit_bias": {"4": -1.5, "9": 2.0},
         "stream_interval": 1,
+        "return_token_ids": True,
         "response_format": {"type": "json_schema", "json_schema": {"name": "response", "schema": schema}},
     }
     assert any_json == plain | {"response_format": {"type": "json_object"}}
@@ -156,6 +159,17 @@ async def test_the_text_is_told_as_it_grows(serve: Callable[..., VllmServer]) ->
         drawn = await engines.generate(PROMPT, SAMPLING, told.append)
     assert [delta.text for delta in told] == ["answer", " of", " 3"]
     assert drawn.text == "answer of 3"
+
+
+async def test_tokens_are_told_even_where_they_have_no_text(serve: Callable[..., VllmServer]) -> None:
+    policy, told = serve("demo"), list[Delta]()
+    chunks = [part("", None), part("ab", "stop") | {"usage": {"completion_tokens": 2}}]
+    for token, chunk in enumerate(chunks):
+        chunk["choices"][0]["token_ids"] = [token]
+    async with engines_on([policy], [serve("rm")]) as engines:
+        policy.fault = always(lambda: sse(chunks))
+        await engines.generate(PROMPT, SAMPLING, told.append)
+    assert [(delta.text, delta.token_ids) for delta in told] == [("", (0,)), ("ab", (1,))]
 
 
 async def test_line_separators_in_a_text_do_not_break_it(serve: Callable[..., VllmServer]) -> None:

@@ -27,8 +27,13 @@ CHANGES: dict[str, Any] = {
     "logit_bias": ((3, 1.0),),
     "logprobs": 2,
     "structure": Structure("json_object"),
+    "skip_special_tokens": False,
 }
-"""A value of each field that says how a candidate is drawn. The policy is chosen otherwise by either engine."""
+"""A value of each field that says how a candidate is drawn.
+
+The policy is chosen otherwise by either engine. Engines of this process are told where reasoning ends by an argument of
+its own, and vLLM servers find out themselves.
+"""
 
 
 def test_what_is_left_out_is_the_laws() -> None:
@@ -37,7 +42,7 @@ def test_what_is_left_out_is_the_laws() -> None:
 
 
 def test_every_field_is_tried() -> None:
-    assert CHANGES.keys() | {"policy"} == {field.name for field in fields(Sampling)}
+    assert CHANGES.keys() | {"policy", "reasoning_ended"} == {field.name for field in fields(Sampling)}
 
 
 @pytest.mark.parametrize("name", CHANGES)
