@@ -92,7 +92,7 @@ def fill_rubric(rubric: str, messages: Sequence[Message], response: str) -> str:
         >>> fill_rubric("To {conversation}: {response}?", [{"role": "user", "content": "Hi {response}"}], "Hello")
         'To user: Hi {response}: Hello?'
     """
-    values = {CONVERSATION: write_conversation(messages), PROMPT: messages[-1]["content"], RESPONSE: response}
+    values = {CONVERSATION: write_conversation(messages), PROMPT: messages[-1]["content"] or "", RESPONSE: response}
     return "".join(values.get(part, part) for part in PLACES.split(rubric))
 
 
@@ -113,7 +113,11 @@ def rubric_template(rubric: str, around: tuple[str, str] | str) -> str:
         >>> template.render(messages=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}])
         '<s>To Hi: Yo</s>'
     """
-    values = {CONVERSATION: "turns.text", PROMPT: "messages[-2]['content']", RESPONSE: "messages[-1]['content']"}
+    values = {
+        CONVERSATION: "turns.text",
+        PROMPT: "(messages[-2]['content'] or '')",
+        RESPONSE: "messages[-1]['content']",
+    }
     parts = [values.get(part) or json.dumps(part, ensure_ascii=False) for part in PLACES.split(rubric) if part]
     text = " ~ ".join(parts)
     if isinstance(around, tuple):
