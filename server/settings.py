@@ -107,7 +107,11 @@ class Settings(BaseModel):
         120, gt=0, description="Seconds that an engine with work to do may give no sign of life before it is hung."
     )
     drain: int = Field(30, ge=0, description="Seconds that SIGTERM leaves to requests in flight.")
-    kv_cache_mib: int = Field(256, ge=16, description="KV cache of each engine on CPU, in MiB.")
+    kv_cache_mib: int | None = Field(
+        None,
+        ge=16,
+        description="KV cache of each engine on CPU, in MiB [default: 256, or what a text of the whole context takes].",
+    )
     engine_threads: int | None = Field(
         None,
         ge=1,

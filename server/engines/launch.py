@@ -9,7 +9,7 @@ from typing import Any
 from server.engines.engine import Engine
 from server.engines.failure import prepare_notes, start_failure
 from server.engines.memory import check_cpu_memory, check_gpu_memory, engine_need
-from server.engines.tuning import check_cache, fit_to_model
+from server.engines.tuning import CPU_CACHE, check_cache, fit_to_model, least_cache
 from server.settings import Settings
 
 
@@ -77,6 +77,9 @@ def prepare_launch(role: str, model: Path, options: Mapping[str, Any], settings:
         config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
     except Exception as error:  # vLLM refuses with errors of many types
         raise start_failure(role, error) from error
+    least = least_cache(config) or 0
+    if settings.kv_cache_mib is None and config.cache_config.kv_cache_memory_bytes == CPU_CACHE < least:
+        return prepare_launch(role, model, {**options, "kv_cache_memory_bytes": least}, settings)
     check_cache(config, role, settings)
     return Launch(role, config, arguments)
 

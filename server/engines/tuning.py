@@ -15,6 +15,8 @@ log = logging.getLogger("infalign.server")
 SCHEDULER = "server.engines.scheduler.RewardScheduler"
 CPU_BLOCK = 32
 """Tokens per block of the KV cache on CPU. Candidates share whole blocks of their prompt, so small ones share more."""
+CPU_CACHE = 256 << 20
+"""Bytes of an engine's KV cache on CPU, unless a text that fills the context takes more."""
 CPU_POLICY_TOKENS = 4096
 """The least number of tokens that the policy may read in one step on CPU."""
 CPU_REWARD_TOKENS = 1024
@@ -88,7 +90,7 @@ def check_cache(config: Any, role: str, settings: Settings) -> None:
     if not size or not least or size >= least:
         return
     text = f"which the {role} takes for a text of {config.model_config.max_model_len} tokens"
-    if size == settings.kv_cache_mib << 20:
+    if settings.kv_cache_mib and size == settings.kv_cache_mib << 20:
         raise InvalidValue("--kv-cache-mib", settings.kv_cache_mib, f"at least {math.ceil(least / 2**20)}, {text}")
     raise InvalidValue("kv_cache_memory_bytes", size, f"at least {least}, {text}")
 
@@ -203,5 +205,5 @@ class EngineOptions:
         # The size of the KV cache is given, so vLLM does not use the memory utilization.
         return options | {
             "gpu_memory_utilization": 0.05,
-            "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
+            "kv_cache_memory_bytes": settings.kv_cache_mib << 20 if settings.kv_cache_mib else CPU_CACHE,
         }

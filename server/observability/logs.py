@@ -32,6 +32,7 @@ def configure_logging(settings: Settings, console: TextIO | None = None) -> None
     handler.setFormatter(json_formatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     text_log.setLevel(logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs the address of every request to another server
 
 
 class _Console(logging.StreamHandler[TextIO]):
