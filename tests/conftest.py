@@ -8,7 +8,7 @@ import pytest
 INTEGRATION = "tests/integration"
 SERVED = tuple(
     f"{INTEGRATION}/test_{name}.py"
-    for name in ("calibrations", "clients", "engine_refusals", "loadtest", "readme", "remote", "serving")
+    for name in ("calibrations", "clients", "engine_refusals", "loadtest", "readme", "remote", "serving", "turns")
 )
 """Files that share one server. One process runs them all, so that it is started once."""
 FIRST = (*SERVED, *(f"{INTEGRATION}/test_{name}.py" for name in ("training", "models", "engine_faults", "faults")))

@@ -34,7 +34,7 @@ PYTHON = snippets("python", SERVER)
 def test_curl_examples(server: str, page: str, snippet: str) -> None:
     if not shutil.which("curl"):
         pytest.skip("no curl here")
-    script = snippet.replace("http://127.0.0.1:8000", server)
+    script = re.sub(r"http://127\.0\.0\.1:800[01]", server, snippet)
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '"quantile"' in done.stdout
@@ -43,7 +43,7 @@ def test_curl_examples(server: str, page: str, snippet: str) -> None:
 
 @pytest.mark.parametrize(("page", "snippet"), PYTHON, ids=[page for page, _ in PYTHON])
 def test_python_examples(server: str, page: str, snippet: str) -> None:
-    program = snippet.replace("http://127.0.0.1:8000", server)
+    program = re.sub(r"http://127\.0\.0\.1:800[01]", server, snippet)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
