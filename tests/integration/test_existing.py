@@ -93,7 +93,13 @@ def test_a_model_from_pypi_answers_in_english(tmp_path: Path, monkeypatch: pytes
     options = ["--policy", str(file), "--reward", "function:examples.rewards:reading_ease"]
     prompts = ["--prompts", str(tmp_path / "prompts.jsonl")]
     with launched(tmp_path / "log", *options, *prompts) as running:
-        body = {"messages": [{"role": "user", "content": "What is a river?"}], "n": 8, "max_tokens": 32, "seed": 1, "temperature": 0.3}
+        body = {
+            "messages": [{"role": "user", "content": "What is a river?"}],
+            "n": 8,
+            "max_tokens": 32,
+            "seed": 1,
+            "temperature": 0.3,
+        }
         answer = httpx.post(f"{running.url}/v1/best-of-n", json=body, timeout=240).json()
         assert answer["model"] == "SmolLM2-135M-Instruct.Q4_1"
         assert answer["calibration"] == {"scope": "prompt", "samples": 32}
