@@ -10,7 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infalign.bundle import FORMAT, REFERENCE, SHARED_PARTS, WHOLE_POLICY, Bundle, check_joinable, read_bundle
+from infalign.bundle import (
+    FORMAT,
+    REFERENCE,
+    SHARED_PARTS,
+    WHOLE_POLICY,
+    Bundle,
+    BundledPolicy,
+    check_joinable,
+    read_bundle,
+)
 from infalign.errors import BundleMismatch
 from infalign.files import MANIFEST, digest, hash_files
 from infalign.manifest import Alignment, Manifest, PolicyRecord
@@ -123,6 +132,7 @@ def rewrite_bundle(
     policies: dict[str, NewPolicy] | None = None,
     calibration: Path | None = None,
     name: str | None = None,
+    card: str | None = None,
 ) -> Bundle:
     """Write a bundle anew with other policies or another calibration.
 
@@ -132,6 +142,7 @@ def rewrite_bundle(
         policies: The policies, in place of the bundle's.
         calibration: Directory of the calibration, in place of the bundle's.
         name: Name of the default policy; that of the bundle if left out.
+        card: The model card, in Markdown; that of the bundle if left out.
 
     Returns:
         The new bundle.
@@ -139,21 +150,13 @@ def rewrite_bundle(
     Raises:
         BundleError: The parts do not fit each other. Nothing is written then.
     """
-    policies = policies or {
-        policy.name: NewPolicy(
-            None if policy.is_reference else policy.directory,
-            policy.evaluation if policy.evaluation.is_dir() else None,
-            policy.is_adapter,
-            Alignment(**{key: value for key, value in policy.record if key in Alignment.model_fields}),
-        )
-        for policy in bundle.policies.values()
-    }
+    policies = policies or {name: _keep(policy) for name, policy in bundle.policies.items()}
     manifest = bundle.manifest
     return write_bundle(
         target or bundle.path,
         {part: bundle.path / part for part in SHARED_PARTS} | ({"calibration": calibration} if calibration else {}),
         policies,
-        (bundle.path / "README.md").read_text(encoding="utf-8"),
+        card or (bundle.path / "README.md").read_text(encoding="utf-8"),
         name=name or manifest.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         sampling=manifest.sampling,
@@ -185,24 +188,21 @@ def join_bundles(bundles: Sequence[Bundle], target: Path) -> Bundle:
         ...     print(error)
         no-such-bundle: no bundle here (no bundle.json); make one with `infalign train demo`
     """
-    first = bundles[0].manifest
     policies: dict[str, NewPolicy] = {}
     for bundle in bundles:
         check_joinable(bundles[0], bundle)
         for name, policy in bundle.policies.items():
             if name in policies:
                 raise BundleMismatch(f"{bundle.path}: another bundle has a policy {name} too")
-            policies[name] = NewPolicy(policy.directory, policy.evaluation, True, policy.record)
-    return write_bundle(
-        target,
-        {part: bundles[0].path / part for part in SHARED_PARTS},
-        policies,
-        _card(policies),
-        name=first.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        sampling=first.sampling,
-        libraries=first.libraries,
-    )
+            policies[name] = _keep(policy)
+    return rewrite_bundle(bundles[0], target, policies=policies, card=_card(policies))
+
+
+def _keep(policy: BundledPolicy) -> NewPolicy:
+    """A policy of a bundle, as it is put into another."""
+    directory = None if policy.is_reference else policy.directory
+    evaluation = policy.evaluation if policy.evaluation.is_dir() else None  # one that was not aligned here has none
+    return NewPolicy(directory, evaluation, policy.is_adapter, policy.record)
 
 
 def _card(policies: dict[str, NewPolicy]) -> str:
@@ -223,7 +223,8 @@ def _card(policies: dict[str, NewPolicy]) -> str:
         a = policy.alignment
         figures = (a.measured.get(key) for key in ("kl", f"win_rate_{a.procedure}"))
         kl, win_rate = ("" if figure is None else f"{figure:.3f}" for figure in figures)
-        lines.append(f"| [{name}](evaluation/{name}) | {a.procedure} | {a.transformation} | {kl} | {win_rate} |")
+        title = f"[{name}](evaluation/{name})" if policy.evaluation else name
+        lines.append(f"| {title} | {a.procedure} | {a.transformation or 'nothing'} | {kl} | {win_rate} |")
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,6 @@ here. It is kept below ``$INFALIGN_HOME``, and made again when a model, a file o
 
 import hashlib
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from infalign.errors import InfAlignError
 from infalign.files import MANIFEST
 from infalign.home import bundle_path
+from infalign.names import slug
 
 
 class BundleNotMade(InfAlignError):
@@ -40,10 +40,8 @@ def make_bundle(policy: str, options: Mapping[str, Sequence[str]]) -> Path:
         policy,
         *(part for name, values in options.items() for value in values for part in (name, value)),
     ]
-    sources = [*arguments[1::2]]
-    state = json.dumps([arguments, [_describe(source) for source in sources]])
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(policy).stem if policy.endswith(".gguf") else Path(policy).name)
-    name = name.lstrip("._-") or "policy"
+    state = json.dumps([arguments, [_describe(source) for source in arguments[1::2]]])
+    name = slug(Path(policy).name.removesuffix(".gguf"), "policy")
     target = bundle_path(f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}")
     if not (target / MANIFEST).is_file():
         command = [sys.executable, "-m", "infalign", "bundle", *arguments, "--name", name, "--output", str(target)]

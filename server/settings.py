@@ -4,15 +4,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from infalign.errors import InvalidValue
+from infalign.names import is_http_address
 from infalign.values import parse_assignment, parse_yaml
 
 ASSIGNMENT = re.compile(r"[\w.-]+=")
 """The start of ``KEY=VALUE``."""
+
+
 ORIGIN_HOST = r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?"
 """Host and port of an origin as browsers send it: lower case, without a path."""
 
@@ -24,14 +26,7 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def _check_url(text: str) -> str:
-    try:
-        url = urlsplit(text)
-        is_base_url = (
-            url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
-        )
-    except ValueError:
-        is_base_url = False
-    if not is_base_url:
+    if not is_http_address(text):
         raise ValueError("addresses such as http://host:8001, with commas between them")
     return text.rstrip("/")
 

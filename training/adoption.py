@@ -15,7 +15,7 @@ from infalign.errors import InvalidValue
 from infalign.rewards import FunctionReward, JudgeReward, RewardFailed, ServiceReward, open_reward, save_reward
 from infalign.rewards.rubric import rubric_template
 from infalign.templates import render_conversation, tokenise
-from training.config import Classifier, External, Function, Judge, Reward, Service
+from training.config import Classifier, External, Function, Judge, RemoteJudge, Reward, Service
 from training.models import CAUSAL, CLASSIFIER, new_classifier, read_causal, read_classifier, save_model
 from training.reading import PROMPT, RESPONSES, check_reading
 from training.scorer import Scorer
@@ -26,6 +26,12 @@ PADS_WITH_END = (
     "chat_template that does not write that token"
 )
 """What to do about a classifier that pads with its end token."""
+RECORDS: dict[type[External], tuple[Any, str]] = {
+    Function: (FunctionReward, "functions"),
+    Service: (ServiceReward, "services"),
+    RemoteJudge: (JudgeReward, "remote_judges"),
+}
+"""Class of the record of each reward that no model of this machine computes, and its key in the section ``reward``."""
 LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Settings of models that change the logits after the head."""
 
@@ -172,13 +178,7 @@ def adopt_external(target: Path, config: External) -> None:
     Raises:
         InvalidValue: It cannot be opened, or does not score.
     """
-    kind, section = (
-        (FunctionReward, "functions")
-        if isinstance(config, Function)
-        else (ServiceReward, "services")
-        if isinstance(config, Service)
-        else (JudgeReward, "remote_judges")
-    )
+    kind, section = RECORDS[type(config)]
     record = kind(**config.model_dump(include=set(kind.model_fields)))
     reward = open_reward(config.name, record)
     try:

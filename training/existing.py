@@ -13,6 +13,7 @@ from infalign.errors import InvalidValue, one_line
 from infalign.files import hash_file
 from infalign.home import bundle_path, home
 from infalign.manifest import NAME
+from infalign.names import slug
 
 SERVICES = {"service": "rewards"} | {name: name for name in ("classify", "pooling", "score", "openrlhf")}
 """Protocol of a service by the word before its address."""
@@ -122,7 +123,7 @@ def make_name(source: str) -> str:
         >>> make_name("org/My Model"), make_name("models/SmolLM2-135M-Instruct.Q4_1.gguf")
         ('My-Model', 'SmolLM2-135M-Instruct.Q4_1')
     """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).name.removesuffix(".gguf")).lstrip("._-") or "policy"
+    return slug(Path(source).name.removesuffix(".gguf"), "policy")
 
 
 def local_model(source: str, key: str) -> str:

@@ -6,13 +6,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from infalign.errors import InvalidValue
 from infalign.home import bundle_path, home
+
+if TYPE_CHECKING:
+    from infalign.bundle import Bundle
 
 
 @click.command(short_help="Calibrate prompts for a bundle.")
@@ -115,7 +118,7 @@ def extend_calibration(
         }
     )
     workers.check_engine(law)
-    keys, conversations = _read_new_prompts(path, prompts, set(bundle.table.keys))
+    keys, conversations = _read_new_prompts(bundle, prompts)
     job = RolloutJob(
         bundle.reference,
         bundle.reward_model,
@@ -144,27 +147,25 @@ def extend_calibration(
             return rewrite_bundle(bundle, output, calibration=calibration).path
 
 
-def _read_new_prompts(bundle: Path, file: Path, known: set[str]) -> tuple[list[str], list[Sequence[Any]]]:
+def _read_new_prompts(bundle: "Bundle", file: Path) -> tuple[list[str], list[Sequence[Any]]]:
     """Keys and conversations of the prompts of a file that are not calibrated yet. Says what was left out."""
     from transformers import AutoTokenizer
 
-    from infalign.files import MANIFEST, context_length, read_record
-    from infalign.manifest import Manifest
+    from infalign.files import context_length
     from infalign.templates import prompt_key, render_prompt, tokenise
     from training.data import make_tokenizer_check
     from training.data.defects import summarise
     from training.data.examples import parse_prompt, read_examples
     from training.data.files import read_files
 
-    reference = bundle / "reference"
-    tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(bundle.reference, trust_remote_code=False)
     examples, defects = read_examples(read_files([str(file)]), parse_prompt, check=make_tokenizer_check(tokenizer))
-    room = context_length(reference) - read_record(Manifest, bundle / MANIFEST).sampling.max_tokens
+    room = context_length(bundle.reference) - bundle.calibration.sampling.max_tokens
     new: dict[str, Sequence[Any]] = {}
     for example in examples:
         rendering = render_prompt(tokenizer, example.prompt)
         key = prompt_key(rendering)
-        if key in known:
+        if key in bundle.table:
             defects["calibrated already"] += 1
         elif key in new:
             defects["repeated"] += 1

@@ -2,11 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from infalign.templates import Message, prompt_key, render_conversation, render_
 from training.memory import batches, forward_bytes, model_shape
 from training.models import load_classifier
 
-T = TypeVar("T")
 SCORE_BATCH = 512
 """Texts scored at a time."""
 PAUSES = (1.0, 4.0)
@@ -103,13 +101,6 @@ class Scorer:
         return list(logits[:, self.output].float().tolist())
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Split items into batches, in order."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
 @dataclass(frozen=True)
 class ExternalScorer:
     """A reward that no model of this process computes: a function, a service, or a judge behind a server."""
@@ -132,7 +123,9 @@ class ExternalScorer:
         """
         keys = [(json.dumps(list(prompt)), response) for prompt, response in zip(prompts, responses, strict=True)]
         rewards: dict[tuple[str, str], float] = {}
-        for batch in batched(dict.fromkeys(keys), self.reward.batch):
+        unique = list(dict.fromkeys(keys))
+        for start in range(0, len(unique), self.reward.batch):
+            batch = unique[start : start + self.reward.batch]
             scores = self._ask([json.loads(prompt) for prompt, _ in batch], [response for _, response in batch])
             rewards.update(zip(batch, scores, strict=True))
         return np.array([rewards[key] for key in keys], dtype=np.float64)

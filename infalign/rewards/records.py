@@ -3,12 +3,11 @@
 import re
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
 
-from infalign.errors import BundleMismatch
-from infalign.files import REWARD, read_json
+from infalign.files import REWARD, read_record
+from infalign.names import is_http_address
 from infalign.rewards.rubric import RUBRIC, SCORES, check_rubric, check_scores
 
 
@@ -18,23 +17,13 @@ def _check_function(text: str) -> str:
     return text
 
 
-def check_url(text: str) -> str:
-    """Check an HTTP address. Returns it without a slash at its end.
-
-    Raises:
-        ValueError: It is not one.
-    """
-    try:
-        url = urlsplit(text)
-        fits = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not url.query + url.fragment
-    except ValueError:
-        fits = False
-    if not fits:
+def _check_url(text: str) -> str:
+    if not is_http_address(text):
         raise ValueError("an address such as http://host:9000/score")
     return text.rstrip("/")
 
 
-Url = Annotated[str, AfterValidator(check_url)]
+Url = Annotated[str, AfterValidator(_check_url)]
 
 
 class _Record(BaseModel):
@@ -102,7 +91,10 @@ class JudgeReward(_Remote):
 
 Reward = Annotated[FunctionReward | ServiceReward | JudgeReward, Field(discriminator="kind")]
 """A reward that is not a classifier."""
-_ADAPTER: TypeAdapter[FunctionReward | ServiceReward | JudgeReward] = TypeAdapter(Reward)
+
+
+class _File(RootModel[Reward]):
+    """The content of ``reward.json``."""
 
 
 def save_reward(reward: "FunctionReward | ServiceReward | JudgeReward", directory: Path) -> None:
@@ -130,11 +122,4 @@ def read_reward(directory: Path) -> "FunctionReward | ServiceReward | JudgeRewar
         BundleMismatch: The file describes no reward that this version knows.
     """
     file = directory / REWARD
-    if not file.is_file():
-        return None
-    try:
-        return _ADAPTER.validate_python(read_json(file))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleMismatch(f"{file}: {where}: {first['msg']}") from error
+    return read_record(_File, file).root if file.is_file() else None

@@ -139,7 +139,8 @@ class Reader:
         def read() -> Prompt:
             rendering = self._render(conversation)
             tokens = tokenise(self.policy, rendering)
-            longest = max(map(len, (tokens, *self._reward_tokens(conversation, ""))))
+            turns, start = _reward_turns(conversation), self._answer_start(conversation)
+            longest = max(map(len, (tokens, *self._reward_tokens(conversation, turns, start))))
             self._check_length(conversation, longest, max_tokens)
             return Prompt(
                 conversation, rendering, tokens, self._key(conversation, rendering), self._parser(conversation, tokens)
@@ -163,14 +164,14 @@ class Reader:
         """
 
         def read_response() -> RewardInput:
-            tokens = self._reward_tokens(conversation, response)
-            turns, answer = _reward_turns(conversation), self._answer_start(conversation) + response
+            turns, start = _reward_turns(conversation), self._answer_start(conversation)
+            tokens = self._reward_tokens(conversation, turns, start + response)
             excess = max(map(len, tokens), default=0) - self._context()
             if excess <= 0:
-                return RewardInput(tokens, turns, answer)
-            ends = self._reward_tokens(conversation, "")
+                return RewardInput(tokens, turns, start + response)
+            ends = self._reward_tokens(conversation, turns, start)
             tokens = [_fit(*pair, self._context()) for pair in zip(tokens, ends, strict=True)]
-            return RewardInput(tokens, turns, answer, excess)
+            return RewardInput(tokens, turns, start + response, excess)
 
         return await self._run(conversation.size + len(response), read_response)
 
@@ -245,10 +246,9 @@ class Reader:
         except RequestFailed as error:
             raise BadRequest("messages: the reasoning of the message to continue cannot be read", "messages") from error
 
-    def _reward_tokens(self, conversation: Conversation, response: str) -> list[list[int]]:
+    def _reward_tokens(self, conversation: Conversation, turns: list[Message], answer: str) -> list[list[int]]:
         """Tokens for each reward model. A raw prompt is continued without a template, and ended like a turn."""
         tokens = []
-        turns, answer = _reward_turns(conversation), self._answer_start(conversation) + response
         for name, tokenizer in self.rewards.items():
             if conversation.messages or reads_rubric(tokenizer):
                 try:
@@ -256,7 +256,7 @@ class Reader:
                 except TemplateRefusal as refusal:
                     raise _template_error("messages", f"reward model {name}", refusal) from refusal
             else:
-                rendering = render_text(tokenizer, conversation.prompt + response, tokenizer.eos_token or "")
+                rendering = render_text(tokenizer, conversation.prompt + answer, tokenizer.eos_token or "")
             tokens.append(tokenise(tokenizer, rendering))
         return tokens
 

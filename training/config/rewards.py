@@ -1,7 +1,6 @@
 """The section ``reward``: which rewards there are."""
 
 import hashlib
-import re
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from infalign.manifest import NAME
+from infalign.names import slug
 from infalign.rewards import FunctionReward, JudgeReward, ServiceReward
 from infalign.rewards.rubric import RUBRIC, SCORES, check_rubric, check_scores
 from training.config.section import Section
@@ -60,7 +60,7 @@ def make_name(source: str) -> str:
         ('brevity', 'harm-classifier', 'host-9000-score')
     """
     text = source.partition("://")[2] or Path(source).name.rpartition(":")[2]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-") or "reward"
+    return slug(text, "reward").rstrip("._-")
 
 
 class Classifier(_Named):
