@@ -100,6 +100,16 @@ def test_adapters_are_served_on_the_policy(models: Path, home: Path, tmp_path: P
     assert list(read_bundle(bundle.path).policies) == ["kind", "adapter"]
 
 
+def test_adapters_that_were_not_aligned_are_joined(models: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "old.jsonl", "why")
+    for name in ("one", "two"):
+        adapter = ("--adapter", f"{name}={models / 'adapter'}", "--output", str(tmp_path / name))
+        make(models, "--prompts", prompts, *adapter)
+    run("join", str(tmp_path / "one"), str(tmp_path / "two"), "--output", str(tmp_path / "both"))
+    assert list(read_bundle(tmp_path / "both").policies) == ["one", "two"]
+    assert "| two | standard | nothing |" in (tmp_path / "both" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("adapters", "message"),
     [
