@@ -7,19 +7,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infalign.errors import InvalidValue
 from infalign.home import bundle_path, home
 from infalign.imports import quick_imports
+from infalign.names import slug
+from training.named_models import NamedModels, model_options
 from training.stages import STAGES
 
 if TYPE_CHECKING:
     from training.config import Config
 
+MISSING = (
+    ("reward", "--reward", "at least one --reward or --harm"),
+    (
+        "data",
+        "--prompts",
+        "a file of at least 8 prompts to align on: JSON lines, or a JSON array, of texts or of objects such as "
+        '{"prompt": "Why?"}, also .gz',
+    ),
+)
+"""Sections that the command line must name where there is no config, the options that do, and what they take."""
 HEAVY = ("sft", "reward", "rollouts", "ctrl", "evaluate")
 """Stages that run a model. A plan estimates memory and time for these."""
 
 
 @click.command(short_help="Train a CTRL checkpoint.")
-@click.argument("config", metavar="CONFIG")
+@click.argument("config", required=False)
+@model_options
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a config key, such as ctrl.target_kl=1."
 )
@@ -46,27 +60,53 @@ HEAVY = ("sft", "reward", "rollouts", "ctrl", "evaluate")
     help="Say what would run and what is reused, with an estimate of memory and time; make nothing.",
 )
 def train(
-    config: str,
+    config: str | None,
     overrides: tuple[str, ...],
     paths: tuple[str, ...],
     output: Path | None,
     if_missing: bool,
     until: str | None,
     only_plan: bool,
+    **options: Any,
 ) -> None:
     """Train by CONFIG (a YAML file, or a shipped one such as `demo`) and write the bundle.
 
-    Stages that are already done are reused; a run that was killed goes on where it stopped.
-    """
-    from training.configs import load_config
+    With --policy, --reward and --prompts, CONFIG may be left out: the policy is then aligned for best-of-4 with a LoRA
+    adapter, by the shipped config `adapter`. Beside a CONFIG, what is named replaces its sections `model`, `reward` and
+    `data`, and the defaults of other options are its own.
 
-    run_config = load_config(config, overrides, paths)
+    Stages that are already done are reused, those of `infalign bundle` too; a run that was killed goes on where it
+    stopped.
+    """
+    run_config = _make_config(config, NamedModels(**options), overrides, paths)
     if only_plan:
         _print_plan(run_config, until)
         return
     target = output or bundle_path(run_config.policy_name)
     if not (if_missing and _intact(target)):
         run(run_config, target, if_missing, until)
+
+
+def _make_config(
+    config: str | None, models: NamedModels, overrides: tuple[str, ...], paths: tuple[str, ...]
+) -> "Config":
+    from training.configs import ADAPTER, make_config, read_config
+
+    if not config and not models.policy:
+        raise InvalidValue("CONFIG", "nothing", "a config such as demo, or --policy, --reward and --prompts")
+    if paths and models.prompts:
+        raise InvalidValue("--data", ", ".join(paths), f"--data or --prompts, not both; --prompts is {models.prompts}")
+    values = read_config(config or ADAPTER)
+    keys = models.keys()
+    if not config:
+        set_sections = {override.partition("=")[0].partition(".")[0] for override in overrides}
+        for section, option, accepted in MISSING:
+            if section not in keys.keys() | set_sections:
+                raise InvalidValue(option, "none", accepted)
+    result = make_config(values, overrides, paths, keys)
+    if models.policy and not result.policy:  # the name alone is that of the policy as it is
+        result = result.model_copy(update={"policy": slug(f"{result.name}-{result.procedure}", result.name)})
+    return result
 
 
 def run(config: "Config", target: Path, if_missing: bool = False, until: str | None = None) -> None:

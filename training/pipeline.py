@@ -105,6 +105,7 @@ def _run_stages(config: Config, runner: Runner) -> Artifacts:
     for stage in runner.stages:
         artifacts.directories[stage.name] = runner.run(stage, config, artifacts)
         if stage.name == "data" and not runner.dry:
+            _check_splits(config, artifacts.data)
             missing = [report.name for report in _plan(config, runner.dry_copy()) if not report.reused]
             planning.check_stages(config, artifacts.data, missing)
             if processes.is_first():  # which alone announces stages; estimating takes half a second
@@ -170,6 +171,21 @@ def _check(config: Config) -> None:
     ctrl.make_objective(config.procedure, config.transformation, config.ctrl.target_kl)
     for procedure in procedures_of(parse_procedure(config.procedure)):
         count_draws(procedure)
+
+
+def _check_splits(config: Config, data: Path) -> None:
+    """Check that a run that trains a policy has prompts to train it on, to settle it and to measure it.
+
+    Raises:
+        InvalidValue: A split is empty.
+    """
+    from training.lengths import REPORT
+
+    report = _read(data / REPORT)
+    counts = {split: report[f"{split}_prompts"] for split in ("train", "validation", "test")}
+    if config.ctrl and not all(counts.values()):
+        given = ", ".join(f"{count} {split}" for split, count in counts.items())
+        raise InvalidValue("data", given, "prompts in each split; give at least 8 that are short enough, or held_out")
 
 
 def _read(path: Path) -> Any:

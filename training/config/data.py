@@ -55,7 +55,9 @@ class Pools(Files):
 class Prompts(Files):
     """Rows with a prompt alone."""
 
-    held_out: int = Field(0, ge=0, description=f"{HELD_OUT_TEXT}; 0 where no policy is trained")
+    held_out: int | None = Field(  # type: ignore[assignment]  # the other kinds of files require it
+        None, ge=0, description=f"{HELD_OUT_TEXT}; if left out, a quarter, at most 300, or none of fewer than 8"
+    )
 
 
 class Data(Section):

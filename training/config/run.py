@@ -70,7 +70,7 @@ class Config(DataConfig):
             raise ValueError("ctrl needs procedure and transformation: what the policy is aligned for, and by what")
         if aligned and not self.ctrl:
             raise ValueError(f"{' and '.join(sorted(aligned))} without ctrl: give ctrl, or leave it out")
-        if self.ctrl and self.data.prompts and self.data.prompts.held_out < 2:
+        if self.ctrl and self.data.prompts and self.data.prompts.held_out in (0, 1):
             raise ValueError("ctrl needs data.prompts.held_out of at least 2, to settle and to measure the policy")
         if self.model.scratch and not self.sft:
             raise ValueError("a model from scratch needs sft")

@@ -25,6 +25,8 @@ from training.lengths import REPORT, TOKENS, describe_lengths
 from training.seeds import derive_seed
 
 SFT, PREFERENCES, HELD_OUT, PROMPTS = ("sft.jsonl", "preferences.jsonl", "held_out.jsonl", "prompts.jsonl")
+FEWEST_PROMPTS, MOST_HELD_OUT = 8, 300
+"""Fewest prompts of which some are held out, and most that are, where nobody says how many."""
 Item = TypeVar("Item")
 PromptKey = tuple[tuple[tuple[str, str], ...], ...]
 
@@ -111,12 +113,12 @@ class Material:
         }
 
 
-def split_examples(examples: list[Example], held_out: int, seed: int, defects: Counter[str]) -> Material:
+def split_examples(examples: list[Example], held_out: int | None, seed: int, defects: Counter[str]) -> Material:
     """Split examples into training, validation and test, so that all examples of a prompt stay together.
 
     Args:
         examples: Examples of all prompts.
-        held_out: Number of prompts for validation and test together.
+        held_out: Number of prompts for validation and test together. None leaves it to :func:`count_held_out`.
         seed: Seed of the stage ``data``.
         defects: Number of rows that were dropped, by reason.
 
@@ -129,6 +131,8 @@ def split_examples(examples: list[Example], held_out: int, seed: int, defects: C
     for example in examples:
         by_prompt.setdefault(_make_key(example.prompt), []).append(example)
     groups = list(by_prompt.values())
+    if held_out is None:
+        held_out = count_held_out(len(groups))
     if len(groups) <= held_out:
         reasons = f"; {defects.total()} rows were dropped: {summarise(defects)}" if defects else ""
         raise InvalidValue("held_out", held_out, f"fewer than the {len(groups)} different prompts there are{reasons}")
@@ -146,6 +150,16 @@ def split_examples(examples: list[Example], held_out: int, seed: int, defects: C
         held_out=_collect_comparisons(example for group in held_out_groups for example in group),
         defects=defects,
     )
+
+
+def count_held_out(prompts: int) -> int:
+    """Choose how many of so many prompts are held out for validation and test together.
+
+    Example:
+        >>> [count_held_out(prompts) for prompts in (7, 8, 40, 10_000)]
+        [0, 2, 10, 300]
+    """
+    return min(prompts // 4, MOST_HELD_OUT) if prompts >= FEWEST_PROMPTS else 0
 
 
 def _collect_comparisons(examples: Iterable[Example]) -> list[Comparison]:

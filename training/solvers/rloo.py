@@ -57,6 +57,7 @@ def solve(task: Task, directory: Path) -> float:
     rows = [
         {"prompt": list(messages), "key": prompt_key(text)} for messages, text in zip(task.prompts, texts, strict=True)
     ]
+    rows *= -(-config.prompts // len(rows))  # TRL leaves out what does not fill a step
     steer = SteerKL(config.target_kl)
     longest = max(len(tokenise(tokenizer, text)) for text in texts) + task.law.max_tokens
     need = on_policy_pass(model_shape(model), config, task.compute, longest, task.scorer.scorers.memory)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from infalign import InvalidValue
-from training.configs import SHIPPED, load_config, make_config
+from training.configs import ADAPTER, SHIPPED, load_config, make_config
 from training.identity import Identities
 
 LAUNCH = SHIPPED.parent / "launch"
@@ -14,7 +14,13 @@ ON_BASE = "model={base: {path: x, positions: 64}}"
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_is_read(path: Path) -> None:
-    assert load_config(path.stem) == load_config(str(path))
+    named = (
+        "model={base: {path: x, positions: 64}}",
+        f"reward={{classifiers: [{{{HARM}}}]}}",
+        "data={prompts: {paths: [x]}}",
+    )
+    missing = ("name=x", *named) if path.stem == ADAPTER else ()
+    assert load_config(path.stem, missing) == load_config(str(path), missing)
 
 
 def test_overrides_reach_their_key() -> None:
@@ -112,7 +118,7 @@ def test_reward_models_have_names_and_weights() -> None:
         ("demo", ("ctrl=null",), (), "procedure and transformation without ctrl: give ctrl, or leave it out"),
         (
             "demo",
-            (ON_BASE, "data={prompts: {paths: [x]}}", "sft=null", f"reward={{classifiers: [{{{HARM}}}]}}"),
+            (ON_BASE, "data={prompts: {paths: [x], held_out: 1}}", "sft=null", f"reward={{classifiers: [{{{HARM}}}]}}"),
             (),
             "ctrl needs data.prompts.held_out of at least 2",
         ),

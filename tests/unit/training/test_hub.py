@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from infalign import InvalidValue
 from training import hub
 from training.checkpoints import read_model
-from training.existing import read_positions
+from training.named_policies import read_positions
 from training.tokenizer import read_tokenizer
 
 
