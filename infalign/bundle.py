@@ -9,7 +9,7 @@ reward/                   an AutoModelForSequenceClassification with one label, 
 reward/NAME/              one for each
 calibration/              references.safetensors (prompt keys, reference rewards of each model), calibration.json, and
                           examples.jsonl: a few responses with the raw reward of each model, to check models by
-evaluation/NAME/          the measured figures of each aligned policy, and the prompts they were measured on
+evaluation/NAME/          the test prompts of each aligned policy, and the figures that were measured on them, if any
 README.md                 the model card
 
 Reading a bundle verifies every hash, checks that the parts were made for each other, and refuses with a message that
@@ -66,7 +66,7 @@ class BundledPolicy:
 
     @property
     def evaluation(self) -> Path:
-        """Directory of the measured figures, and of the prompts they were measured on."""
+        """Directory of the test prompts, and of the figures that were measured on them, if any."""
         return self.bundle / "evaluation" / self.name
 
 

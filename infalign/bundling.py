@@ -31,7 +31,7 @@ class NewPolicy:
 
     Args:
         directory: Directory of the model or adapter. None if the policy is the reference itself.
-        evaluation: Directory of its measured figures. None if there are none.
+        evaluation: Directory of its test prompts and of the figures measured on them. None if there are none.
         adapter: True for an adapter on the reference, False for a whole model.
         alignment: What the policy was aligned for, and the figures it reached.
 

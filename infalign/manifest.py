@@ -76,7 +76,7 @@ class Alignment(_Record):
     procedure: Annotated[str, _validate_by(parse_procedure)] = "standard"
     transformation: Annotated[str, _validate_by(check_transformation)] | None = None
     beta: float | None = Field(None, gt=0)
-    measured: dict[str, float] = Field(description="figures measured on test prompts")
+    measured: dict[str, float] = Field(description="figures measured on held-out prompts")
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:

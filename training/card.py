@@ -21,18 +21,24 @@ ALIGNED_CARD = """A policy aligned by CTRL (InfAlign, arXiv 2412.19792) for **{p
 transformation `{transformation}`, its reference, its {reward}, and {samples} calibrated reference rewards for each
 of {prompts} prompts. Serve it with `infalign serve`.
 
-## Measured
+{measured} β ended at {beta:.4g}; the weights' distance from the
+reference was scaled by {scale:.3f} to reach the target KL of {target:g}.
+
+{origin}
+{rewards}"""
+MEASURED = """## Measured
 
 On {test} test prompts that no stage trained on or chose by: {figures}
 ![Win rate against KL, theory as lines](evaluation/{name}/win_rate.svg)
 
 KL is in nats per response. Win rates are of policy over reference, both decoded the same way; theory is the
 optimum's at that KL with {samples} anchors. The judge, where there is one, is independent of the {reward},
-{accuracy}. β ended at {beta:.4g}; the weights' distance from the
-reference was scaled by {scale:.3f} to reach the target KL of {target:g}.
+{accuracy}."""
+UNEVALUATED = """## Not measured
 
-{origin}
-{rewards}"""
+The run made no evaluation. `infalign evaluate` measures the policy, by default on the {test} test prompts in
+`evaluation/{name}/`, which no stage trained on or chose by. On {validation} validation prompts, which the policy was
+settled on, its KL is {kl} nats per response. Rewards are those of the {reward}, {accuracy}."""
 SEVERAL = """
 ## Rewards
 
@@ -67,7 +73,11 @@ def write_card(config: Config, report: dict[str, Any], accuracies: dict[str, Est
 
 
 def write_aligned_card(
-    config: Config, solution: dict[str, Any], report: dict[str, Any], accuracies: dict[str, Estimate], figures: str
+    config: Config,
+    solution: dict[str, Any],
+    report: dict[str, Any],
+    accuracies: dict[str, Estimate],
+    figures: str | None,
 ) -> str:
     """Write the text of the model card of an aligned policy.
 
@@ -76,7 +86,7 @@ def write_aligned_card(
         solution: Contents of ``solved.json``, which the stage ``ctrl`` leaves.
         report: Contents of ``report.json``, which the stage ``data`` leaves.
         accuracies: Accuracy of each reward model by its name; see :func:`training.reward_model.read_accuracy`.
-        figures: The evaluation as text.
+        figures: The evaluation as text. None if there was none.
 
     Returns:
         The card, in Markdown.
@@ -87,18 +97,26 @@ def write_aligned_card(
         accuracy = "whose accuracies are below"
     else:
         accuracy = f"which decides {accuracies['']} of held-out comparisons rightly"
-    return _head(config, "ctrl, ") + ALIGNED_CARD.format(
-        **_shared_fields(config, report, accuracies),
-        origin=GENERATED if config.data.helpdesk else READ.format(**report),
+    shared = _shared_fields(config, report, accuracies)
+    tested = report["test_prompts"]
+    measured = (UNEVALUATED if figures is None else MEASURED).format(
+        **shared,
         name=config.policy_name,
+        test=min(tested, (config.evaluation and config.evaluation.prompts) or tested),
+        validation=report["validation_prompts"],
+        kl=Estimate(**solution["kl"]),
+        accuracy=accuracy,
+        figures=figures,
+    )
+    return _head(config, "ctrl, ") + ALIGNED_CARD.format(
+        **shared,
+        measured=measured,
+        origin=GENERATED if config.data.helpdesk else READ.format(**report),
         procedure=config.procedure,
         transformation=config.transformation,
-        test=report["test_prompts"],
         beta=solution["beta"],
         scale=solution["scale"],
         target=config.alignment.target_kl,
-        accuracy=accuracy,
-        figures=figures,
     )
 
 

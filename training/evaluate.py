@@ -5,6 +5,7 @@ from pathlib import Path
 from infalign.manifest import SamplingLaw
 from infalign.parsing import parse_procedure
 from infalign.storage import load_calibration
+from training.config import Evaluation
 from training.data import read_prompts
 from training.evaluation import report
 from training.evaluation.draws import collect, save_draws
@@ -25,6 +26,7 @@ def evaluate_policy(
     procedure: str,
     transformation: str,
     law: SamplingLaw,
+    config: Evaluation,
     samples: int,
     judge: str | None,
     seed: int,
@@ -41,19 +43,20 @@ def evaluate_policy(
         procedure: Decoding procedure that the policy was trained for.
         transformation: Transformation that the policy was trained with.
         law: Sampling law of policy and reference.
+        config: How much is drawn.
         samples: K, the rewards per prompt in the calibration. The theoretical win rate depends on it.
         judge: Judge, as :func:`training.judges.load_judge` takes it, or None for no judge.
         seed: Seed of the stage.
     """
     trained_for = parse_procedure(procedure)
     procedures = procedures_of(trained_for)
-    prompts = read_prompts(data, "test")
+    prompts = read_prompts(data, "test")[: config.prompts]
     draws = collect(
         *load_pair(policy, reference, law),
         CombinedScorer.load(reward, load_calibration(calibration)[0], reference),
         load_judge(judge) if judge else None,
         prompts,
-        max(map(count_draws, procedures)),
+        config.draws or max(map(count_draws, procedures)),
         seed,
     )
     save_draws(directory, draws)

@@ -10,11 +10,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from infalign.bundle import Bundle
 from infalign.bundling import NewPolicy, write_bundle
 from infalign.errors import InvalidValue
+from infalign.estimators import Estimate
 from infalign.imports import quick_imports
 from infalign.manifest import Alignment
 from training import planning, processes
@@ -68,7 +70,8 @@ def train(
     if not processes.is_first():
         return runner.reports[-1].directory, runner.reports
     start = time.monotonic()
-    bundle = _write_bundle(config, artifacts, output)
+    with TemporaryDirectory() as scratch:
+        bundle = _write_bundle(config, artifacts, output, Path(scratch))
     runner.reports.append(StageReport("bundle", time.monotonic() - start, False, bundle.path))
     return bundle, runner.reports
 
@@ -119,9 +122,9 @@ def _plan(config: Config, runner: Runner) -> list[StageReport]:
     return runner.reports
 
 
-def _write_bundle(config: Config, artifacts: Artifacts, output: Path) -> Bundle:
+def _write_bundle(config: Config, artifacts: Artifacts, output: Path, scratch: Path) -> Bundle:
     from training.card import write_aligned_card, write_card
-    from training.data import REPORT
+    from training.data import REPORT, read_prompts
     from training.evaluation import report
     from training.models import is_adapter
     from training.reward_model import accuracy_figures, read_accuracy
@@ -129,12 +132,22 @@ def _write_bundle(config: Config, artifacts: Artifacts, output: Path) -> Bundle:
     accuracy, data_report = read_accuracy(artifacts.reward.parent), _read(artifacts.data / REPORT)
     if config.ctrl:
         solution = _read(artifacts.policy.parent / "solved.json")
-        figures = _read(artifacts.evaluation / report.SELECTION) | accuracy_figures(accuracy)
+        if config.evaluation:
+            evaluation = artifacts.evaluation
+            figures = _read(evaluation / report.SELECTION)
+            figures_text = (evaluation / report.TEXT).read_text(encoding="utf-8")
+        else:  # the prompts alone, for whoever measures the policy later
+            evaluation, kl = scratch, Estimate(**solution["kl"])  # an interval takes several validation prompts
+            report.write_prompts(evaluation, read_prompts(artifacts.data, "test"))
+            limits = {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high}
+            figures, figures_text = {name: value for name, value in limits.items() if value == value}, None
         alignment = Alignment(
-            procedure=config.procedure, transformation=config.transformation, beta=solution["beta"], measured=figures
+            procedure=config.procedure,
+            transformation=config.transformation,
+            beta=solution["beta"],
+            measured=figures | accuracy_figures(accuracy),
         )
-        policy = NewPolicy(artifacts.policy, artifacts.evaluation, is_adapter(artifacts.policy), alignment)
-        figures_text = (artifacts.evaluation / report.TEXT).read_text(encoding="utf-8")
+        policy = NewPolicy(artifacts.policy, evaluation, is_adapter(artifacts.policy), alignment)
         card = write_aligned_card(config, solution, data_report, accuracy, figures_text)
     else:
         policy = NewPolicy(alignment=Alignment(measured=accuracy_figures(accuracy)))
@@ -166,11 +179,15 @@ def _check(config: Config) -> None:
         return
     with quick_imports():
         from training import ctrl
-        from training.evaluation.figures import count_draws, procedures_of
+        from training.evaluation.figures import check_draws, count_draws, procedures_of
 
     ctrl.make_objective(config.procedure, config.transformation, config.ctrl.target_kl)
-    for procedure in procedures_of(parse_procedure(config.procedure)):
-        count_draws(procedure)
+    procedures = procedures_of(parse_procedure(config.procedure))
+    if config.evaluation and config.evaluation.draws:
+        check_draws(config.evaluation.draws, procedures, "evaluation.draws")
+    elif config.evaluation:
+        for procedure in procedures:
+            count_draws(procedure)
 
 
 def _check_splits(config: Config, data: Path) -> None:

@@ -13,6 +13,7 @@ A time is therefore good for its order of magnitude, and it is given as a range 
 """
 
 import json
+import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ EFFICIENCY, SPREAD = 0.4, 2.5
 SETTLING, DRAWS, KL_DRAWS, BATCH = 3 * 32, 64, 16, 1024
 """Constants of the stages.
 
-These are the draws per validation prompt while the policy settles, the draws per test prompt and model, those of them
-that the KL is measured on, and the responses that are drawn at a time.
+These are the draws per validation prompt while the policy settles, the draws per test prompt and model where the config
+does not say how many, those of them that the KL is measured on, and the responses that are drawn at a time.
 """
 
 
@@ -159,7 +160,8 @@ def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
     prompt, law = sizes.lengths["prompt"], config.rollouts.max_tokens
     model_bytes = shape.bytes + sizes.reward_bytes
     batch = min(BATCH * draw_bytes(shape, prompt.longest), max(batch_budget(), draw_bytes(shape, prompt.longest)))
-    stage_bytes |= {"evaluate": model_bytes + shape.bytes + batch}
+    if config.evaluation:
+        stage_bytes |= {"evaluate": model_bytes + shape.bytes + batch}
     if config.rollouts.engine == "transformers":
         stage_bytes |= {"rollouts": model_bytes + batch}
 
@@ -170,10 +172,11 @@ def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
     length = prompt.mean - law / 2
     draw_work = read_work * law / 2  # both engines read a prompt once for all its responses
     compare_work = 2 * read_work * length
-    work = {
-        "rollouts": prompt.rows * config.rollouts.samples * (draw_work + judge_work * length),
-        "evaluate": sizes.counts["test"] * (2 * DRAWS * (draw_work + judge_work * length) + KL_DRAWS * compare_work),
-    }
+    sample_work = draw_work + judge_work * length
+    work = {"rollouts": prompt.rows * config.rollouts.samples * sample_work}
+    if evaluation := config.evaluation:
+        tested, draws = min(sizes.counts["test"], evaluation.prompts or math.inf), evaluation.draws or DRAWS
+        work["evaluate"] = tested * (2 * draws * sample_work + min(draws, KL_DRAWS) * compare_work)
     if config.sft:
         answers = sizes.lengths["answer"]
         tokens = answers.rows * answers.mean * config.sft.epochs

@@ -9,7 +9,7 @@ from training.config.data import FILES, Data, Files, HelpDesk, Pools, Prompts
 from training.config.model import Base, Lora, Model, Scratch
 from training.config.rewards import Classifier, External, Function, Judge, RemoteJudge, Reward, Service, TrainedReward
 from training.config.run import Config, DataConfig
-from training.config.stages import Compute, Ctrl, Optimiser, Ray, Rollouts
+from training.config.stages import Compute, Ctrl, Evaluation, Optimiser, Ray, Rollouts
 
 __all__ = [
     "FILES",
@@ -20,6 +20,7 @@ __all__ = [
     "Ctrl",
     "Data",
     "DataConfig",
+    "Evaluation",
     "External",
     "Files",
     "Function",

@@ -11,7 +11,7 @@ from training.config.data import Data
 from training.config.model import Model
 from training.config.rewards import Reward, TrainedReward
 from training.config.section import Section
-from training.config.stages import Compute, Ctrl, Optimiser, Rollouts
+from training.config.stages import Compute, Ctrl, Evaluation, Optimiser, Rollouts
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -61,6 +61,10 @@ class Config(DataConfig):
     ctrl: Ctrl | None = Field(
         None, description="how the policy is trained; if left out, the reference itself becomes the policy"
     )
+    evaluation: Evaluation | None = Field(
+        Evaluation(),
+        description="how the policy is measured; null measures nothing, which `infalign evaluate` can do later",
+    )
     compute: Compute = Field(Compute(), description="how the trainers use the machine")
 
     @model_validator(mode="after")
@@ -68,6 +72,7 @@ class Config(DataConfig):
         aligned = self.model_fields_set & {"procedure", "transformation"}
         if self.ctrl and len(aligned) < 2:
             raise ValueError("ctrl needs procedure and transformation: what the policy is aligned for, and by what")
+        aligned |= self.model_fields_set & {"evaluation"} if self.evaluation else set()
         if aligned and not self.ctrl:
             raise ValueError(f"{' and '.join(sorted(aligned))} without ctrl: give ctrl, or leave it out")
         if self.ctrl and self.data.prompts and self.data.prompts.held_out in (0, 1):

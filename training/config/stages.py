@@ -92,6 +92,17 @@ class Ctrl(Section):
         return self
 
 
+class Evaluation(Section):
+    """How the policy is measured at the end of a run, on the test prompts and beside the reference."""
+
+    draws: int | None = Field(
+        None,
+        ge=2,
+        description="responses per prompt and model; if left out, 64, or as many as its procedure takes",
+    )
+    prompts: int | None = Field(None, gt=0, description="test prompts that are used at most; all if left out")
+
+
 class Compute(Section):
     """How the trainers use the machine. But for float rounding, results do not depend on it."""
 

@@ -114,19 +114,20 @@ def count_draws(procedure: Procedure) -> int:
     return draws
 
 
-def check_draws(count: int, procedures: Sequence[Procedure]) -> None:
+def check_draws(count: int, procedures: Sequence[Procedure], key: str = "draws") -> None:
     """Check that ``count`` draws per prompt are enough for all procedures.
 
     Args:
         count: Draws per prompt.
         procedures: Decoding procedures.
+        key: Name of the setting that the error blames.
 
     Raises:
         InvalidValue: They are not enough for one of them.
     """
     for procedure in procedures:
         if not is_enough(count, procedure):
-            raise InvalidValue("draws", count, f"enough for {procedure}")
+            raise InvalidValue(key, count, f"enough for {procedure}")
 
 
 def compute_evaluation(

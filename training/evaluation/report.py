@@ -134,12 +134,22 @@ def write_report(directory: Path, evaluation: Evaluation, prompts: Sequence[Sequ
     (directory / FIGURES).write_text(as_json(evaluation), encoding="utf-8")
     (directory / SELECTION).write_text(json.dumps(select_figures(evaluation), indent=1) + "\n", encoding="utf-8")
     (directory / TEXT).write_text(as_text(evaluation), encoding="utf-8")
-    with (directory / PROMPTS).open("w", encoding="utf-8") as file:
-        for messages in prompts:
-            file.write(json.dumps({"prompt": messages}, ensure_ascii=False) + "\n")
+    write_prompts(directory, prompts)
     procedures = list(dict.fromkeys(("standard", evaluation.procedure)))
     figure = draw_picture(evaluation, anchors, procedures)
     save(figure, directory / PICTURE, select_figures(evaluation))
+
+
+def write_prompts(directory: Path, prompts: Sequence[Sequence[Message]]) -> None:
+    """Write the prompts of an evaluation, from which ``infalign evaluate`` can measure the policy again.
+
+    Args:
+        directory: Directory that is written to.
+        prompts: Conversations.
+    """
+    with (directory / PROMPTS).open("w", encoding="utf-8") as file:
+        for messages in prompts:
+            file.write(json.dumps({"prompt": messages}, ensure_ascii=False) + "\n")
 
 
 def _replace_nan(value: Any) -> Any:

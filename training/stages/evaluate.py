@@ -26,11 +26,12 @@ class Evaluate(Stage):
             "procedure": config.procedure,
             "transformation": config.transformation,
             "law": config.law,
+            "config": config.evaluation,
             "samples": config.rollouts.samples,
             "judge": "helpdesk" if config.data.helpdesk else None,
             "seed": derive_seed(config.seed, "evaluate"),
         }
 
     def is_part_of(self, config: Config) -> bool:
-        """Say whether the run trains a policy."""
-        return config.ctrl is not None
+        """Say whether the run trains a policy and measures it."""
+        return config.ctrl is not None and config.evaluation is not None

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from infalign import InvalidValue, read_bundle
 from infalign.cli import infalign
+from server.decoding.drift import predict_ranks
 from tests.tiny import tiny_job
 
 SHORT = ("--samples", "4", "--max-tokens", "5", "--engine", "transformers")
@@ -84,6 +85,34 @@ def test_names_replace_what_a_config_says(policy: Path, home: Path, prompts: Pat
     kept = _make_config(str(config), NamedModels(samples=6, name="third"), (), ())
     assert (kept.name, kept.policy_name, kept.rollouts.samples) == ("mine", "third", 6)
     assert kept.data.files.paths == ("nowhere.jsonl",)
+
+
+def test_an_evaluation_may_be_small_or_left_for_later(policy: Path, home: Path, prompts: Path) -> None:
+    names = ("--policy", policy, *LENGTH, "--prompts", prompts, *SHORT, *QUICK)
+    assert "evaluate" not in call("train", *names, "--set", "evaluation=null", "--plan")
+    call("train", *names, "--set", "evaluation=null")
+    bundle = read_bundle(home / "bundles" / "reference-best-of-4")
+    record = bundle.policy().record
+    assert record.measured.keys() == {"kl"}, "of the one prompt that the policy was settled on"
+    assert predict_ranks(record, samples=4).sum() == pytest.approx(1)
+    card = (bundle.path / "README.md").read_text()
+    assert "## Not measured" in card
+    assert "on the 2 test prompts" in card
+    assert "win_rate.svg" not in card
+    arguments = ("--draws", 8, "--engine", "transformers", "--trust-rewards", "--json")
+    later = json.loads("{" + call("evaluate", bundle.path, *arguments).partition("{")[2])
+    assert (later["prompts"], later["draws"]) == (2, 8)
+
+    output = call("train", *names, "--set", "evaluation={draws: 8, prompts: 1}")
+    assert output.count("  reused") == 6, output
+    bundle = read_bundle(home / "bundles" / "reference-best-of-4")
+    figures = json.loads((bundle.policy().evaluation / "figures.json").read_text())
+    assert (figures["prompts"], figures["draws"]) == (1, 8)
+    assert "On 1 test prompts" in (bundle.path / "README.md").read_text()
+    with pytest.raises(InvalidValue, match=r"evaluation\.draws: got 4, accepted: enough for best-of-8"):
+        call("train", *names, "--set", "evaluation.draws=4")
+    with pytest.raises(InvalidValue, match="evaluation without ctrl"):
+        call("bundle", *names[:-6], "--set", "evaluation.draws=8")
 
 
 @pytest.mark.parametrize(
