@@ -159,6 +159,7 @@ def rewrite_bundle(
         card or (bundle.path / "README.md").read_text(encoding="utf-8"),
         name=name or manifest.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        origins=manifest.origins,
         sampling=manifest.sampling,
         libraries=manifest.libraries,
     )

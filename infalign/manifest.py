@@ -95,6 +95,13 @@ class PolicyRecord(Alignment):
     digest: str = Field(description="digest of that directory")
 
 
+class Origin(_Record):
+    """The model on the hub that a part of a bundle was made of."""
+
+    model: str = Field(description="its id on the hub")
+    revision: str = Field(description="hash of the commit that was loaded")
+
+
 class Manifest(_Record):
     """The content of ``bundle.json``."""
 
@@ -107,6 +114,9 @@ class Manifest(_Record):
     reference: str = Field(description="digest of reference/")
     reward_model: str = Field(description="digest of reward/")
     calibration: str = Field(description="digest of calibration/")
+    origins: dict[str, Origin] = Field(
+        {}, description="what came from the hub, by where it is in the bundle: reference, reward or reward/NAME"
+    )
     sampling: SamplingLaw
     libraries: dict[str, str]
     files: dict[str, str] = Field(description="relative path -> SHA-256")

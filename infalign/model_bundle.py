@@ -15,7 +15,7 @@ from pathlib import Path
 from infalign.errors import InfAlignError
 from infalign.files import MANIFEST
 from infalign.home import bundle_path
-from infalign.names import slug
+from infalign.names import model_name
 
 
 class BundleNotMade(InfAlignError):
@@ -41,7 +41,7 @@ def make_bundle(policy: str, options: Mapping[str, Sequence[str]]) -> Path:
         *(part for name, values in options.items() for value in values for part in (name, value)),
     ]
     state = json.dumps([arguments, [_describe(source) for source in arguments[1::2]]])
-    name = slug(Path(policy).name.removesuffix(".gguf"), "policy")
+    name = model_name(policy, "policy")
     target = bundle_path(f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}")
     if not (target / MANIFEST).is_file():
         command = [sys.executable, "-m", "infalign", "bundle", *arguments, "--name", name, "--output", str(target)]

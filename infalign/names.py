@@ -1,6 +1,7 @@
 """Names and addresses that users write."""
 
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 
@@ -19,6 +20,20 @@ def slug(text: str, usual: str) -> str:
         ('My-Model-v2-', 'policy')
     """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-") or usual
+
+
+def model_name(source: str, usual: str) -> str:
+    """Make a name of a model from where it comes from.
+
+    Args:
+        source: A directory, a GGUF file, or an id on the hub, with a revision or without.
+        usual: The name if nothing of the text is left.
+
+    Examples:
+        >>> model_name("org/My Model@v1", "policy"), model_name("models/SmolLM2-135M.Q4_1.gguf", "policy")
+        ('My-Model', 'SmolLM2-135M.Q4_1')
+    """
+    return slug(Path(source).name.removesuffix(".gguf").partition("@")[0], usual)
 
 
 def is_http_address(text: str) -> bool:

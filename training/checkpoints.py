@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from infalign.errors import InvalidValue, one_line
-from training.hub import check_model
+from training.hub import check_model, split_source
 
 NAMED_WEIGHTS = 3
 """Weights of one kind that an error message names."""
@@ -32,7 +32,7 @@ def read_model(
 
     Args:
         auto: A class of transformers that chooses the architecture.
-        source: Directory of the model, or its id on the hub.
+        source: Directory of the model, or its id on the hub, with a revision or without.
         key: Name of the setting that error messages blame.
         kind: What is accepted, for the error messages.
         new: Weights that the checkpoint need not have.
@@ -43,9 +43,11 @@ def read_model(
         InvalidValue: There is no such model, it is an adapter, or the checkpoint does not fit.
     """
     check_model(source, key, kind)
+    name, revision = split_source(source)
+    options |= {"revision": revision} if revision else {}
     try:
         model, report = auto.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+            name, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise

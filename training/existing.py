@@ -12,8 +12,8 @@ import click
 from infalign.errors import InvalidValue
 from infalign.home import bundle_path
 from infalign.manifest import NAME
+from infalign.names import model_name
 from training.named_models import NamedModels, model_options
-from training.named_policies import make_name
 
 
 @click.command(short_help="Make a bundle of models that exist.")
@@ -80,7 +80,7 @@ def parse_adapters(texts: Sequence[str]) -> dict[str, Path]:
     for text in texts:
         name, separator, path = text.partition("=")
         directory = Path(path if separator else text)
-        name = name if separator else make_name(text)
+        name = name if separator else model_name(text, "policy")
         if not (directory / "adapter_config.json").is_file():
             raise InvalidValue("--adapter", text, "the directory of a LoRA adapter, with adapter_config.json")
         if name in adapters or not re.fullmatch(NAME, name):

@@ -8,12 +8,17 @@ from typing import Any, TypeVar
 import click
 
 from infalign.errors import InvalidValue
-from training.named_policies import LONGEST, choose_padding, local_model, make_name, read_positions
+from infalign.names import model_name
+from training.named_policies import LONGEST, choose_padding, local_model, read_positions
 from training.named_rewards import make_rewards
 
 F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS = (
-    click.option("--policy", metavar="MODEL", help="The model that answers: a directory, a hub id, or a GGUF file."),
+    click.option(
+        "--policy",
+        metavar="MODEL",
+        help="The model that answers: a directory, a hub id (also ID@REVISION), or a GGUF file.",
+    ),
     click.option(
         "--reward",
         "rewards",
@@ -94,9 +99,11 @@ class NamedModels:
         """
         keys: dict[str, Any] = {}
         if self.policy:
-            path = local_model(self.policy, "--policy")
+            from training.hub import pin_model
+
+            path = pin_model(local_model(self.policy, "--policy"), "--policy", "a causal LM")
             base = {"path": path, "positions": self.positions or read_positions(path)} | choose_padding(path)
-            keys |= {"name": make_name(self.policy), "policy": None, "model": {"base": base}}
+            keys |= {"name": model_name(self.policy, "policy"), "policy": None, "model": {"base": base}}
         elif self.positions:
             raise InvalidValue("--positions", self.positions, "nothing without --policy; set model.base.positions")
         if self.rewards or self.harms:

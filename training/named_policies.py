@@ -6,20 +6,10 @@ from pathlib import Path
 from infalign.errors import InvalidValue, one_line
 from infalign.files import hash_file
 from infalign.home import home
-from infalign.names import slug
+from infalign.names import model_name
 
 LONGEST = 8192
 """Tokens of prompt and response together, where the policy could take more and nobody says."""
-
-
-def make_name(source: str) -> str:
-    """Make the name of a policy from where it comes from.
-
-    Example:
-        >>> make_name("org/My Model"), make_name("models/SmolLM2-135M-Instruct.Q4_1.gguf")
-        ('My-Model', 'SmolLM2-135M-Instruct.Q4_1')
-    """
-    return slug(Path(source).name.removesuffix(".gguf"), "policy")
 
 
 def local_model(source: str, key: str) -> str:
@@ -37,7 +27,7 @@ def local_model(source: str, key: str) -> str:
         return source
     if not file.is_file():
         raise InvalidValue(key, source, "a GGUF file that exists")
-    target = home() / "models" / f"{make_name(source)}-{hash_file(file)[:8]}"
+    target = home() / "models" / f"{model_name(source, 'policy')}-{hash_file(file)[:8]}"
     if not target.exists():
         import transformers
 
@@ -83,11 +73,12 @@ def read_positions(policy: str) -> int:
     """
     from transformers import AutoConfig
 
-    from training.hub import check_model
+    from training.hub import MAIN, check_model, split_source
 
     check_model(policy, "--policy", "a causal LM")
+    name, revision = split_source(policy)
     try:
-        config = AutoConfig.from_pretrained(policy, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision or MAIN)
     except (OSError, ValueError) as error:
         raise InvalidValue("--policy", policy, f"a causal LM, by directory or hub id ({one_line(error)})") from error
     return int(min(LONGEST, getattr(config.get_text_config(), "max_position_embeddings", LONGEST)))

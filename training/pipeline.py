@@ -21,6 +21,7 @@ from infalign.imports import quick_imports
 from infalign.manifest import Alignment
 from training import planning, processes
 from training.config import Config
+from training.pins import list_origins, pin_models
 from training.runner import Runner, StageReport, Stopped
 from training.stages import STAGES, Artifacts
 
@@ -39,6 +40,7 @@ def plan(config: Config, runs: Path, until: str | None = None) -> list[StageRepo
     Returns:
         A report per stage.
     """
+    config = pin_models(config, strict=False)
     return _plan(config, _make_runner(config, runs, dry=True, until=until))
 
 
@@ -62,6 +64,7 @@ def train(
         InvalidValue: The config cannot be run.
         TooLittleMemory: A stage would not fit into memory.
     """
+    config = pin_models(config)
     runner = _make_runner(config, runs, until=until)
     try:
         artifacts = _run_stages(config, runner)
@@ -87,6 +90,7 @@ def run_stages(config: Config, runs: Path, until: str | None = None) -> Artifact
     Returns:
         The directories of the stages that the run has.
     """
+    config = pin_models(config)
     runner = _make_runner(config, runs, until=until)
     with suppress(Stopped):
         return _run_stages(config, runner)
@@ -159,6 +163,7 @@ def _write_bundle(config: Config, artifacts: Artifacts, output: Path, scratch: P
         card,
         name=config.policy_name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        origins=list_origins(config),
         sampling=config.law,
         libraries={library: version(library) for library in LIBRARIES},
     )

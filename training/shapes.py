@@ -115,8 +115,11 @@ def read_shape(model: str | Path) -> Shape | None:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
+        from training.hub import split_source
+
+        name, revision = split_source(model)
         try:
-            cached = try_to_load_from_cache(str(model), "config.json")
+            cached = try_to_load_from_cache(name, "config.json", revision=revision)
         except HFValidationError:
             return None
         if not isinstance(cached, str):

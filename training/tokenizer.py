@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from infalign.errors import InvalidValue, TemplateRefusal, one_line
 from infalign.templates import render_conversation
 from training.config import Base
-from training.hub import check_model
+from training.hub import check_model, split_source
 
 PAD, END = "<|pad|>", "<|end|>"
 """Padding token and end token."""
@@ -94,8 +94,10 @@ def read_tokenizer(source: str, key: str, kind: str, **options: Any) -> Any:
         InvalidValue: There is no tokenizer.
     """
     check_model(source, key, kind)
+    name, revision = split_source(source)
+    options |= {"revision": revision} if revision else {}
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # of whatever type: the library names the reason in the text
         accepted = f"{kind} with a tokenizer, by directory or hub id ({one_line(error)})"
         raise InvalidValue(key, source, accepted) from error

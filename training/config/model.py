@@ -22,7 +22,7 @@ class Scratch(Section):
 class Base(Section):
     """A causal LM that already exists."""
 
-    path: Annotated[str, CONTENTS] = Field(description="directory of the model, or its id on the hub")
+    path: Annotated[str, CONTENTS] = Field(description="directory of the model, or its id on the hub, also ID@REVISION")
     positions: int = Field(gt=0, description=f"{POSITIONS_TEXT}; at most what the model was made for")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="type of the weights, as loaded and as saved; bfloat16 only where adapters are trained"

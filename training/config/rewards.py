@@ -59,14 +59,16 @@ def make_name(source: str) -> str:
         >>> make_name("my_rewards:brevity"), make_name("org/harm classifier"), make_name("http://host:9000/score")
         ('brevity', 'harm-classifier', 'host-9000-score')
     """
-    text = source.partition("://")[2] or Path(source).name.rpartition(":")[2]
+    text = source.partition("://")[2] or Path(source).name.rpartition(":")[2].partition("@")[0]
     return slug(text, "reward").rstrip("._-")
 
 
 class Classifier(_Named):
     """A sequence classifier that already exists and serves as a reward model. One of its outputs is the reward."""
 
-    path: Annotated[str, CONTENTS] = Field(description="directory of the classifier, or its id on the hub")
+    path: Annotated[str, CONTENTS] = Field(
+        description="directory of the classifier, or its id on the hub, also ID@REVISION"
+    )
     higher_is: Literal["better", "worse"] = HIGHER_IS
     label: str | int | None = Field(
         None,
@@ -99,7 +101,9 @@ class Classifier(_Named):
 class Judge(_Named):
     """A language model of this machine that reads a rubric and a response. The reward is its expected score."""
 
-    path: Annotated[str, CONTENTS] = Field(description="directory of a causal LM, or its id on the hub")
+    path: Annotated[str, CONTENTS] = Field(
+        description="directory of a causal LM, or its id on the hub, also ID@REVISION"
+    )
     higher_is: Literal["better", "worse"] = Field("better", description="what a high score means")
     rubric: Annotated[str, AfterValidator(check_rubric)] = Field(
         RUBRIC, description="what the judge reads, with {conversation} and {response} in it"

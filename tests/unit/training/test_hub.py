@@ -17,6 +17,9 @@ from training.checkpoints import read_model
 from training.named_policies import read_positions
 from training.tokenizer import read_tokenizer
 
+COMMIT, OLDER = 40 * "a", 40 * "b"
+"""Revisions: of the hub, and of the cache."""
+
 
 class Hub(BaseHTTPRequestHandler):
     """Answers a name by what it stands for, as the hub does."""
@@ -27,6 +30,7 @@ class Hub(BaseHTTPRequestHandler):
         "no/config": (404, "EntryNotFound"),
         "no/luck": (503, ""),
         "no/token": (401, "Other"),
+        "no/revision": (404, "RevisionNotFound"),
         "here/is": (200, ""),
     }
     asked: ClassVar[list[tuple[str, str | None]]] = []
@@ -40,6 +44,8 @@ class Hub(BaseHTTPRequestHandler):
         status, code = self.answers.get(name, (200, ""))
         self.send_response(status)
         self.send_header("X-Error-Code", code)
+        if status == 200:
+            self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -54,7 +60,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    hub._find_fault.cache_clear()
+    hub._ask_once.cache_clear()
     return tmp_path / "hub"
 
 
@@ -82,10 +88,10 @@ def unreachable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def put(home: Path, name: str) -> None:
     """Put a model into the cache, as far as its config."""
     model = home / f"models--{name.replace('/', '--')}"
-    for folder in ("refs", "blobs", "snapshots/1"):
+    for folder in ("refs", "blobs", f"snapshots/{OLDER}"):
         (model / folder).mkdir(parents=True)
-    (model / "refs" / "main").write_text("1")
-    (model / "snapshots" / "1" / "config.json").write_text("{}")
+    (model / "refs" / "main").write_text(OLDER)
+    (model / "snapshots" / OLDER / "config.json").write_text("{}")
 
 
 def refusal(name: str) -> str:
@@ -102,6 +108,7 @@ def refusal(name: str) -> str:
     [
         ("no/where", r"there is no such directory, and no such model at http://127.0.0.1:\d+, unless it is private"),
         ("no/gate", r"the model is gated: ask for access at http://127.0.0.1:\d+/no/gate, then .*HF_TOKEN"),
+        ("no/revision", r"the model has no revision main at http://127.0.0.1:\d+"),
         ("no/token", r"http://127.0.0.1:\d+ refuses: "),
     ],
 )
@@ -125,11 +132,11 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once_with_what_is_cached(unreac
     assert message.endswith(f"and the local cache holds no model ({home})")
     for name in ("b/two", "a/one"):
         put(home, name)
-    hub._find_fault.cache_clear()
+    hub._ask_once.cache_clear()
     assert refusal("no/where").endswith("and the local cache holds a/one, b/two")
     for number in range(10):
         put(home, f"c/{number}")
-    hub._find_fault.cache_clear()
+    hub._ask_once.cache_clear()
     assert refusal("no/where").endswith("c/7 and 2 more")
     assert time.monotonic() - start < hub.SECONDS
 
@@ -180,3 +187,21 @@ def test_whatever_reads_a_model_asks_first(unreachable: None) -> None:
     ):
         with pytest.raises(InvalidValue, match=r"the hub http://127.0.0.1:9 cannot be reached"):
             read()
+
+
+def test_the_hub_says_what_a_revision_stands_for(asked: list[tuple[str, str | None]], tmp_path: Path) -> None:
+    for source in ("here/is", "here/is@main", "here/is@v1"):
+        assert hub.pin_model(source, "model", "a causal LM") == f"here/is@{COMMIT}"
+    assert hub.pin_model(f"here/is@{OLDER}", "model", "a causal LM") == f"here/is@{OLDER}", "a commit stands for itself"
+    assert len(asked) == 3, "each revision once"
+    assert hub.pin_model(str(tmp_path), "model", "a causal LM") == str(tmp_path)
+    with pytest.raises(InvalidValue, match=r"model: got 'no/luck', .* whose revision the hub names"):
+        hub.pin_model("no/luck", "model", "a causal LM")
+
+
+def test_the_cache_says_it_where_the_hub_does_not(unreachable: None, home: Path) -> None:
+    put(home, "a/one")
+    assert hub.pin_model("a/one", "model", "a causal LM") == f"a/one@{OLDER}"
+    assert hub.split_source(f"a/one@{OLDER}") == ("a/one", OLDER)
+    hub.check_model(f"a/one@{OLDER}", "model", "a causal LM")
+    assert "the local cache holds a/one" in refusal("a/one@v2")
