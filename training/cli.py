@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from training.config import Config
 
 MISSING = (
+    ("model", "--policy", "the model to align: a directory, a hub id, or a GGUF file"),
     ("reward", "--reward", "at least one --reward or --harm"),
     (
         "data",
@@ -26,7 +27,7 @@ MISSING = (
         '{"prompt": "Why?"}, also .gz',
     ),
 )
-"""Sections that the command line must name where there is no config, the options that do, and what they take."""
+"""Sections that the shipped config ``adapter`` leaves to the command line, the options that do, and what they take."""
 HEAVY = ("sft", "reward", "rollouts", "ctrl", "evaluate")
 """Stages that run a model. A plan estimates memory and time for these."""
 
@@ -98,7 +99,7 @@ def _make_config(
         raise InvalidValue("--data", ", ".join(paths), f"--data or --prompts, not both; --prompts is {models.prompts}")
     values = read_config(config or ADAPTER)
     keys = models.keys()
-    if not config:
+    if config in (None, ADAPTER):
         set_sections = {override.partition("=")[0].partition(".")[0] for override in overrides}
         for section, option, accepted in MISSING:
             if section not in keys.keys() | set_sections:

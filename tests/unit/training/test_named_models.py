@@ -119,6 +119,7 @@ def test_an_evaluation_may_be_small_or_left_for_later(policy: Path, home: Path, 
     ("arguments", "message"),
     [
         ((), "CONFIG: got 'nothing', accepted: a config such as demo, or --policy, --reward and --prompts"),
+        (("adapter",), "--policy: got 'none', accepted: the model to align"),
         (("--policy", "{policy}"), "--reward: got 'none', accepted: at least one --reward or --harm"),
         (("--policy", "{policy}", *LENGTH), '--prompts: got \'none\', .* 8 prompts .*{"prompt": "Why\\?"}'),
         (("--policy", "{policy}", *LENGTH, "--prompts", "nowhere.jsonl"), "nowhere.jsonl"),
