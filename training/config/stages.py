@@ -98,7 +98,7 @@ class Evaluation(Section):
     draws: int | None = Field(
         None,
         ge=2,
-        description="responses per prompt and model; if left out, 64, or as many as its procedure takes",
+        description="responses per prompt and model; if left out, 64, or more if the procedure takes more",
     )
     prompts: int | None = Field(None, gt=0, description="test prompts that are used at most; all if left out")
 

@@ -36,7 +36,10 @@ def test_the_library_imports_neither_torch_nor_a_server() -> None:
     ("arguments", "message"),
     [
         (["serv"], "No such command 'serv'"),
-        (["train", "demmo"], "CONFIG: got 'demmo', accepted: a YAML file, or a shipped config: adapter, alpaca-pool, demo"),
+        (
+            ["train", "demmo"],
+            "CONFIG: got 'demmo', accepted: a YAML file, or a shipped config: adapter, alpaca-pool, demo",
+        ),
         (["train", "demo", "--set", "ctrl.targetkl=1"], "no such key; did you mean target_kl?"),
         (["train", "demo", "--set", "ctrl.target_kl"], "--set: got 'ctrl.target_kl', accepted: key=value"),
         (["train", "demo", "--set", "transformation=sqrt"], "transformation: got 'sqrt', accepted: identity, log"),
