@@ -77,7 +77,10 @@ def make_config(
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise explain(error.errors(), Config) from error
+        # What is wrong with the config as a whole is said of its name, not of all that it contains.
+        whole = {"loc": ("config",), "input": values.get("name")}
+        errors = [detail if detail["loc"] else {**detail, **whole} for detail in error.errors()]
+        raise explain(errors, Config) from error
 
 
 def _replace_files(values: dict[str, Any], paths: tuple[str, ...]) -> None:

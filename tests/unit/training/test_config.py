@@ -120,7 +120,7 @@ def test_reward_models_have_names_and_weights() -> None:
             "demo",
             (ON_BASE, "data={prompts: {paths: [x], held_out: 1}}", "sft=null", f"reward={{classifiers: [{{{HARM}}}]}}"),
             (),
-            "ctrl needs data.prompts.held_out of at least 2",
+            "^config: got 'demo', accepted: ctrl needs data.prompts.held_out of at least 2",
         ),
     ],
 )
