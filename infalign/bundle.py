@@ -5,7 +5,8 @@ reference/                a Hugging Face causal LM (safetensors, tokenizer, chat
 policy/                   the policy as a whole model; or, for several policies on one reference,
 adapters/NAME/            a PEFT adapter for each; neither of the two if the policy is the reference itself
 reward/                   an AutoModelForSequenceClassification with one label, or one for each score of a judge; or
-                          reward.json, which names a function, a service or a judge's server; or, for several rewards,
+                          reward.json, which names a function, a service or a judge's server, or says how the reference
+                          judges; or, for several rewards,
 reward/NAME/              one for each
 calibration/              references.safetensors (prompt keys, reference rewards of each model), calibration.json, and
                           examples.jsonl: a few responses with the raw reward of each model, to check models by

@@ -75,6 +75,29 @@ def fewest_tokens(tokenizer: Tokenizer, characters: int) -> int:
     return -(-characters // longest) if longest else 0
 
 
+def cut_answer(tokens: list[int], empty: list[int], length: int) -> list[int]:
+    """Cut the end of an answer, so that a text fits. What stands after the answer is kept.
+
+    Args:
+        tokens: Token ids of a conversation with its answer.
+        empty: Token ids of the same conversation with an empty answer, which has the same end.
+        length: Most tokens.
+
+    Returns:
+        At most ``length`` tokens.
+
+    Examples:
+        >>> cut_answer([1, 2, 3, 4, 9], [1, 9], 4), cut_answer([1, 2, 9], [1, 9], 4)
+        ([1, 2, 3, 9], [1, 2, 9])
+    """
+    if len(tokens) <= length:
+        return tokens
+    end = 0
+    while end < min(len(tokens), len(empty)) and tokens[-1 - end] == empty[-1 - end]:
+        end += 1
+    return tokens[: length - end] + tokens[len(tokens) - end :]
+
+
 def cut_control_tokens(tokenizer: Tokenizer, text: str) -> list[str]:
     """Cut a text so that no piece contains a whole control token, however the tokens overlap.
 

@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from infalign.bundle import Bundle
 from infalign.home import home
-from infalign.rewards import OpenReward
+from infalign.rewards import OpenReward, ReferenceJudge
 from server.access.callers import Keyring
 from server.access.limits import Limits
 from server.decoding.adapters import Adapters
@@ -26,6 +26,7 @@ from server.decoding.decoder import Decoder
 from server.decoding.drift import Drift
 from server.decoding.engine_client import EngineClient
 from server.decoding.external_rewards import external_rewards
+from server.decoding.reference_judges import reference_judgments
 from server.decoding.store import Store
 from server.engines import Engines
 from server.engines.supervisor import Supervisor
@@ -61,6 +62,8 @@ class ServedBundle:
     """Maps the name of each policy to the procedure it was aligned for. The first policy is the default."""
     rewards: Mapping[str, OpenReward] = field(default_factory=dict)
     """Rewards that no engine computes, by name."""
+    judges: Mapping[str, ReferenceJudge] = field(default_factory=dict)
+    """The reference as a judge, by the name of the reward. The tokenizers have theirs among the reward models'."""
 
 
 def create_app(
@@ -94,7 +97,8 @@ def create_app(
     metrics = Metrics()
     parsers = TurnParsers(served_bundle.tokenizers[0], settings.reasoning_parser, settings.tool_parser)
     rewards = external_rewards(served_bundle.bundle, served_bundle.rewards, metrics)
-    client = EngineClient(engines, served_bundle.tokenizers, metrics, parsers, rewards)
+    judgments = reference_judgments(served_bundle.bundle, served_bundle.judges, engines, metrics)
+    client = EngineClient(engines, served_bundle.tokenizers, metrics, parsers, rewards, judgments)
     calibrator = _create_calibrator(settings, served_bundle.bundle, client)
     manifest = served_bundle.bundle.manifest
     drift = Drift({name: manifest.policies.get(name) for name in served_bundle.policies}, manifest.sampling, metrics)

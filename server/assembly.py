@@ -6,7 +6,7 @@ from typing import Any
 from infalign.bundle import Bundle
 from infalign.errors import InvalidValue, one_line
 from infalign.files import context_length, reward_models, score_values
-from infalign.rewards import check_trust, open_reward
+from infalign.rewards import ReferenceJudge, check_trust, open_reward, read_reference_judges
 from server.app import ServedBundle
 from server.engines import Engines
 from server.engines.trial import EnginesOnTrial, reward_trials
@@ -26,7 +26,7 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
 
     Raises:
         InvalidValue: The addresses of vLLM servers do not fit the bundle, a tokenizer cannot be loaded, or a reward
-            that is not a classifier is not trusted or cannot be opened.
+            that is not a model is not trusted or cannot be opened.
     """
     all_rewards = reward_models(bundle.reward_model)
     external = check_trust(all_rewards, settings.trust_rewards)
@@ -36,21 +36,28 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
     procedures = {name: policy.record.procedure for name, policy in bundle.policies.items()}
     policies = {f"{bundle.manifest.name}-reference": "standard"} if reference else procedures
     policy_path = bundle.reference if reference or adapters else bundle.policy().directory
-    reward_paths = {name: path for name, path in all_rewards.items() if name not in external}
-    reward_tokenizers = {name: load_tokenizer(path) for name, path in reward_paths.items()}
-    trials = reward_trials(bundle, reward_tokenizers)
+    judges = {
+        name: ReferenceJudge.create(record, load_tokenizer(bundle.reference), f"the scores of the reward {name}")
+        for name, record in read_reference_judges(all_rewards).items()
+    }
+    reward_paths = {name: path for name, path in all_rewards.items() if name not in {*external, *judges}}
+    model_tokenizers = {name: load_tokenizer(path) for name, path in reward_paths.items()}
+    reward_tokenizers = model_tokenizers | {name: judge.tokenizer for name, judge in judges.items()}
+    trials = reward_trials(bundle, model_tokenizers)
     engines: Engines
     if settings.policy_urls or settings.reward_urls or settings.reference_urls:
         from server.engines.remote import RemoteEngines
 
         context = min(map(context_length, (policy_path, *reward_paths.values())))
-        reference_policy = next(iter(policies)) if reference else None
+        own = [name for name in policies if reference or bundle.policies[name].is_reference]
+        if judges and not own and not adapters and not settings.reference_urls:
+            raise InvalidValue("--reference-urls", None, "servers of the reference, which is a judge of the bundle")
         engines = RemoteEngines(
             settings,
             tuple(policies),
             {name: score_values(path) for name, path in reward_paths.items()},
             context,
-            reference_policy,
+            own[0] if own else None,
             bool(adapters),
             trials,
         )
@@ -60,10 +67,10 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
 
         overrides = read_overrides(settings, tuple(reward_paths), policy_path != bundle.reference)
         paths = tuple(reward_paths.values())
-        local_engines = VllmEngines(policy_path, bundle.reference, paths, settings, adapters, overrides)
+        local_engines = VllmEngines(policy_path, bundle.reference, paths, settings, adapters, overrides, bool(judges))
         engines = EnginesOnTrial(local_engines, list(trials.values()))
     rewards = {name: open_reward(name, record) for name, record in external.items()}
-    return engines, ServedBundle(bundle, (load_tokenizer(policy_path), reward_tokenizers), policies, rewards)
+    return engines, ServedBundle(bundle, (load_tokenizer(policy_path), reward_tokenizers), policies, rewards, judges)
 
 
 def load_tokenizer(directory: Path) -> Any:

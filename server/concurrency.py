@@ -1,7 +1,7 @@
 """Helpers that run several coroutines concurrently."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -93,9 +93,9 @@ class Shared(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._tasks: dict[str, _SharedTask[T]] = {}
+        self._tasks: dict[Hashable, _SharedTask[T]] = {}
 
-    async def get(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def get(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return the result of the work for ``key``.
 
         Args:

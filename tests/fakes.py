@@ -17,6 +17,7 @@ from server.engines import (
     Completion,
     Delta,
     EnginesDown,
+    NextToken,
     Refused,
     RequestFailed,
     Sampling,
@@ -103,6 +104,8 @@ class FakeEngines:
         self.bug = False
         self.running = 0
         self.drawn: list[Sampling] = []
+        self.judged: list[str] = []
+        self.next_token: NextToken | None = None
         self.started = asyncio.Event()
 
     @property
@@ -159,6 +162,17 @@ class FakeEngines:
             raise RequestFailed(f"a text to score that does not fit {self.context} tokens")
         digits = [_last_digit("".join(map(chr, read)).rstrip(".")) for read in tokens]
         return [digit if model % 2 == 0 else 9 - digit for model, digit in enumerate(digits)]
+
+    async def next_logprobs(self, prompt: list[int], tokens: Sequence[int]) -> NextToken:
+        """The last digit of the text but the rubric's end is the likeliest token."""
+        self._check_up()
+        if len(prompt) >= self.context:
+            raise RequestFailed(f"a text to judge that does not fit {self.context} tokens")
+        self.judged.append("".join(map(chr, prompt)))
+        await asyncio.sleep(3600 if self.hang else 0)
+        if self.fault:
+            raise self.fault
+        return self.next_token or NextToken(tuple(-abs(token - prompt[-1]) for token in tokens), len(prompt) + 1, 5)
 
     async def load(self, policy: str, adapter: Path) -> None:
         self._check_up()

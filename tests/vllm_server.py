@@ -97,6 +97,8 @@ class VllmServer:
             return await self._watched(self.fault(request))
         if body["model"] not in self.models:
             return JSONResponse({"error": {"message": "no such model", "code": 404}}, 404)
+        if tokens := body.get("logprob_token_ids"):
+            return JSONResponse(self._next_logprobs(body["prompt"], tokens))
         return sse(self._chunks(body))
 
     async def _chunks(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -109,6 +111,16 @@ class VllmServer:
             yield {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": len(WORDS), "total_tokens": 4}}
         finally:
             self.running -= 1
+
+    @staticmethod
+    def _next_logprobs(prompt: list[int], tokens: list[int]) -> dict[str, Any]:
+        """A completion of one token; the first token that is asked for is impossible, and others are below zero."""
+        top = {f"token_id:{token}": -9999.0 if token == tokens[0] else -token / 2 for token in tokens}
+        logprobs = {"text_offset": [0], "tokens": ["token_id:3"], "token_logprobs": [-0.1], "top_logprobs": [top]}
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": 1, "total_tokens": len(prompt) + 1}
+        details = {"prompt_tokens_details": {"cached_tokens": 2}}
+        choice = {"index": 0, "text": "x", "finish_reason": "length", "logprobs": logprobs}
+        return {"id": "cmpl-1", "choices": [choice], "usage": usage | details}
 
     async def _classify(self, request: Request) -> Response:
         body = await request.json()

@@ -6,18 +6,27 @@ that it may write, whose rows are those of its language model head. So all model
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from infalign.errors import InvalidValue
-from infalign.rewards import FunctionReward, JudgeReward, RewardFailed, ServiceReward, open_reward, save_reward
-from infalign.rewards.rubric import rubric_template
-from infalign.templates import render_conversation, tokenise
-from training.config import Classifier, External, Function, Judge, RemoteJudge, Reward, Service
-from training.models import CAUSAL, CLASSIFIER, new_classifier, read_causal, read_classifier, save_model
+from infalign.rewards import (
+    FunctionReward,
+    JudgeReward,
+    ReferenceJudgeReward,
+    RewardFailed,
+    ServiceReward,
+    open_reward,
+    save_reward,
+)
+from infalign.rewards.rubric import rubric_template, score_tokens
+from training.config import Classifier, External, Function, Judge, ReferenceJudge, RemoteJudge, Reward, Service
+from training.models import CAUSAL, CLASSIFIER, load_causal, new_classifier, read_causal, read_classifier, save_model
 from training.reading import PROMPT, RESPONSES, check_reading
+from training.reference_judge import ReferenceScorer, next_logprobs
 from training.scorer import Scorer
 from training.tokenizer import read_tokenizer, set_template, set_token
 
@@ -36,12 +45,13 @@ LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Settings of models that change the logits after the head."""
 
 
-def adopt_rewards(config: Reward, locate: Callable[[str], Path]) -> None:
+def adopt_rewards(config: Reward, locate: Callable[[str], Path], reference: Path | None = None) -> None:
     """Save every reward of a run that already exists.
 
     Args:
         config: Which rewards there are.
         locate: Returns the directory of a reward by its name.
+        reference: Directory of the reference. It may be left out if the reference is not a judge.
 
     Raises:
         InvalidValue: A reward cannot be used.
@@ -50,6 +60,9 @@ def adopt_rewards(config: Reward, locate: Callable[[str], Path]) -> None:
         adopt_classifier(locate(classifier.name), classifier)
     for judge in config.judges:
         adopt_judge(locate(judge.name), judge)
+    for reference_judge in config.reference_judges:
+        if reference:
+            adopt_reference_judge(locate(reference_judge.name), reference_judge, reference)
     for external in config.external:
         adopt_external(locate(external.name), external)
 
@@ -148,7 +161,7 @@ def adopt_judge(target: Path, config: Judge) -> None:
     tokenizer = read_tokenizer(config.path, f"{key}.path", CAUSAL)
     set_template(tokenizer, None, f"{key}.path", config.path)
     tokenizer.chat_template = rubric_template(config.rubric, str(tokenizer.chat_template))
-    tokens = [_score_token(tokenizer, score, f"{key}.scores") for score in config.scores]
+    tokens = list(score_tokens(tokenizer, config.scores, f"{key}.scores"))
     head = read_causal(config.path, f"{key}.path").get_output_embeddings()
     model = new_classifier(config.path, len(tokens), f"{key}.path")
     text_config = model.config.get_text_config()
@@ -166,6 +179,27 @@ def adopt_judge(target: Path, config: Judge) -> None:
     values = tuple(map(float, names))
     check_reading(Scorer(model, tokenizer, values=values), f"{key}.path", config.path, PADS_WITH_END)
     save_model(model, tokenizer, target)
+
+
+def adopt_reference_judge(target: Path, config: ReferenceJudge, reference: Path) -> None:
+    """Save how the reference judges, after it has judged a few responses. Its weights are not saved again.
+
+    Args:
+        target: Directory that stands for the reward.
+        config: The rubric and the scores.
+        reference: Directory of the reference.
+
+    Raises:
+        InvalidValue: A score is not one token, or the reference cannot judge.
+    """
+    record = ReferenceJudgeReward(**config.model_dump(include=set(ReferenceJudgeReward.model_fields)))
+    ask = partial(next_logprobs, load_causal(reference))
+    try:
+        ReferenceScorer.create(config.name, record, reference, ask).score([PROMPT] * len(RESPONSES), RESPONSES)
+    except RewardFailed as error:
+        key, start = f"reward.reference_judges[{config.name}].rubric", config.rubric.split("\n")[0]
+        raise InvalidValue(key, start, f"one that the reference can judge by ({error})") from error
+    save_reward(record, target)
 
 
 def adopt_external(target: Path, config: External) -> None:
@@ -206,13 +240,3 @@ def _tokens_around(tokenizer: Any) -> tuple[str, str]:
     around = tokens[:start], tokens[start + len(plain) :]
     before, after = ("".join(tokenizer.convert_ids_to_tokens(part)) for part in around)
     return before, after
-
-
-def _score_token(tokenizer: Any, score: str, key: str) -> int:
-    """The token with which a judge writes a score, as its whole answer."""
-    rendering = render_conversation(tokenizer, PROMPT, RESPONSES[-1])
-    before = tokenise(tokenizer, rendering)
-    tokens = tokenizer(rendering.text + score, add_special_tokens=False)["input_ids"]
-    if tokens[:-1] != before:
-        raise InvalidValue(key, score, "texts that are one token of the judge's answer")
-    return int(tokens[-1])

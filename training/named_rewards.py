@@ -9,6 +9,8 @@ from training.named_policies import local_model
 
 SERVICES = {"service": "rewards"} | {name: name for name in ("classify", "pooling", "score", "openrlhf")}
 """Protocol of a service by the word before its address."""
+REFERENCE_JUDGE = "judge:reference"
+"""The policy's reference as the judge of its answers, on the command line."""
 
 
 def make_rewards(rewards: Sequence[str], harms: Sequence[str], rubric: Path | None = None) -> dict[str, Any]:
@@ -32,7 +34,8 @@ def make_rewards(rewards: Sequence[str], harms: Sequence[str], rubric: Path | No
             kind, values = parse_reward(flag, text)
             section.setdefault(kind, []).append({"higher_is": sign} | values)
     if rubric:
-        judges = [*section.get("judges", []), *section.get("remote_judges", [])]
+        kinds = ("judges", "reference_judges", "remote_judges")
+        judges = [judge for kind in kinds for judge in section.get(kind, [])]
         if not judges:
             raise InvalidValue("--rubric", str(rubric), "a rubric only where a reward is a judge: --reward judge:MODEL")
         for judge in judges:
@@ -56,6 +59,8 @@ def parse_reward(flag: str, text: str) -> tuple[str, dict[str, Any]]:
     Example:
         >>> parse_reward("--reward", "judge:http://host:8001/v1#qwen")
         ('remote_judges', {'url': 'http://host:8001/v1', 'model': 'qwen'})
+        >>> parse_reward("--reward", "judge:reference"), parse_reward("--reward", "judge:./reference")
+        (('reference_judges', {}), ('judges', {'path': './reference'}))
         >>> parse_reward("--harm", "org/toxicity#toxic")
         ('classifiers', {'path': 'org/toxicity', 'label': 'toxic'})
     """
@@ -67,6 +72,8 @@ def parse_reward(flag: str, text: str) -> tuple[str, dict[str, Any]]:
         if not fragment:
             raise InvalidValue(flag, text, "judge:URL#MODEL, with the name of the judge on that server")
         return "remote_judges", {"url": source, "model": fragment}
+    if text == REFERENCE_JUDGE:
+        return "reference_judges", {}
     if scheme == "judge":
         return "judges", {"path": local_model(rest, flag)}
     if scheme == "function":

@@ -81,7 +81,7 @@ def read_sizes(config: Config, data: Path) -> Sizes | str:
     if reference is None:
         return f"until {config.model.base and config.model.base.path} is on this machine"
     rewards = [read_shape(model.path) for model in config.reward.given_models]
-    rewards += [reference] if config.reward.train else []
+    rewards += [reference] * (bool(config.reward.train) + len(config.reward.reference_judges))
     reward_shapes = tuple(shape for shape in rewards if shape)
     if len(reward_shapes) < len(rewards):
         return "until the reward models are on this machine"

@@ -42,7 +42,7 @@ def make_reward_models(
     directory: Path,
     *,
     data: Path,
-    start: Path | None,
+    reference: Path | None,
     config: Reward,
     compute: Compute,
     seed: int,
@@ -52,7 +52,8 @@ def make_reward_models(
     Args:
         directory: Directory of the stage.
         data: Directory of the stage ``data``.
-        start: Directory of the reference, from which a reward model is trained. None if no model is trained.
+        reference: Directory of the reference, from which a reward model is trained, or which is a judge. It may be
+            None if neither is the case.
         config: Which reward models there are.
         compute: How the trainer uses the machine.
         seed: Seed of the stage: of the head's first weights and of the order of the rows.
@@ -65,8 +66,8 @@ def make_reward_models(
     def locate(name: str) -> Path:
         return directory / MODEL / name if several else directory / MODEL
 
-    if config.train and start:
-        train_reward_model(directory, data, start, config.train, compute, seed, locate(config.train.name))
+    if config.train and reference:
+        train_reward_model(directory, data, reference, config.train, compute, seed, locate(config.train.name))
     if not processes.is_first():
         return
     if config.train:
@@ -74,10 +75,10 @@ def make_reward_models(
         check_reading(
             Scorer.load(trained_model), "reward.train", str(trained_model), "Give model.base.pad_token another token"
         )
-    adopt_rewards(config, locate)
+    adopt_rewards(config, locate, reference)
     for model in config.models:
         file = directory / (f"{ACCURACY}-{model.name}.json" if several else f"{ACCURACY}.json")
-        measure_accuracy(locate(model.name), data, model if isinstance(model, Classifier) else None, file)
+        measure_accuracy(locate(model.name), data, model if isinstance(model, Classifier) else None, file, reference)
 
 
 def train_reward_model(
@@ -133,7 +134,9 @@ def tokenise_comparison(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any])
     return {f"{side}_ids": tokenise_side(side) for side in SIDES}
 
 
-def measure_accuracy(model: Path, data: Path, classifier: Classifier | None, file: Path) -> None:
+def measure_accuracy(
+    model: Path, data: Path, classifier: Classifier | None, file: Path, reference: Path | None = None
+) -> None:
     """Measure how often a reward model prefers the better of two responses, and write it into ``file``.
 
     The comparisons are those of held-out prompts. If there are none, no file is written.
@@ -143,6 +146,7 @@ def measure_accuracy(model: Path, data: Path, classifier: Classifier | None, fil
         data: Directory of the stage ``data``.
         classifier: Config of the model, if it is a classifier that was adopted.
         file: File that is written.
+        reference: Directory of the reference, if it may be a judge.
 
     Raises:
         InvalidValue: The comparisons contradict the sign in the config.
@@ -150,7 +154,7 @@ def measure_accuracy(model: Path, data: Path, classifier: Classifier | None, fil
     rows = read_rows(data / HELD_OUT)
     if not rows:
         return
-    accuracy = compute_accuracy(load_scorer(model), rows)
+    accuracy = compute_accuracy(load_scorer(model, reference=reference), rows)
     if classifier and accuracy.high < 0.5:
         raise InvalidValue(
             f"reward.classifiers[{classifier.name}].higher_is",

@@ -21,6 +21,7 @@ from infalign.templates import Message, render_prompt, tokenise
 from training.memory import batches, draw_bytes, model_shape
 from training.models import WithoutAdapter, is_adapter, load_causal, merged_adapter, put_adapter
 from training.progress import make_bar
+from training.reference_judge import next_logprobs
 
 GENERATE_BATCH, SEGMENT = 1024, 8
 """Responses drawn at a time, and tokens until finished responses leave the batch."""
@@ -100,6 +101,18 @@ class Sampler:
             responses: Token ids.
         """
         return list(self.tokenizer.batch_decode(list(responses), skip_special_tokens=True))
+
+    def next_logprobs(self, texts: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[list[float]]:
+        """Compute the log-probabilities of some tokens as the next one of each text.
+
+        Args:
+            texts: Token ids of each text.
+            tokens: The tokens.
+
+        Returns:
+            Log-probabilities, in nats, of shape (len(texts), len(tokens)).
+        """
+        return next_logprobs(self.model, texts, tokens)
 
     def _draw_batch(self, prompts: list[list[int]]) -> list[list[int]]:
         inputs = self.tokenizer.pad([{"input_ids": tokens} for tokens in prompts], return_tensors="pt")

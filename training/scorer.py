@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,18 @@ from transformers import AutoTokenizer
 
 from infalign.combination import Combination
 from infalign.files import reward_models, score_values
-from infalign.rewards import OpenReward, RewardFailed, open_reward, read_reward
+from infalign.rewards import (
+    OpenReward,
+    ReferenceJudgeReward,
+    RewardFailed,
+    open_reward,
+    read_reference_judges,
+    read_reward,
+)
 from infalign.templates import Message, prompt_key, render_conversation, render_prompt, tokenise
 from training.memory import batches, forward_bytes, model_shape
-from training.models import load_classifier
+from training.models import load_causal, load_classifier
+from training.reference_judge import Ask, ReferenceScorer, next_logprobs
 
 SCORE_BATCH = 512
 """Texts scored at a time."""
@@ -141,18 +150,30 @@ class ExternalScorer:
         return self.reward.score(prompts, responses)
 
 
-AnyScorer = Scorer | ExternalScorer
+AnyScorer = Scorer | ReferenceScorer | ExternalScorer
 
 
-def load_scorer(directory: Path, name: str = "reward") -> AnyScorer:
+def load_scorer(
+    directory: Path, name: str = "reward", reference: Path | None = None, ask: Ask | None = None
+) -> AnyScorer:
     """Load a reward from its directory.
 
     Args:
         directory: Directory of a reward model, or of a reward that is not one.
         name: Name of the reward, for messages.
+        reference: Directory of the reference. It may be left out if the reference is not a judge.
+        ask: Asks the reference as a judge. If it is left out, the reference is loaded for that.
+
+    Raises:
+        InvalidValue: A function cannot be imported, a variable with an API key is not set, or a score is not one token.
     """
     reward = read_reward(directory)
-    return Scorer.load(directory) if reward is None else ExternalScorer(open_reward(name, reward))
+    if reward is None:
+        return Scorer.load(directory)
+    if isinstance(reward, ReferenceJudgeReward):
+        assert reference is not None  # noqa: S101 - whoever has such a reward has a reference
+        return ReferenceScorer.create(name, reward, reference, ask or partial(next_logprobs, load_causal(reference)))
+    return ExternalScorer(open_reward(name, reward))
 
 
 @dataclass(frozen=True)
@@ -161,17 +182,31 @@ class Scorers:
 
     models: dict[str, AnyScorer]
     """Rewards by name."""
+    reference_memory: int = 0
+    """Memory of the reference in bytes, if it was loaded to judge."""
 
     @classmethod
-    def load(cls, directory: Path) -> "Scorers":
-        """Load all rewards from a directory that is one or that holds several."""
-        return cls({name: load_scorer(model, name) for name, model in reward_models(directory).items()})
+    def load(cls, directory: Path, reference: Path, ask: Ask | None = None) -> "Scorers":
+        """Load all rewards.
+
+        Args:
+            directory: Directory of a reward, or of several.
+            reference: Directory of the reference.
+            ask: Asks the reference as a judge. If it is left out, the reference is loaded where it judges.
+        """
+        directories, memory = reward_models(directory), 0
+        if ask is None and read_reference_judges(directories):
+            model = load_causal(reference)
+            ask, memory = partial(next_logprobs, model), model.get_memory_footprint()
+        models = {name: load_scorer(path, name, reference, ask) for name, path in directories.items()}
+        return cls(models, memory)
 
     @property
     def memory(self) -> int:
         """Memory that the reward models take, in bytes."""
         models = [scorer.model for scorer in self.models.values() if isinstance(scorer, Scorer)]
-        return sum(model.get_memory_footprint() for model in models)
+        footprints: list[int] = [model.get_memory_footprint() for model in models]
+        return self.reference_memory + sum(footprints)
 
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.floating[Any]]:
         """Score responses with every reward.
@@ -207,7 +242,9 @@ class CombinedScorer:
             reference: Directory of the reference model.
         """
         return cls(
-            Scorers.load(directory), combination, AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
+            Scorers.load(directory, reference),
+            combination,
+            AutoTokenizer.from_pretrained(reference, trust_remote_code=False),
         )
 
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.floating[Any]]:

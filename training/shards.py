@@ -102,7 +102,7 @@ class ShardWorker:
         with _name_lack_of_memory(f"{job.engine} did not start"):
             load = VllmSampler.load if job.engine == "vllm" else Sampler.load
             self.sampler = load(job.reference, job.law)  # before the rest: vLLM measures what memory is free
-            self.scorers = Scorers.load(job.reward)
+            self.scorers = Scorers.load(job.reward, job.reference, self.sampler.next_logprobs)
 
     def __call__(self, shard: Shard, stage: str) -> str:
         """Draw and score one shard.

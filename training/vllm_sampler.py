@@ -152,6 +152,26 @@ class VllmSampler:
                 progress.update(sum(count for _, count in batch))
         return responses
 
+    def next_logprobs(self, texts: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[list[float]]:
+        """Compute the log-probabilities of some tokens as the next one of each text. No adapter is used.
+
+        Args:
+            texts: Token ids of each text.
+            tokens: The tokens.
+
+        Returns:
+            Log-probabilities, in nats, of shape (len(texts), len(tokens)).
+        """
+        from vllm import SamplingParams, TokensPrompt
+
+        outputs = self.engine.generate(
+            [TokensPrompt(prompt_token_ids=list(text)) for text in texts],
+            SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=list(tokens), detokenize=False),
+            use_tqdm=False,
+        )
+        by_token = [output.outputs[0].logprobs[0] for output in outputs]
+        return [[float(logprobs[token].logprob) for token in tokens] for logprobs in by_token]
+
     def text(self, responses: Sequence[Sequence[int]]) -> list[str]:
         """Convert responses to text, without special tokens.
 

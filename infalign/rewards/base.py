@@ -32,6 +32,10 @@ class OpenReward(Protocol):
     def tokens(self) -> int:
         """Tokens that a judge has read and written so far; 0 for every other reward."""
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of these that the judge's server did not read again, as far as it says so."""
+
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
         """Score a batch of responses.
 

@@ -33,7 +33,7 @@ class Function:
         InvalidValue: The function cannot be imported.
     """
 
-    tokens = 0
+    tokens = cached_tokens = 0
 
     def __init__(self, name: str, record: FunctionReward) -> None:
         self.batch = record.batch

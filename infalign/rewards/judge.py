@@ -33,6 +33,8 @@ class Judge:
         self.batch = 4 * record.concurrency
         self.tokens = 0
         """Tokens that the judge has read and written, as the server counts them."""
+        self.cached_tokens = 0
+        """Tokens of these that its prefix cache had. vLLM says so with ``--enable-prompt-tokens-details``."""
         self._name, self._record = f"the judge of the reward {name}", record
         self._client = make_client(record)
         self._threads = ThreadPoolExecutor(record.concurrency, "reward-judge")
@@ -72,7 +74,8 @@ class Judge:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise RewardFailed(f"{self._name} answered without log-probabilities of its tokens") from error
         with self._lock:
-            self.tokens += _total_tokens(answer)
+            self.tokens += _read_count(answer, "usage", "total_tokens")
+            self.cached_tokens += _read_count(answer, "usage", "prompt_tokens_details", "cached_tokens")
         score = expected_score_of_tokens(logprobs, self._record.scores)
         if score is None:
             likeliest = max(logprobs, key=lambda token: logprobs[token])
@@ -82,7 +85,8 @@ class Judge:
         return score
 
 
-def _total_tokens(answer: Mapping[str, Any]) -> int:
-    usage = answer.get("usage")
-    total = usage.get("total_tokens") if isinstance(usage, Mapping) else None
-    return total if isinstance(total, int) else 0
+def _read_count(answer: Any, *keys: str) -> int:
+    """Read a number of tokens from an answer; 0 if it is not there."""
+    for key in keys:
+        answer = answer.get(key) if isinstance(answer, Mapping) else None
+    return answer if isinstance(answer, int) else 0

@@ -1,14 +1,21 @@
-"""Opens rewards that are not classifiers."""
+"""Opens rewards that no model of a bundle computes."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from infalign.errors import InvalidValue
 from infalign.rewards.base import OpenReward
-from infalign.rewards.records import FunctionReward, JudgeReward, Reward, ServiceReward, read_reward
+from infalign.rewards.records import (
+    ForeignReward,
+    FunctionReward,
+    JudgeReward,
+    ReferenceJudgeReward,
+    ServiceReward,
+    read_reward,
+)
 
 
-def open_reward(name: str, reward: Reward) -> OpenReward:
+def open_reward(name: str, reward: ForeignReward) -> OpenReward:
     """Make a reward ready to score.
 
     Args:
@@ -31,8 +38,8 @@ def open_reward(name: str, reward: Reward) -> OpenReward:
     return Judge(name, reward)
 
 
-def check_trust(rewards: Mapping[str, Path], trust: bool) -> dict[str, Reward]:
-    """Read the rewards of a bundle that are not classifiers, and check that the user trusts them.
+def check_trust(rewards: Mapping[str, Path], trust: bool) -> dict[str, ForeignReward]:
+    """Read the rewards of a bundle that no model of it computes, and check that the user trusts them.
 
     A bundle from elsewhere could name any function of this environment, and any address.
 
@@ -41,12 +48,13 @@ def check_trust(rewards: Mapping[str, Path], trust: bool) -> dict[str, Reward]:
         trust: Whether the user trusts them.
 
     Returns:
-        The rewards that are not classifiers, by name.
+        The functions, services and judges behind servers, by name.
 
     Raises:
         InvalidValue: There are some, and the user has not said that they are trusted.
     """
-    records = {name: record for name, path in rewards.items() if (record := read_reward(path)) is not None}
+    found = {name: read_reward(path) for name, path in rewards.items()}
+    records = {name: record for name, record in found.items() if isinstance(record, ForeignReward)}
     if records and not trust:
         parts = [f"{name} ({describe(record)})" for name, record in records.items()]
         raise InvalidValue(
@@ -55,7 +63,20 @@ def check_trust(rewards: Mapping[str, Path], trust: bool) -> dict[str, Reward]:
     return records
 
 
-def describe(reward: Reward) -> str:
+def read_reference_judges(rewards: Mapping[str, Path]) -> dict[str, ReferenceJudgeReward]:
+    """Read the rewards of a bundle that its reference gives as a judge. They run nothing foreign.
+
+    Args:
+        rewards: Directory of each reward of the bundle, by its name.
+
+    Returns:
+        These rewards, by name.
+    """
+    found = {name: read_reward(path) for name, path in rewards.items()}
+    return {name: record for name, record in found.items() if isinstance(record, ReferenceJudgeReward)}
+
+
+def describe(reward: ForeignReward) -> str:
     """Describe a reward in a few words, such as ``function my_rewards:brevity``."""
     if isinstance(reward, FunctionReward):
         return f"function {reward.function}"

@@ -23,6 +23,8 @@ def _check_url(text: str) -> str:
     return text.rstrip("/")
 
 
+MOST_SCORES = 128
+"""Scores of the reference as a judge, at most: the tokens whose log-probabilities vLLM gives at a time."""
 Url = Annotated[str, AfterValidator(_check_url)]
 
 
@@ -89,15 +91,32 @@ class JudgeReward(_Remote):
     concurrency: int = Field(16, gt=0, description="requests at a time")
 
 
-Reward = Annotated[FunctionReward | ServiceReward | JudgeReward, Field(discriminator="kind")]
-"""A reward that is not a classifier."""
+class ReferenceJudgeReward(_Record):
+    """The reference as its own judge: it reads a rubric and a response, and writes a score.
+
+    The reward is the mean of the scores, as that of :class:`JudgeReward`. It needs no weights but the reference's.
+    """
+
+    kind: Literal["reference_judge"] = "reference_judge"
+    rubric: Annotated[str, AfterValidator(check_rubric)] = Field(
+        RUBRIC, description="what the judge reads, with {conversation} and {response} in it"
+    )
+    scores: Annotated[dict[str, float], AfterValidator(check_scores)] = Field(
+        SCORES, max_length=MOST_SCORES, description="what the judge may write, a token each, and what it is worth"
+    )
+
+
+ForeignReward = FunctionReward | ServiceReward | JudgeReward
+"""A reward that runs code or asks an address which the bundle names."""
+Reward = Annotated[ForeignReward | ReferenceJudgeReward, Field(discriminator="kind")]
+"""A reward that has no weights of its own."""
 
 
 class _File(RootModel[Reward]):
     """The content of ``reward.json``."""
 
 
-def save_reward(reward: "FunctionReward | ServiceReward | JudgeReward", directory: Path) -> None:
+def save_reward(reward: "ForeignReward | ReferenceJudgeReward", directory: Path) -> None:
     """Write a reward into its directory, which is made.
 
     Args:
@@ -108,7 +127,7 @@ def save_reward(reward: "FunctionReward | ServiceReward | JudgeReward", director
     (directory / REWARD).write_text(reward.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def read_reward(directory: Path) -> "FunctionReward | ServiceReward | JudgeReward | None":
+def read_reward(directory: Path) -> "ForeignReward | ReferenceJudgeReward | None":
     """Read the reward that :func:`save_reward` wrote.
 
     Args:

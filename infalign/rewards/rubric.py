@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from infalign.templates import Message
+from infalign.errors import InvalidValue
+from infalign.templates import Message, render_conversation, tokenise
 
 CONVERSATION, PROMPT, RESPONSE = "{conversation}", "{prompt}", "{response}"
 """Places in a rubric: all turns up to the response, the last of them alone, and the response."""
@@ -133,6 +134,34 @@ def rubric_template(rubric: str, around: tuple[str, str] | str) -> str:
 def reads_rubric(tokenizer: Any) -> bool:
     """Say whether the chat template of a tokenizer was written by :func:`rubric_template`."""
     return str(tokenizer.chat_template or "").startswith(RUBRIC_MARK)
+
+
+def score_tokens(tokenizer: Any, scores: Mapping[str, float], key: str) -> tuple[int, ...]:
+    """Find the tokens with which a judge writes its scores, each as its whole answer.
+
+    Args:
+        tokenizer: The judge's tokenizer, with a chat template by :func:`rubric_template`.
+        scores: What each score is worth.
+        key: Name of the setting that error messages blame.
+
+    Returns:
+        A token id for each score.
+
+    Raises:
+        InvalidValue: A score is not one token, or two scores are the same token.
+    """
+    accepted = "texts that are one token of the judge's answer"
+    rendering = render_conversation(tokenizer, [{"role": "user", "content": "Is it?"}], "It is.")
+    before = tokenise(tokenizer, rendering)
+    found: dict[int, str] = {}
+    for score in scores:
+        tokens = tokenizer(rendering.text + score, add_special_tokens=False)["input_ids"]
+        if tokens[:-1] != before:
+            raise InvalidValue(key, score, accepted)
+        if other := found.get(tokens[-1]):
+            raise InvalidValue(key, score, f"{accepted}, other than that of {other!r}")
+        found[int(tokens[-1])] = score
+    return tuple(found)
 
 
 def expected_score(logits: Sequence[float], values: Sequence[float]) -> float:

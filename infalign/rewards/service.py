@@ -30,7 +30,7 @@ class Service:
         InvalidValue: The environment variable of the API key is not set.
     """
 
-    tokens = 0
+    tokens = cached_tokens = 0
 
     def __init__(self, name: str, record: ServiceReward) -> None:
         self._single = record.protocol in ("classify", "pooling")  # vLLM takes one conversation per request

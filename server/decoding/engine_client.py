@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from server.concurrency import gather_all
 from server.decoding.external_rewards import ExternalReward
 from server.decoding.reader import Conversation, Prompt, Reader, RewardInput
+from server.decoding.reference_judges import ReferenceJudgment
+from server.decoding.tried_reward import TriedReward
 from server.engines import Delta, Engines, EnginesDown, Refused, RequestFailed, Sampling, Structure
 from server.engines.turns import Turn, TurnParsers
 from server.errors import BadRequest, EngineError, PromptTooLong, Unavailable
@@ -38,6 +40,7 @@ class EngineClient:
         metrics: Observes durations.
         parsers: Separate the parts of turns.
         external_rewards: Rewards that no engine computes, by name.
+        judgments: Rewards that the reference gives as a judge, by name. The tokenizers have theirs.
     """
 
     def __init__(
@@ -47,10 +50,16 @@ class EngineClient:
         metrics: Metrics,
         parsers: TurnParsers,
         external_rewards: Mapping[str, ExternalReward] | None = None,
+        judgments: Mapping[str, ReferenceJudgment] | None = None,
     ) -> None:
         self.engines, self.metrics = engines, metrics
-        self.reader = Reader(*tokenizers, lambda: engines.context, parsers)
-        self._external_rewards = external_rewards or {}
+        self.reader = Reader(*tokenizers, lambda: self.context, parsers)
+        self._external_rewards, self._judgments = external_rewards or {}, judgments or {}
+
+    @property
+    def context(self) -> int:
+        """Largest length of prompt and response together, in tokens. A judge writes one token more."""
+        return self.engines.context - bool(self._judgments)
 
     @property
     def reward_models(self) -> tuple[str, ...]:
@@ -120,7 +129,7 @@ class EngineClient:
         """
         reward_input = await self.reader.read_response(conversation, response)
         if reward_input.unread:
-            context = self.engines.context
+            context = self.context
             raise PromptTooLong(
                 f"responses: with its prompt a response takes {context + reward_input.unread} tokens, "
                 f"accepted: at most {context}, which the reward models can read",
@@ -144,16 +153,23 @@ class EngineClient:
         return Scores(await self._score(reward_input), reward_input.unread)
 
     async def _score(self, reward_input: RewardInput) -> list[float]:
-        async def score_by_engines() -> list[float]:
-            return await self.engines.score(reward_input.tokens) if reward_input.tokens else []
+        tokens = dict(zip(self.reader.rewards, reward_input.tokens, strict=True))
+        judged = {name: tokens.pop(name) for name in self._judgments}
+        pair = reward_input.turns, reward_input.response
 
-        async def score_by(reward: ExternalReward) -> list[float]:
-            return [await reward.score(reward_input.turns, reward_input.response)]
+        async def score_by_models() -> list[float]:
+            return await self.engines.score(list(tokens.values())) if tokens else []
 
-        external = self._external_rewards
+        async def score_by(reward: TriedReward[T], text: T) -> list[float]:
+            return [await reward.score(text)]
+
+        work = [score_by_models()]
+        work += [score_by(self._judgments[name], text) for name, text in judged.items()]
+        work += [score_by(reward, pair) for reward in self._external_rewards.values()]
         with self.metrics.scoring_seconds.time(), engine_call():
-            rewards = await _translate_errors(gather_all([score_by_engines(), *map(score_by, external.values())]))
-        by_name = dict(zip((*self.reader.rewards, *external), chain.from_iterable(rewards), strict=True))
+            rewards = await _translate_errors(gather_all(work))
+        names = (*tokens, *judged, *self._external_rewards)
+        by_name = dict(zip(names, chain.from_iterable(rewards), strict=True))
         return [by_name[name] for name in self.reward_models]
 
 

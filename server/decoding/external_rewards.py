@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from infalign.bundle import Bundle
-from infalign.errors import RewardMismatch
 from infalign.rewards import OpenReward, RewardFailed
 from infalign.templates import Message
-from server.concurrency import gather_all
+from server.decoding.tried_reward import TriedReward
 from server.engines.base import RequestFailed
 from server.engines.trial import RewardTrial
 from server.observability.metrics import Metrics
@@ -31,10 +30,12 @@ class _Waiting:
     result: "asyncio.Future[float]"
 
 
-class ExternalReward:
-    """One reward that no engine computes.
+Pair = tuple[Sequence[Message], str]
+"""A conversation, and a response to it."""
 
-    Before it is used, and again after each failure to answer, it must reproduce the rewards of the bundle's examples.
+
+class ExternalReward(TriedReward[Pair]):
+    """One reward that no engine computes. It is tried again after each failure to answer.
 
     Args:
         name: Name of the reward.
@@ -49,52 +50,27 @@ class ExternalReward:
         name: str,
         reward: OpenReward,
         trial: RewardTrial,
-        examples: Sequence[tuple[Sequence[Message], str]],
+        examples: Sequence[Pair],
         metrics: Metrics,
     ) -> None:
-        self.name, self._reward, self._trial, self._examples = name, reward, trial, tuple(examples)
+        super().__init__(name, trial)
+        self._reward, self._examples = reward, tuple(examples)
         self._failures, self._tokens = metrics.reward_failures.labels(name), metrics.judge_tokens.labels(name)
-        self._is_tried, self._trial_lock = False, asyncio.Lock()
+        self._cached_tokens = metrics.judge_cached_tokens.labels(name)
         self._waiting: deque[_Waiting] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, f"reward-{name}")
-
-    async def score(self, prompt: Sequence[Message], response: str) -> float:
-        """Score one response.
-
-        Args:
-            prompt: The conversation.
-            response: The response.
-
-        Returns:
-            The raw reward.
-
-        Raises:
-            RequestFailed: The reward failed at this response, or does not give the bundle's rewards.
-        """
-        if not self._is_tried:
-            async with self._trial_lock:  # all that wait share one trial
-                if not self._is_tried:
-                    await self._try()
-        return await self._score(prompt, response)
 
     def close(self) -> None:
         """End the reward's process or connections. Nothing may wait for it any more."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._reward.close()
 
-    async def _try(self) -> None:
-        if not self._examples:
-            return
-        rewards = await gather_all([self._score(*example) for example in self._examples])
-        try:
-            self._trial.check(rewards, range(len(rewards)), "here")
-        except RewardMismatch as error:
-            raise RequestFailed(str(error), internal=True) from error
-        self._is_tried = True
+    def examples(self) -> dict[int, Pair]:
+        return dict(enumerate(self._examples))
 
-    async def _score(self, prompt: Sequence[Message], response: str) -> float:
-        entry = _Waiting(prompt, response, asyncio.get_running_loop().create_future())
+    async def _score(self, text: Pair) -> float:
+        entry = _Waiting(*text, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -110,7 +86,8 @@ class ExternalReward:
         if not batch:
             return
         prompts, responses = [entry.prompt for entry in batch], [entry.response for entry in batch]
-        loop, tokens = asyncio.get_running_loop(), self._reward.tokens
+        loop = asyncio.get_running_loop()
+        tokens, cached_tokens = self._reward.tokens, self._reward.cached_tokens
         try:
             rewards = await loop.run_in_executor(self._thread, self._reward.score, prompts, responses)
         except RewardFailed as error:
@@ -119,7 +96,7 @@ class ExternalReward:
                 for entry in batch:
                     await self._score_batch([entry])
                 return
-            self._is_tried = self._is_tried and error.is_of_content
+            self.is_tried = self.is_tried and error.is_of_content
             failure: Exception = RequestFailed(str(error))
         except Exception as error:  # whatever it is, nobody may wait for ever
             log.exception("the reward %s failed", self.name)
@@ -131,6 +108,7 @@ class ExternalReward:
             return
         finally:
             self._tokens.inc(self._reward.tokens - tokens)
+            self._cached_tokens.inc(self._reward.cached_tokens - cached_tokens)
         self._failures.inc(len(batch))
         for entry in batch:
             if not entry.result.done():

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from infalign.errors import TemplateRefusal
 from infalign.rewards.rubric import reads_rubric
 from infalign.templates import Message, Rendering, prompt_key, render_conversation, render_prompt, render_text, tokenise
-from infalign.tokens import fewest_tokens
+from infalign.tokens import cut_answer, fewest_tokens
 from server.engines import RequestFailed
 from server.engines.turns import TurnParser, TurnParsers
 from server.errors import BadRequest, PromptTooLong
@@ -170,7 +170,7 @@ class Reader:
             if excess <= 0:
                 return RewardInput(tokens, turns, start + response)
             ends = self._reward_tokens(conversation, turns, start)
-            tokens = [_fit(*pair, self._context()) for pair in zip(tokens, ends, strict=True)]
+            tokens = [cut_answer(*pair, self._context()) for pair in zip(tokens, ends, strict=True)]
             return RewardInput(tokens, turns, start + response, excess)
 
         return await self._run(conversation.size + len(response), read_response)
@@ -278,13 +278,3 @@ def _reward_turns(conversation: Conversation) -> list[Message]:
 
 def _without_reasoning(message: Message) -> Message:
     return {key: value for key, value in message.items() if key not in REASONING_KEYS}
-
-
-def _fit(tokens: list[int], empty: list[int], context: int) -> list[int]:
-    """Cut ``tokens`` to ``context``, but keep the tokens that end the turn. ``empty`` has the same end."""
-    if len(tokens) <= context:
-        return tokens
-    end = 0
-    while end < min(len(tokens), len(empty)) and tokens[-1 - end] == empty[-1 - end]:
-        end += 1
-    return tokens[: context - end] + tokens[len(tokens) - end :]

@@ -207,6 +207,18 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """What the reference says of the next token of a text."""
+
+    logprobs: tuple[float, ...]
+    """Log-probability, in nats, of each token that was asked for. It is minus infinity if the token is impossible."""
+    tokens: int
+    """Tokens that were read and written."""
+    cached_tokens: int = 0
+    """Tokens of these that were not read again, because the prefix cache had them."""
+
+
 class Engines(Protocol):
     """Policies that generate, and reward models that score."""
 
@@ -259,6 +271,18 @@ class Engines(Protocol):
         Raises:
             EnginesDown: A reward model cannot answer.
             RequestFailed: A reward model is alive but failed at this request.
+        """
+
+    async def next_logprobs(self, prompt: list[int], tokens: Sequence[int]) -> NextToken:
+        """Ask the reference for the log-probabilities of some tokens as the next one.
+
+        Args:
+            prompt: Token ids of the text. It must be shorter than the context.
+            tokens: The tokens, at most :data:`infalign.rewards.records.MOST_SCORES` of them.
+
+        Raises:
+            EnginesDown: The reference cannot answer.
+            RequestFailed: The reference is alive but failed at this request.
         """
 
     async def load(self, policy: str, adapter: Path) -> None:

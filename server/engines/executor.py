@@ -1,6 +1,6 @@
 """vLLM's executors, in engine processes that end with the server. Engine processes load this module.
 
-On CPU they install the seeded sampler.
+They install changes of vLLM's sampler: for log-probabilities, and on CPU for seeds.
 """
 
 import os
@@ -11,7 +11,7 @@ from vllm.v1.engine.coordinator import DPCoordinatorProc
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from server.engines import seeded_sampler
+from server.engines import mixed_logprobs, seeded_sampler
 from server.engines.engine import SERVER_PID
 from server.engines.failure import note_failures, watch_reports
 from server.engines.lifetime import end_with_parent
@@ -56,6 +56,7 @@ def _prepare_process() -> None:
         return
     end_with_parent(parent)
     watch_reports()
+    mixed_logprobs.install()
     if current_platform.is_cpu():
         seeded_sampler.install()
 

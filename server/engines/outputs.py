@@ -1,6 +1,6 @@
 """Translation between the engine protocol and vLLM's Python API."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import cache
 from typing import Any
@@ -9,6 +9,8 @@ from server.engines.base import (
     Completion,
     Delta,
     EnginesDown,
+    NextToken,
+    RequestFailed,
     Sampling,
     TokenLogprob,
     check_finish_reason,
@@ -130,6 +132,45 @@ async def read_outputs(outputs: AsyncGenerator[Any, None], on_output: OnOutput) 
     if not values:  # vLLM ends a request that it aborts with an empty output
         raise EnginesDown("a score was given up: the engine is being stopped")
     return values
+
+
+def next_token_params(tokens: Sequence[int]) -> Any:
+    """Return vLLM's ``SamplingParams`` for one token, with the log-probabilities of ``tokens``.
+
+    They are those of the whole vocabulary's softmax, whichever tokens are the likeliest. What is drawn is of no
+    interest, so the likeliest token is.
+    """
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        temperature=0,
+        max_tokens=1,
+        logprob_token_ids=list(tokens),
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+async def read_next_token(outputs: AsyncGenerator[Any, None], tokens: Sequence[int], on_output: OnOutput) -> NextToken:
+    """Read the log-probabilities of a generation with :func:`next_token_params`.
+
+    Args:
+        outputs: vLLM's outputs.
+        tokens: The tokens that were asked for.
+        on_output: Called at every output.
+
+    Raises:
+        EnginesDown: The engine aborted the request.
+        RequestFailed: The token was not drawn, or its log-probabilities are missing.
+    """
+    output = await _last(outputs, on_output)
+    response = output.outputs[0]
+    check_finish_reason(response.finish_reason)
+    logprobs = response.logprobs[0] if response.logprobs else {}
+    if not all(token in logprobs for token in tokens):
+        raise RequestFailed("an answer without the log-probabilities asked for")
+    values = tuple(float(logprobs[token].logprob) for token in tokens)
+    return NextToken(values, len(output.prompt_token_ids) + len(response.token_ids), output.num_cached_tokens or 0)
 
 
 async def _last(outputs: AsyncGenerator[Any, None], on_output: OnOutput) -> Any:

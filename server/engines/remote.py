@@ -12,7 +12,7 @@ from pathlib import Path
 from infalign.errors import InvalidValue, RewardMismatch
 from server.concurrency import gather_all
 from server.engines import wire
-from server.engines.base import Completion, Delta, EnginesDown, Refused, Sampling, Structure, compute_reward
+from server.engines.base import Completion, Delta, EnginesDown, NextToken, Refused, Sampling, Structure, compute_reward
 from server.engines.pool import Pool, Server
 from server.engines.trial import RewardTrial, fitting_examples
 from server.engines.wire import BadAnswer
@@ -156,6 +156,13 @@ class RemoteEngines:
 
         each = zip(self._get_roles().rewards, self._score_values.values(), tokens, strict=True)
         return await gather_all([score_with(*one) for one in each])
+
+    async def next_logprobs(self, prompt: list[int], tokens: Sequence[int]) -> NextToken:
+        async def ask(server: Server, model: str) -> NextToken:
+            return await wire.next_logprobs(server.client, model, prompt, tokens)
+
+        pool, model_of = self._find_policy(None)
+        return await pool.ask(ask, model_of)
 
     async def load(self, policy: str, adapter: Path) -> None:
         raise Refused("these engines are other servers; load it there, and start this server with a bundle that has it")

@@ -15,7 +15,7 @@ from infalign.errors import RewardMismatch
 from infalign.reproduction import Reproduction
 from infalign.templates import render_conversation, tokenise
 from server.concurrency import gather_all, run_to_end
-from server.engines.base import Completion, Delta, Engines, EnginesDown, Sampling, Structure
+from server.engines.base import Completion, Delta, Engines, EnginesDown, NextToken, Sampling, Structure
 
 log = logging.getLogger("infalign.server")
 
@@ -128,6 +128,9 @@ class EnginesOnTrial:
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
         return await self._get_engines().score(tokens)
+
+    async def next_logprobs(self, prompt: list[int], tokens: Sequence[int]) -> NextToken:
+        return await self._get_engines().next_logprobs(prompt, tokens)
 
     async def load(self, policy: str, adapter: Path) -> None:
         await self._get_engines().load(policy, adapter)

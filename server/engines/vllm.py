@@ -24,6 +24,7 @@ from server.engines.base import (
     Completion,
     Delta,
     EnginesDown,
+    NextToken,
     Refused,
     RequestFailed,
     Sampling,
@@ -35,7 +36,14 @@ from server.engines.environment import log_through_root, prepare_environment
 from server.engines.grammar import GrammarCheck
 from server.engines.late import LateEngine
 from server.engines.launch import Launch, check_memory
-from server.engines.outputs import read_final, read_outputs, read_stream, sampling_params
+from server.engines.outputs import (
+    next_token_params,
+    read_final,
+    read_next_token,
+    read_outputs,
+    read_stream,
+    sampling_params,
+)
 from server.engines.overrides import Overrides
 from server.engines.plan import Plan
 from server.engines.refusal import refusal
@@ -58,6 +66,7 @@ class VllmEngines:
         settings: The operator's settings.
         adapters: Directories of LoRA adapters by policy name. Each candidate is drawn with the adapter of its policy.
         overrides: What the operator sets by vLLM's names.
+        reference_judges: Whether the reference is a judge. Its engine is then started with the others.
     """
 
     def __init__(
@@ -68,8 +77,9 @@ class VllmEngines:
         settings: Settings,
         adapters: Mapping[str, Path] | None = None,
         overrides: Overrides | None = None,
+        reference_judges: bool = False,
     ) -> None:
-        self._settings = settings
+        self._settings, self._reference_judges = settings, reference_judges
         self._plan = Plan(policy, reference, tuple(reward_models), settings, overrides or Overrides())
         self.context = self._plan.context
         self._score_values = tuple(map(score_values, reward_models))
@@ -119,6 +129,11 @@ class VllmEngines:
         self._policy, self._rewards = policy, [engine for engine in rewards if engine is not None]
         # Clients connect from here on. An engine process that is forked later would keep their connections open.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        if self._reference and self._reference_judges and len(results) == len(launches):
+            try:
+                await self._reference.get()
+            except EnginesDown as error:
+                results.append(error)
         if failure := next((result for result in results if isinstance(result, BaseException)), None):
             await asyncio.to_thread(self.stop)  # stops the engines that did start
             raise failure
@@ -158,9 +173,7 @@ class VllmEngines:
         from vllm.exceptions import VLLMClientError, VLLMValidationError
         from vllm.inputs import tokens_input
 
-        engine = self._policy_engine()
-        if sampling.policy is None and self._reference is not None:
-            engine = await self._reference.get()
+        engine = self._policy_engine() if sampling.policy is not None else await self._reference_engine()
         adapter = self._lora_request(sampling.policy)
         try:
             params = sampling_params(sampling, listen is not None)
@@ -205,6 +218,18 @@ class VllmEngines:
 
         each = zip(self._rewards, self._score_values, tokens, strict=True)
         return await gather_all([score_with(*one) for one in each])
+
+    async def next_logprobs(self, prompt: list[int], tokens: Sequence[int]) -> NextToken:
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
+
+        engine = await self._reference_engine()
+        try:
+            async with engine.call() as llm:
+                outputs = llm.generate(tokens_input(prompt), next_token_params(tokens), uuid4().hex)
+                return await read_next_token(outputs, tokens, engine.note_output)
+        except VLLMClientError as error:  # the client cannot do anything about it
+            raise RequestFailed(f"the {engine.role} refused to judge ({one_line(error)})") from error
 
     async def load(self, policy: str, adapter: Path) -> None:
         from vllm.lora.request import LoRARequest
@@ -287,6 +312,11 @@ class VllmEngines:
         if self._policy is None:
             raise EnginesDown("the engines are not up")
         return self._policy
+
+    async def _reference_engine(self) -> Engine:
+        """The engine of the reference: one of its own, or the policy's without an adapter."""
+        engine = self._policy_engine()
+        return engine if self._reference is None else await self._reference.get()
 
     def _engines(self) -> list[Engine]:
         """The engines that are up."""

@@ -1,6 +1,7 @@
 """The HTTP API of vLLM 0.31, as far as the server uses it: requests, and the answers that are accepted."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+import math
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
@@ -11,8 +12,10 @@ from pydantic import ValidationError
 
 from infalign.errors import one_line
 from server.engines.base import (
+    LOWEST_LOGPROB,
     Completion,
     Delta,
+    NextToken,
     Refused,
     RequestFailed,
     Sampling,
@@ -21,7 +24,7 @@ from server.engines.base import (
     check_logprob,
 )
 from server.engines.refusal import refusal
-from server.engines.wire_models import Answer, Choice, Chunk, Classes, Error, Failure
+from server.engines.wire_models import Answer, Choice, Chunk, Classes, Error, Failure, Scored
 
 REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
 """Statuses that say the request is at fault. Any other error is the server's fault."""
@@ -85,6 +88,45 @@ async def score(client: httpx.AsyncClient, model: str, tokens: list[int]) -> lis
         # The client is not at fault. vLLM also answers 400 if the logit is not a number.
         raise RequestFailed(str(error)) from error
     return _parse(Classes, answer.content).data[0].probs
+
+
+async def next_logprobs(client: httpx.AsyncClient, model: str, prompt: list[int], tokens: Sequence[int]) -> NextToken:
+    """Get the log-probabilities of some tokens as the next one.
+
+    Args:
+        client: The connection to the server.
+        model: The model's name on the server.
+        prompt: Token ids of the text.
+        tokens: The tokens.
+
+    Raises:
+        BadAnswer: The server answers something else.
+        RequestFailed: The server failed at this request.
+        httpx.HTTPError: There is no connection, or it is lost.
+    """
+    request = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": 0,  # only that there are any; logprob_token_ids says which
+        "logprob_token_ids": list(tokens),
+        "return_tokens_as_token_ids": True,
+    }
+    answer = await client.post("/v1/completions", json=request)
+    try:
+        _check(answer.status_code, answer.content)
+    except Refused as error:
+        raise RequestFailed(str(error)) from error  # the client is not at fault
+    scored = _parse(Scored, answer.content)
+    logprobs = scored.choices[0].logprobs
+    by_token = logprobs.top_logprobs[0] if logprobs and logprobs.top_logprobs else {}
+    values = [by_token.get(f"token_id:{token}") for token in tokens]
+    if missing := [token for token, value in zip(tokens, values, strict=True) if value is None]:
+        raise BadAnswer(f"an answer without the log-probability of token {missing[0]}, as vLLM before 0.31 gives it")
+    finite = tuple(-math.inf if value is None or value <= LOWEST_LOGPROB else value for value in values)
+    details = scored.usage.prompt_tokens_details
+    return NextToken(finite, scored.usage.total_tokens, details.cached_tokens or 0 if details else 0)
 
 
 async def complete(

@@ -54,6 +54,26 @@ class Usage(Answer):
     completion_tokens: int = Field(ge=0)
 
 
+class CachedTokens(Answer):
+    """How many tokens of a prompt the prefix cache had. vLLM says it with ``--enable-prompt-tokens-details``."""
+
+    cached_tokens: int | None = None
+
+
+class TotalUsage(Answer):
+    """How many tokens a server has read and written."""
+
+    total_tokens: int = Field(ge=0)
+    prompt_tokens_details: CachedTokens | None = None
+
+
+class Scored(Answer):
+    """A completion that is not streamed."""
+
+    choices: list[Choice] = Field(min_length=1, max_length=1)
+    usage: TotalUsage
+
+
 class Error(Answer):
     """An error, as vLLM describes it."""
 

@@ -56,13 +56,19 @@ class Metrics:
         )
         self.reward_failures = Counter(
             "infalign_reward_failures",
-            "Responses that a function, a service or a judge gave no reward for.",
+            "Responses that a function, a service or a judge by a rubric gave no reward for.",
             ("reward",),
             registry=registry,
         )
         self.judge_tokens = Counter(
             "infalign_judge_tokens",
-            "Tokens that a judge's server has read and written.",
+            "Tokens that a judge by a rubric has read and written.",
+            ("reward",),
+            registry=registry,
+        )
+        self.judge_cached_tokens = Counter(
+            "infalign_judge_cached_tokens",
+            "Tokens of these that were not read again, because the prefix cache had them.",
             ("reward",),
             registry=registry,
         )

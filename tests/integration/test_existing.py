@@ -43,7 +43,7 @@ def make_two_labels(reward_model: Path, target: Path) -> Path:
 def test_rewards_of_every_kind_are_calibrated_and_served(bundle: Bundle, tmp_path: Path) -> None:
     two_labels = make_two_labels(bundle.reward_model, tmp_path / "two")
     with serving(count_words) as (url, _):
-        rewards = [str(bundle.reward_model), f"{two_labels}#good", f"judge:{bundle.reference}"]
+        rewards = [str(bundle.reward_model), f"{two_labels}#good", f"judge:{bundle.reference}", "judge:reference"]
         rewards += ["function:tests.reward_functions:length", f"service:{url}/words"]
         options = ["--samples", "8", "--max-tokens", "48", "--name", "mine", "--output", str(made := tmp_path / "made")]
         options += [part for reward in rewards for part in ("--reward", reward)]
@@ -67,11 +67,14 @@ def test_rewards_of_every_kind_are_calibrated_and_served(bundle: Bundle, tmp_pat
             assert answer["calibration"] == {"scope": "prompt", "samples": 8}
             for candidate in answer["candidates"]:
                 scores = candidate["rewards"]
-                assert set(scores) == {"reward", "two", "reference", "length", service}
+                assert set(scores) == {"reward", "two", "reference", "reference-judge", "length", service}
                 assert scores["two"] == pytest.approx(scores["reward"], abs=1e-4)
                 assert scores["length"] == len(candidate["text"])
                 assert scores[service] == len(candidate["text"].split())
                 assert 1 < scores["reference"] < 5
+                assert scores["reference-judge"] == pytest.approx(scores["reference"], abs=1e-4)
+            read, cached = (running.metric(f"infalign_judge_{kind}_total") for kind in ("tokens", "cached_tokens"))
+            assert read / 2 < cached < read, "the rubric and the conversation are read once for all candidates"
             assert answer["selected"][0]["reward"] == max(candidate["reward"] for candidate in answer["candidates"])
             client = OpenAI(base_url=f"{running.url}/v1", api_key="none")
             chat = client.chat.completions.create(

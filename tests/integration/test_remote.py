@@ -1,10 +1,11 @@
 """`infalign serve` on real vLLM servers: the same answers as with engines of its own."""
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import psutil
 import pytest
 
 from infalign import Bundle
+from server.engines import NextToken, wire
 from tests.integration.conftest import serving, wait_until
+from training.models import load_causal
+from training.reference_judge import next_logprobs
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -68,6 +72,11 @@ def rewards(url: str, texts: list[str]) -> list[float]:
     return [one["reward"] for one in answer.json()["rewards"]]
 
 
+async def ask_next(url: str, model: str, text: list[int], tokens: Sequence[int]) -> NextToken:
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        return await wire.next_logprobs(client, model, text, tokens)
+
+
 UNHOLDABLE = {"type": "string", "pattern": "^.{1,280}$"}
 DIFFICULT: list[dict[str, Any]] = [
     {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": UNHOLDABLE}}},
@@ -110,6 +119,12 @@ def test_remote_engines_answer_as_those_in_process_do(bundle: Bundle, server: st
             assert [one["text"] for one in candidates(url, n=8, seed=11)] == [one["text"] for one in drawn]
             expected_rewards = rewards(server, [one["text"] for one in drawn])
             assert [one["reward"] for one in drawn] == pytest.approx(expected_rewards, abs=2e-4)
+
+            read, tokens = [5, 6, 7, 8], range(1024, 1152)
+            found = asyncio.run(ask_next(policy_url, str(bundle.policy().directory), read, tokens))
+            (logprobs,) = next_logprobs(load_causal(bundle.policy().directory), [read], tokens)
+            assert found.logprobs == pytest.approx(logprobs, abs=1e-3), "of unlikely tokens too"
+            assert found.tokens == 5
 
             expected = [(400, f"response_format{below}", None) for below in (".json_schema.schema", "")]
             expected += [(400, "logit_bias", None), (200, None, -9999.0)]

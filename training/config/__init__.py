@@ -7,7 +7,17 @@ there are, and :mod:`~training.config.stages` how each stage works. :mod:`traini
 
 from training.config.data import FILES, Data, Files, HelpDesk, Pools, Prompts
 from training.config.model import Base, Lora, Model, Scratch
-from training.config.rewards import Classifier, External, Function, Judge, RemoteJudge, Reward, Service, TrainedReward
+from training.config.rewards import (
+    Classifier,
+    External,
+    Function,
+    Judge,
+    ReferenceJudge,
+    RemoteJudge,
+    Reward,
+    Service,
+    TrainedReward,
+)
 from training.config.run import Config, DataConfig
 from training.config.stages import Compute, Ctrl, Evaluation, Optimiser, Ray, Rollouts
 
@@ -32,6 +42,7 @@ __all__ = [
     "Pools",
     "Prompts",
     "Ray",
+    "ReferenceJudge",
     "RemoteJudge",
     "Reward",
     "Rollouts",

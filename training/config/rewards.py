@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from infalign.manifest import NAME
 from infalign.names import slug
-from infalign.rewards import FunctionReward, JudgeReward, ServiceReward
+from infalign.rewards import FunctionReward, JudgeReward, ReferenceJudgeReward, ServiceReward
 from infalign.rewards.rubric import RUBRIC, SCORES, check_rubric, check_scores
 from training.config.section import Section
 from training.config.stages import Optimiser
@@ -143,9 +143,16 @@ class RemoteJudge(JudgeReward, _Named):
     weight: Weight = WEIGHT
 
 
+class ReferenceJudge(ReferenceJudgeReward, Section):
+    """The reference as its own judge: a language model that judges, without a second set of weights."""
+
+    name: str = Field("reference-judge", pattern=NAME, description="as of reward.train")
+    weight: Weight = WEIGHT
+
+
 External = Function | Service | RemoteJudge
 """A reward that no model of this machine computes."""
-AnyReward = TrainedReward | Classifier | Judge | External
+AnyReward = TrainedReward | Classifier | Judge | ReferenceJudge | External
 
 
 class Reward(Section):
@@ -154,6 +161,7 @@ class Reward(Section):
     train: TrainedReward | None = Field(None, description="a reward model that the run trains on the comparisons")
     classifiers: tuple[Classifier, ...] = Field((), description="classifiers that already exist")
     judges: tuple[Judge, ...] = Field((), description="language models that judge by a rubric")
+    reference_judges: tuple[ReferenceJudge, ...] = Field((), description="the reference, as a judge by a rubric")
     remote_judges: tuple[RemoteJudge, ...] = Field((), description="the same, behind OpenAI-compatible servers")
     functions: tuple[Function, ...] = Field((), description="Python functions")
     services: tuple[Service, ...] = Field((), description="HTTP services that score")
@@ -163,7 +171,8 @@ class Reward(Section):
         names = [model.name for model in self.models]
         if not names:
             raise ValueError(
-                "give at least one of train, classifiers, judges, remote_judges, functions and services: a reward"
+                "give at least one of train, classifiers, judges, reference_judges, remote_judges, functions and "
+                "services: a reward"
             )
         if len(set(names)) < len(names):
             raise ValueError(f"a name of its own for each reward; they are named {', '.join(names)}")
@@ -182,7 +191,7 @@ class Reward(Section):
     @property
     def models(self) -> Sequence[AnyReward]:
         """All rewards, the one that is trained first."""
-        return (*([self.train] if self.train else []), *self.given_models, *self.external)
+        return (*([self.train] if self.train else []), *self.given_models, *self.reference_judges, *self.external)
 
     @property
     def weights(self) -> dict[str, float]:

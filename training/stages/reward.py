@@ -20,7 +20,7 @@ class MakeRewardModels(Stage):
         """Return everything that the stage is made from."""
         return {
             "data": artifacts.data,
-            "start": artifacts.reference if config.reward.train else None,
+            "reference": artifacts.reference if config.reward.train or config.reward.reference_judges else None,
             "config": config.reward,
             "compute": config.compute,
             "seed": derive_seed(config.seed, "reward"),

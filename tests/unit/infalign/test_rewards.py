@@ -1,5 +1,6 @@
 """Rewards that are not classifiers: functions in their processes, services and judges over HTTP."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from infalign.rewards import (
     FunctionReward,
     JudgeReward,
     OpenReward,
+    ReferenceJudge,
+    ReferenceJudgeReward,
     RewardFailed,
     ServiceReward,
     check_trust,
@@ -182,10 +185,13 @@ def test_a_key_that_is_not_set_is_refused() -> None:
 # Judges.
 
 
+USAGE = {"total_tokens": 9, "prompt_tokens_details": {"cached_tokens": 3}}
+
+
 def chat_answer(**logprobs: float) -> dict[str, Any]:
     by_logprob = sorted(logprobs.items(), key=lambda entry: -entry[1])
     top = [{"token": token.replace("_", " "), "logprob": logprob} for token, logprob in by_logprob]
-    return {"choices": [{"logprobs": {"content": [{**top[0], "top_logprobs": top}]}}], "usage": {"total_tokens": 9}}
+    return {"choices": [{"logprobs": {"content": [{**top[0], "top_logprobs": top}]}}], "usage": USAGE}
 
 
 def test_a_judge_gives_its_expected_score_once_for_equal_texts() -> None:
@@ -194,7 +200,7 @@ def test_a_judge_gives_its_expected_score_once_for_equal_texts() -> None:
     with serving(answer) as (url, bodies), opened(JudgeReward(url=f"{url}/v1", model="j", **fields)) as reward:
         scores = score(reward, "It", "It", "That")
         assert score(reward, "It") == scores[:1]
-        assert reward.tokens == 18  # type: ignore[attr-defined]
+        assert (reward.tokens, reward.cached_tokens) == (18, 6)
     assert scores == pytest.approx([0.625 / 0.75] * 3, abs=1e-4)
     assert [body["path"] for body in bodies] == ["/v1/chat/completions"] * 2
     assert {body["messages"][0]["content"] for body in bodies} == {
@@ -232,6 +238,26 @@ def test_a_rubric_without_its_places_is_refused(rubric: str) -> None:
 def test_scores_that_say_nothing_are_refused(scores: Any) -> None:
     with pytest.raises(ValueError, match="at least two texts"):
         JudgeReward(url="http://h", model="j", scores=scores)
+
+
+# The reference as a judge.
+
+
+def test_the_reference_gives_its_expected_score() -> None:
+    judge = ReferenceJudge(None, (7, 8), (-1.0, -5.0))
+    assert judge.score([-0.5, -0.5]) == pytest.approx(-3.0)
+    assert judge.score([-math.inf, -9.0]) == -5.0
+
+
+@pytest.mark.parametrize(("logprob", "message"), [(-math.inf, "none of its scores"), (math.nan, "not a number")])
+def test_the_reference_that_gives_no_score_a_probability_gives_none(logprob: float, message: str) -> None:
+    with pytest.raises(RewardFailed, match=message):
+        ReferenceJudge(None, (7, 8), (1.0, 5.0)).score([logprob, logprob])
+
+
+def test_the_reference_has_at_most_as_many_scores_as_vllm_gives() -> None:
+    with pytest.raises(ValueError, match="at most 128 items"):
+        ReferenceJudgeReward(scores={str(score): score for score in range(129)})
 
 
 # Records in bundles.

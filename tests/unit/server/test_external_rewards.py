@@ -37,6 +37,11 @@ class Scorer:
         """Ten for each batch, as if it were a judge."""
         return 10 * len(self.batches)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Four of them."""
+        return 4 * len(self.batches)
+
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.fault: Exception | None = None
@@ -70,7 +75,7 @@ async def test_what_waits_while_a_call_runs_is_one_batch() -> None:
     scorer = Scorer()
     reward = external(scorer)
     scorer.gate.clear()
-    tasks = [asyncio.create_task(reward.score(PROMPT, f"a {i}")) for i in range(6)]
+    tasks = [asyncio.create_task(reward.score((PROMPT, f"a {i}"))) for i in range(6)]
     await asyncio.sleep(0.05)
     tasks[5].cancel()  # nobody waits for it any more
     scorer.gate.set()
@@ -82,7 +87,7 @@ async def test_a_response_that_fails_takes_no_other_with_it() -> None:
     scorer = Scorer()
     reward = external(scorer)
     responses = ["a 1", "bad", "a 3"]
-    results = await asyncio.gather(*(reward.score(PROMPT, text) for text in responses), return_exceptions=True)
+    results = await asyncio.gather(*(reward.score((PROMPT, text)) for text in responses), return_exceptions=True)
     assert [results[0], results[2]] == [1.0, 3.0]
     assert isinstance(results[1], RequestFailed)
     assert scorer.batches == [responses, ["a 1"], ["bad"], ["a 3"]]
@@ -91,13 +96,13 @@ async def test_a_response_that_fails_takes_no_other_with_it() -> None:
 async def test_a_reward_that_is_down_fails_all_that_wait_and_is_tried_when_it_is_back() -> None:
     scorer = Scorer()
     reward = external(scorer, ["e 1", "e 2"])
-    assert await reward.score(PROMPT, "a 5") == 5.0
-    assert await reward.score(PROMPT, "a 6") == 6.0
+    assert await reward.score((PROMPT, "a 5")) == 5.0
+    assert await reward.score((PROMPT, "a 6")) == 6.0
     scorer.fault = RewardFailed("it cannot be reached", is_of_content=False)
-    results = await asyncio.gather(*(reward.score(PROMPT, "a 7") for _ in range(3)), return_exceptions=True)
+    results = await asyncio.gather(*(reward.score((PROMPT, "a 7")) for _ in range(3)), return_exceptions=True)
     assert [str(result) for result in results] == ["it cannot be reached"] * 3
     scorer.fault, scorer.batches = None, []
-    assert await reward.score(PROMPT, "a 8") == 8.0
+    assert await reward.score((PROMPT, "a 8")) == 8.0
     assert scorer.batches == [["e 1", "e 2"], ["a 8"]]
 
 
@@ -105,7 +110,7 @@ async def test_a_bug_of_a_reward_fails_and_does_not_hang(caplog: pytest.LogCaptu
     scorer = Scorer()
     scorer.fault = LookupError("secret")
     with pytest.raises(RequestFailed, match=r"the reward it failed \(LookupError\)"):
-        await external(scorer).score(PROMPT, "a 1")
+        await external(scorer).score((PROMPT, "a 1"))
 
 
 async def test_a_reward_that_gives_other_rewards_than_the_bundle_has_scores_nothing() -> None:
@@ -114,9 +119,9 @@ async def test_a_reward_that_gives_other_rewards_than_the_bundle_has_scores_noth
     reward = external(scorer, ["e 1", "e 2"])
     for _ in range(2):
         with pytest.raises(RequestFailed, match="does not give the rewards that the bundle was calibrated with"):
-            await reward.score(PROMPT, "a 3")
+            await reward.score((PROMPT, "a 3"))
     scorer.shift = 0.0
-    assert await reward.score(PROMPT, "a 3") == 3.0
+    assert await reward.score((PROMPT, "a 3")) == 3.0
 
 
 def served_with(scorer: Scorer, weights: dict[str, float]) -> ServedBundle:
@@ -176,6 +181,8 @@ async def test_a_reward_that_fails_makes_failed_candidates(running: tuple[httpx.
     metrics = (await client.get("/metrics")).text
     (failures,) = [line for line in metrics.splitlines() if line.startswith("infalign_reward_failures_total{")]
     (tokens,) = [line for line in metrics.splitlines() if line.startswith("infalign_judge_tokens_total{")]
+    (cached,) = [line for line in metrics.splitlines() if line.startswith("infalign_judge_cached_tokens_total{")]
+    assert 0 < float(cached.rpartition(" ")[2]) < float(tokens.rpartition(" ")[2])
     assert float(failures.rpartition(" ")[2]) > 0
     assert float(tokens.rpartition(" ")[2]) > 0
     scorer.fault = None

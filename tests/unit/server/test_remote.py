@@ -1,6 +1,7 @@
 """Remote engines over real HTTP, against stand-ins for vLLM servers."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -8,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from infalign.errors import InvalidValue
-from server.engines import Delta, EnginesDown, Refused, RequestFailed, Sampling, Structure, TokenLogprob
+from server.engines import Delta, EnginesDown, NextToken, Refused, RequestFailed, Sampling, Structure, TokenLogprob
 from server.engines.remote import RemoteEngines
 from server.options import parse_settings
 from server.settings import Settings
@@ -20,6 +21,7 @@ from tests.vllm_server import Fault, VllmServer, always, hanging, part, refusing
 pytestmark = pytest.mark.anyio
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=8, seed=3, policy="demo")
 PROMPT = [5, 6, 7]
+USAGE = {"usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}}
 SOON = 600  # seconds, a bound against hanging
 
 
@@ -540,3 +542,32 @@ async def test_several_reward_models_each_have_their_servers(serve: Callable[...
 def test_addresses_that_do_not_fit_are_named(given: dict[str, str | None], names: list[str], message: str) -> None:
     with pytest.raises(InvalidValue, match=message):
         RemoteEngines(parse_settings(given), ["demo"], dict.fromkeys(names, ()), 1)
+
+
+async def test_the_reference_is_asked_for_given_tokens(serve: Callable[..., VllmServer]) -> None:
+    reference = serve("base")
+    async with engines_on([serve("demo")], [serve("rm")], [reference]) as engines:
+        answer = await engines.next_logprobs(PROMPT, (7, 9))
+        assert answer == NextToken((-math.inf, -4.5), tokens=4, cached_tokens=2)
+    assert reference.asked == [
+        {
+            "model": "base",
+            "prompt": PROMPT,
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": 0,
+            "logprob_token_ids": [7, 9],
+            "return_tokens_as_token_ids": True,
+        }
+    ]
+
+
+async def test_a_server_that_does_not_know_given_tokens_is_set_aside(serve: Callable[..., VllmServer]) -> None:
+    reference = serve("base")
+    async with engines_on([serve("demo")], [serve("rm")], [reference]) as engines:
+        reference.fault, reference.spare_trials = always(lambda: JSONResponse(part("x", "length") | USAGE)), True
+        with pytest.raises(EnginesDown, match="without the log-probability of token 7"):
+            await engines.next_logprobs(PROMPT, (7, 9))
+        reference.fault = refusing(400)
+        with pytest.raises((RequestFailed, EnginesDown)):
+            await engines.next_logprobs(PROMPT, (7, 9))

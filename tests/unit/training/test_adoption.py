@@ -10,11 +10,11 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infalign import InvalidValue
-from infalign.rewards import FunctionReward, read_reward
+from infalign.rewards import FunctionReward, RewardFailed, read_reward
 from infalign.templates import render_conversation, render_prompt, tokenise
 from tests.tiny import tiny_job
-from training.adoption import adopt_classifier, adopt_external, adopt_judge
-from training.config import Classifier, Function, Judge, Service
+from training.adoption import adopt_classifier, adopt_external, adopt_judge, adopt_reference_judge
+from training.config import Classifier, Function, Judge, ReferenceJudge, Service
 from training.models import read_causal
 from training.scorer import Scorer, load_scorer
 
@@ -149,6 +149,40 @@ def test_a_score_of_several_tokens_is_refused(models: Path, tmp_path: Path) -> N
     config = Judge(path=str(models / "reference"), scores={"yes": 1.0, "b": 0.0})
     with pytest.raises(InvalidValue, match=r"scores: got 'yes', accepted: texts that are one token"):
         adopt_judge(tmp_path / "judge", config)
+
+
+JUDGING = {"rubric": "{conversation}: a {response}", "scores": {"a": 1.0, "b": 4.0}}
+
+
+@pytest.mark.parametrize("sign", ["better", "worse"])
+def test_the_reference_judges_as_the_same_model_elsewhere_does(models: Path, tmp_path: Path, sign: str) -> None:
+    adopt_judge(tmp_path / "judge", Judge(path=str(models / "reference"), higher_is=sign, **JUDGING))
+    adopt_reference_judge(tmp_path / "own", ReferenceJudge(higher_is=sign, **JUDGING), models / "reference")
+    assert [file.name for file in (tmp_path / "own").iterdir()] == ["reward.json"], "no weights"
+    scorer = load_scorer(tmp_path / "own", "own", models / "reference")
+    prompts, responses = [*PROMPTS, *PROMPTS], [*RESPONSES, *RESPONSES[::-1]]
+    expected = load_scorer(tmp_path / "judge").score(prompts, responses)
+    assert scorer.score(prompts, responses) == pytest.approx(expected, abs=1e-5)
+
+
+def test_of_a_response_that_does_not_fit_the_end_is_not_judged(models: Path, tmp_path: Path) -> None:
+    adopt_reference_judge(tmp_path / "own", ReferenceJudge(**JUDGING), models / "reference")
+    scorer = load_scorer(tmp_path / "own", "own", models / "reference")
+    short, long = scorer.score([PROMPTS[0]] * 2, ["a b c " * 40 + "d", "a b c " * 40 + "e"])
+    assert short == long
+    with pytest.raises(RewardFailed, match=r"the reward own: with its rubric .* \d+ tokens, .* at most 63"):
+        scorer.score([[{"role": "user", "content": "why " * 80}]], ["a"])
+
+
+def test_a_rubric_that_the_reference_cannot_judge_by_is_refused(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidValue, match=r"reward.reference_judges\[own\].scores: got 'yes', .*one token"):
+        adopt_reference_judge(
+            tmp_path / "own", ReferenceJudge(name="own", scores={"yes": 1.0, "b": 0.0}), models / "reference"
+        )
+    config = ReferenceJudge(name="own", scores=JUDGING["scores"], rubric="why " * 80 + "{response}")
+    with pytest.raises(InvalidValue, match=r"reward.reference_judges\[own\].rubric: got 'why why .*at most 63"):
+        adopt_reference_judge(tmp_path / "own", config, models / "reference")
+    assert not (tmp_path / "own").exists()
 
 
 def test_a_function_is_adopted_with_the_digest_of_its_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from infalign import InvalidValue, read_bundle
 from infalign.cli import infalign
 from infalign.files import reward_models
-from infalign.rewards import check_trust
+from infalign.rewards import check_trust, read_reference_judges
 from tests.tiny import tiny_job
 
 
@@ -79,9 +79,27 @@ def test_a_judge_and_a_function_are_rewards_beside_a_classifier(models: Path, ho
         make(models, *arguments, "--rubric", str(rubric))
 
 
+def test_the_reference_judges_its_own_answers(models: Path, home: Path, tmp_path: Path) -> None:
+    judges = json.dumps([{"rubric": "{response}?", "scores": {"a": 1, "b": 2}, "name": "own"}])
+    make(models, "--set", f"reward.reference_judges={judges}", "--reward", str(models / "reward"), "--name", "own")
+    bundle = read_bundle(home / "bundles" / "own")
+    assert bundle.calibration.model_names == ["own", "reward"]
+    assert [file.name for file in (bundle.reward_model / "own").iterdir()] == ["reward.json"]
+    assert all(1 < example.rewards["own"] < 2 for example in bundle.examples)
+    directories = reward_models(bundle.reward_model)
+    assert check_trust(directories, trust=False) == {}
+    assert read_reference_judges(directories)["own"].rubric == "{response}?"
+    added = tmp_path / "prompts.jsonl"
+    added.write_text('{"prompt": "why"}\n')
+    done = CliRunner().invoke(infalign, ["calibrate", str(bundle.path), str(added), "--engine", "transformers"])
+    assert done.exit_code == 0, done.output
+    assert len(read_bundle(bundle.path).table) == len(bundle.table) + 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--reward", "judge:reference"), r"reward.reference_judges\[reference-judge\].rubric: .* at most 63"),
         (("--reward", "judge:http://127.0.0.1:9/v1"), "--reward: got .*accepted: judge:URL#MODEL"),
         (("--reward", "judge:http://127.0.0.1:9/v1#j"), r"reward.remote_judges\[j\]: got .*cannot be reached"),
         (("--harm", "function:"), "--harm: got 'function:', accepted: a reward, such as"),

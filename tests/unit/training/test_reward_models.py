@@ -52,7 +52,7 @@ def make(job: RolloutJob, held_out: Path, directory: Path, **signs: Any) -> Path
     """The stage's directory, of the tiny reward model under as many names."""
     named = [Classifier(path=str(job.reward), name=name, higher_is=sign) for name, sign in signs.items()]
     known = Reward(classifiers=tuple(named))
-    make_reward_models(directory, data=held_out, start=job.reference, config=known, compute=Compute(), seed=0)
+    make_reward_models(directory, data=held_out, reference=job.reference, config=known, compute=Compute(), seed=0)
     return directory
 
 
@@ -146,7 +146,7 @@ def test_both_solvers_learn_from_the_combined_reward(
 
 
 def test_one_models_reward_is_its_raw_one(job: RolloutJob) -> None:
-    scorers = Scorers.load(job.reward)
+    scorers = Scorers.load(job.reward, job.reference)
     tokenizer = scorers.models["reward"].tokenizer
     keys = tuple(prompt_key(render_prompt(tokenizer, prompt)) for prompt in PROMPTS)
     table = CalibrationTable(keys, np.zeros((len(keys), 2)))
