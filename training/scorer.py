@@ -140,14 +140,22 @@ class ExternalScorer:
         return np.array([rewards[key] for key in keys], dtype=np.float64)
 
     def _ask(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
-        for pause in PAUSES:
-            try:
-                return self.reward.score(prompts, responses)
-            except RewardFailed as error:
-                if error.is_of_content:
-                    raise
-                time.sleep(pause)
-        return self.reward.score(prompts, responses)
+        """Score a batch. What has no reward yet is scored again, unless that would be of no use."""
+        scores: dict[int, float] = {}
+        left = list(range(len(responses)))
+        for pause in (*PAUSES, None):
+            results = self.reward.score_each([prompts[place] for place in left], [responses[place] for place in left])
+            by_place = dict(zip(left, results, strict=True))
+            failures = {place: result for place, result in by_place.items() if isinstance(result, RewardFailed)}
+            scores |= {place: result for place, result in by_place.items() if not isinstance(result, RewardFailed)}
+            if not failures:
+                break
+            fatal = [failure for failure in failures.values() if failure.is_of_content or pause is None]
+            if fatal or pause is None:
+                raise fatal[0]
+            left = list(failures)
+            time.sleep(pause)
+        return [scores[place] for place in range(len(responses))]
 
 
 AnyScorer = Scorer | ReferenceScorer | ExternalScorer

@@ -1,8 +1,9 @@
-"""The protocol of rewards that are not classifiers, and their error."""
+"""The base class of rewards that no model of a bundle computes, and their error."""
 
 import math
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 from infalign.errors import InfAlignError
 from infalign.templates import Message
@@ -21,21 +22,19 @@ class RewardFailed(InfAlignError):
         self.is_of_content = is_of_content
 
 
-class OpenReward(Protocol):
+class OpenReward(ABC):
     """A reward that is ready to score. It may be called from several threads, one call at a time."""
 
-    @property
-    def batch(self) -> int:
-        """The most responses of one call."""
+    batch: int
+    """The most responses of one call."""
+    tokens: int = 0
+    """Tokens that a judge has read and written so far; 0 for every other reward."""
+    cached_tokens: int = 0
+    """Tokens of these that the judge's server did not read again, as far as it says so."""
+    patience: float = math.inf
+    """Seconds in which responses are scored alone, after a batch has failed. Those that are left then fail too."""
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that a judge has read and written so far; 0 for every other reward."""
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens of these that the judge's server did not read again, as far as it says so."""
-
+    @abstractmethod
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
         """Score a batch of responses.
 
@@ -50,8 +49,53 @@ class OpenReward(Protocol):
             RewardFailed: There is none for at least one of them.
         """
 
+    @abstractmethod
     def close(self) -> None:
         """Release what the reward holds: a process, or connections."""
+
+    def score_each(
+        self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]
+    ) -> "list[float | RewardFailed]":
+        """Score a batch of responses, so that one which cannot be scored takes no other with it.
+
+        If the batch fails and one of its responses may be at fault, each is scored alone, while :attr:`patience` lasts.
+
+        Args:
+            prompts: Conversations.
+            responses: A response to each of them.
+
+        Returns:
+            For each response a finite number, or why there is none.
+        """
+        try:
+            return list(self.score(prompts, responses))
+        except RewardFailed as error:
+            failure = error
+        if len(responses) == 1 or not failure.is_of_content:
+            return [failure] * len(responses)
+        end = time.monotonic() + self.patience
+        results: list[float | RewardFailed] = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            if time.monotonic() >= end:
+                failure = RewardFailed(f"{failure}; no time was left to score others alone", is_of_content=False)
+                break
+            try:
+                results.append(self.score_alone(prompt, response))
+            except RewardFailed as error:
+                results.append(error)
+                failure = error
+                if not error.is_of_content:  # it is down, so it would fail at the others too
+                    break
+        return results + [failure] * (len(responses) - len(results))
+
+    def score_alone(self, prompt: Sequence[Message], response: str) -> float:
+        """Score one response of a batch that failed.
+
+        Raises:
+            RewardFailed: It cannot be scored.
+        """
+        (score,) = self.score([prompt], [response])
+        return score
 
 
 def check_scores(name: str, scores: object, count: int, sign: float) -> list[float]:

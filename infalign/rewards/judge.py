@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
 
-from infalign.rewards.base import RewardFailed, check_scores, sign_of
+from infalign.rewards.base import OpenReward, RewardFailed, check_scores, sign_of
 from infalign.rewards.records import JudgeReward
 from infalign.rewards.rubric import expected_score_of_tokens, fill_rubric
 from infalign.rewards.service import make_client, post
@@ -18,7 +18,7 @@ ALTERNATIVES = 20
 """Likeliest tokens that are asked for, the most that OpenAI's API gives."""
 
 
-class Judge:
+class Judge(OpenReward):
     """A judge that is ready to score.
 
     Args:
@@ -31,10 +31,6 @@ class Judge:
 
     def __init__(self, name: str, record: JudgeReward) -> None:
         self.batch = 4 * record.concurrency
-        self.tokens = 0
-        """Tokens that the judge has read and written, as the server counts them."""
-        self.cached_tokens = 0
-        """Tokens of these that its prefix cache had. vLLM says so with ``--enable-prompt-tokens-details``."""
         self._name, self._record = f"the judge of the reward {name}", record
         self._client = make_client(record)
         self._threads = ThreadPoolExecutor(record.concurrency, "reward-judge")

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from infalign.errors import InvalidValue
-from infalign.rewards.base import RewardFailed, check_scores, sign_of
+from infalign.rewards.base import OpenReward, RewardFailed, check_scores, sign_of
 from infalign.rewards.records import JudgeReward, ServiceReward
 from infalign.rewards.rubric import write_conversation
 from infalign.templates import Message
@@ -19,7 +19,7 @@ CONNECTIONS = 16
 """Requests at a time, where a protocol takes one response per request."""
 
 
-class Service:
+class Service(OpenReward):
     """A scoring service that is ready to score.
 
     Args:
@@ -29,8 +29,6 @@ class Service:
     Raises:
         InvalidValue: The environment variable of the API key is not set.
     """
-
-    tokens = cached_tokens = 0
 
     def __init__(self, name: str, record: ServiceReward) -> None:
         self._single = record.protocol in ("classify", "pooling")  # vLLM takes one conversation per request

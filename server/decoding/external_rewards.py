@@ -88,31 +88,28 @@ class ExternalReward(TriedReward[Pair]):
         prompts, responses = [entry.prompt for entry in batch], [entry.response for entry in batch]
         loop = asyncio.get_running_loop()
         tokens, cached_tokens = self._reward.tokens, self._reward.cached_tokens
+        results: Sequence[float | Exception]
         try:
-            rewards = await loop.run_in_executor(self._thread, self._reward.score, prompts, responses)
-        except RewardFailed as error:
-            if error.is_of_content and len(batch) > 1:
-                # Perhaps one response is at fault. The candidates of other requests must not fail with it.
-                for entry in batch:
-                    await self._score_batch([entry])
-                return
-            self.is_tried = self.is_tried and error.is_of_content
-            failure: Exception = RequestFailed(str(error))
+            results = await loop.run_in_executor(self._thread, self._reward.score_each, prompts, responses)
         except Exception as error:  # whatever it is, nobody may wait for ever
             log.exception("the reward %s failed", self.name)
             failure = RequestFailed(f"the reward {self.name} failed ({type(error).__name__})", internal=True)
-        else:
-            for entry, reward in zip(batch, rewards, strict=True):
-                if not entry.result.done():
-                    entry.result.set_result(reward)
-            return
+            results = [failure] * len(batch)
         finally:
             self._tokens.inc(self._reward.tokens - tokens)
             self._cached_tokens.inc(self._reward.cached_tokens - cached_tokens)
-        self._failures.inc(len(batch))
-        for entry in batch:
-            if not entry.result.done():
-                entry.result.set_exception(failure)
+        for entry, result in zip(batch, results, strict=True):
+            if isinstance(result, RewardFailed):
+                self.is_tried = self.is_tried and result.is_of_content
+                result = RequestFailed(str(result))
+            if isinstance(result, Exception):
+                self._failures.inc()
+            if entry.result.done():
+                continue
+            if isinstance(result, Exception):
+                entry.result.set_exception(result)
+            else:
+                entry.result.set_result(result)
 
 
 def external_rewards(bundle: Bundle, rewards: Mapping[str, OpenReward], metrics: Metrics) -> dict[str, ExternalReward]:

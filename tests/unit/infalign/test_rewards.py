@@ -88,6 +88,52 @@ def test_a_function_that_hangs_is_killed_and_scores_again() -> None:
         assert score(reward, "on") == [1.0]
 
 
+def test_a_response_that_hangs_takes_no_other_of_its_batch_with_it() -> None:
+    with opened(function("hang", seconds=8)) as reward:  # a quarter of it alone: enough for any but the one that hangs
+        prompts, responses = [PROMPT] * 4, ["a", "hang", "b", "c"]
+        first, hung, *others = reward.score_each(prompts, responses)
+    assert [first, *others] == [1.0, 1.0, 1.0]
+    assert isinstance(hung, RewardFailed)
+    assert (str(hung), hung.is_of_content) == (
+        "the function of the reward it took more than 2 s for 1 response",
+        True,
+    )
+
+
+def test_trying_responses_alone_is_given_up_after_a_while() -> None:
+    with opened(function("hang", seconds=0.4)) as reward:
+        reward.patience = 0.05
+        results = reward.score_each([PROMPT] * 3, ["hang", "a", "b"])
+    assert [type(result) for result in results] == [RewardFailed] * 3
+    assert "took more than 0.1 s for 1 response" in str(results[0])
+    assert str(results[2]).endswith("no time was left to score others alone")
+    assert not results[2].is_of_content  # type: ignore[union-attr]
+
+
+class Down(OpenReward):
+    """Blames a batch, and is down from its second single call on."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def score(self, prompts: Any, responses: Any) -> list[float]:
+        self.calls.append(list(responses))
+        if len(self.calls) != 2:
+            raise RewardFailed("it failed", is_of_content=len(responses) > 1)
+        return [1.0]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_a_reward_that_goes_down_is_not_asked_for_each_response() -> None:
+    reward = Down()
+    scored, *failed = reward.score_each([PROMPT] * 4, ["a", "b", "c", "d"])
+    assert scored == 1.0
+    assert [str(failure) for failure in failed] == ["it failed"] * 3
+    assert reward.calls == [["a", "b", "c", "d"], ["a"], ["b"]]
+
+
 def test_a_function_that_ends_its_process_fails_and_scores_again() -> None:
     with opened(function("leave")) as reward:
         with pytest.raises(RewardFailed, match="ended its process"):

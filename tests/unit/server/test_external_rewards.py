@@ -12,7 +12,7 @@ import pytest
 
 from infalign import CalibrationTable
 from infalign.reproduction import Reproduction, RewardExample
-from infalign.rewards import RewardFailed
+from infalign.rewards import OpenReward, RewardFailed
 from infalign.templates import Message
 from server.app import ServedBundle, create_app
 from server.decoding.external_rewards import ExternalReward
@@ -27,20 +27,10 @@ pytestmark = pytest.mark.anyio
 PROMPT = [{"role": "user", "content": "why"}]
 
 
-class Scorer:
+class Scorer(OpenReward):
     """Gives the last digit, and fails at a response that says so, or altogether."""
 
     batch = 4
-
-    @property
-    def tokens(self) -> int:
-        """Ten for each batch, as if it were a judge."""
-        return 10 * len(self.batches)
-
-    @property
-    def cached_tokens(self) -> int:
-        """Four of them."""
-        return 4 * len(self.batches)
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -52,6 +42,7 @@ class Scorer:
 
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[float]:
         self.batches.append(list(responses))
+        self.tokens, self.cached_tokens = self.tokens + 10, self.cached_tokens + 4  # as if it were a judge
         assert self.gate.wait(10)
         if self.fault:
             raise self.fault
