@@ -91,6 +91,38 @@ class Bar(tqdm):  # type: ignore[type-arg]  # tqdm has no type parameters when i
         return super().update(n)
 
 
+class Finished:
+    """What vLLM takes for a progress bar of its own. It advances another bar when responses are finished.
+
+    Args:
+        bar: The bar that is advanced.
+        options: What vLLM's bar would show.
+    """
+
+    def __init__(self, bar: Bar, **options: Any) -> None:
+        self._bar, self.n, self.postfix = bar, 0, ""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """The state of the bar, of which vLLM reads the time."""
+        return {"elapsed": max(self._bar.format_dict["elapsed"], 1e-3)}
+
+    def update(self, n: int) -> None:
+        """Advance the bar by ``n`` responses.
+
+        Raises:
+            KeyboardInterrupt: An interrupt came and something dropped it.
+        """
+        self.n += n
+        self._bar.update(n)
+
+    def refresh(self) -> None:
+        """Do nothing. The bar that is advanced shows itself."""
+
+    def close(self) -> None:
+        """Do nothing. The bar goes on with the next prompts."""
+
+
 def make_bar(stage: str, total: int, initial: int = 0) -> Bar:
     """Make a progress bar.
 

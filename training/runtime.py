@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infalign.errors import InvalidValue
+from infalign.quiet import keep_libraries_quiet
 from training import processes
 from training.machine import has_gpu, keep_freed_memory
 from training.memory import Pass, fit_sequences
@@ -29,6 +30,7 @@ def prepare_process(report_to: Sequence[str] = (), from_hub: bool = False) -> No
     Raises:
         InvalidValue: The package of a service is not installed.
     """
+    keep_libraries_quiet()
     keep_freed_memory(True)
     for service in report_to:
         if find_spec(service) is None:

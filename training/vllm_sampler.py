@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
@@ -16,8 +17,9 @@ from infalign.errors import EngineFailed, one_line
 from infalign.files import adapter_rank
 from infalign.imports import quick_imports
 from infalign.manifest import SamplingLaw
+from infalign.quiet import keep_libraries_quiet
 from infalign.templates import Message, render_prompt, tokenise
-from training.progress import make_bar
+from training.progress import Finished, make_bar
 
 PROMPTS_AT_ONCE, CPU_KV_CACHE, CPU_SEQUENCES, CPU_BLOCK = 64, 512 << 20, 256, 32
 """Prompts drawn at a time, and sizes of the engine on a CPU: cache in bytes, sequences, tokens of a block."""
@@ -61,7 +63,7 @@ class VllmSampler:
         Raises:
             EngineFailed: The engine did not start.
         """
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        keep_libraries_quiet()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # seeds reach the worker, and nothing is left over
         with quick_imports():
             from vllm import LLM
@@ -126,7 +128,7 @@ class VllmSampler:
         with make_bar(stage, len(prompts)) as progress:
             for start in range(0, len(groups), PROMPTS_AT_ONCE):
                 batch = groups[start : start + PROMPTS_AT_ONCE]
-                outputs = self.engine.generate(
+                self.engine.enqueue(
                     [
                         TokensPrompt(prompt_token_ids=tokenise(self.tokenizer, render_prompt(self.tokenizer, messages)))
                         for messages, _ in batch
@@ -147,9 +149,9 @@ class VllmSampler:
                     use_tqdm=False,
                     lora_request=self.adapter,
                 )
+                outputs = self.engine.wait_for_completion(use_tqdm=partial(Finished, progress))
                 for output in outputs:
                     responses += [_tokens(response) for response in output.outputs]
-                progress.update(sum(count for _, count in batch))
         return responses
 
     def next_logprobs(self, texts: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[list[float]]:

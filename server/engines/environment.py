@@ -3,6 +3,7 @@
 import logging
 import os
 
+from infalign.quiet import keep_libraries_quiet
 from server.engines.engine import SERVER_PID
 
 
@@ -19,12 +20,8 @@ def log_through_root() -> None:
 def prepare_environment() -> None:
     """Set environment variables for vLLM's processes, except those that the operator has set."""
     os.environ[SERVER_PID] = str(os.getpid())
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    keep_libraries_quiet()
     # How many outputs vLLM handles before it yields to the event loop. Its default of 128 blocks the loop for long.
     os.environ.setdefault("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "16")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("TORCH_LOGS", "-torch._library.triton")  # it warns on CPU that Triton is missing
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of CUDA graphs would become lines of the log
