@@ -76,6 +76,10 @@ class ReferenceJudge:
 
         Raises:
             RewardFailed: None of the tokens has any probability, or a log-probability is not a number.
+
+        Examples:
+            >>> round(ReferenceJudge(None, (7, 8), (1.0, 5.0)).score([-0.5, -0.5]), 6)
+            3.0
         """
         if max(logprobs) == -math.inf:
             raise RewardFailed("the reference as a judge gives none of its scores any probability")

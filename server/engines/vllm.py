@@ -1,7 +1,7 @@
 """Engines that run vLLM on this machine: an AsyncLLM for the policy and one for each reward model.
 
 The reference is the policy's engine without an adapter. If the policy is not an adapter, the reference is another
-AsyncLLM, launched when it is first needed.
+AsyncLLM, launched when it is first needed, or with the others if it is a judge.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """Models that exist, served without training: `infalign bundle`, `calibrate` and `serve --policy`, through vLLM."""
 
 import json
+import re
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_rewards_of_every_kind_are_calibrated_and_served(bundle: Bundle, tmp_pat
         done = run("bundle", "--policy", str(bundle.reference), *options)
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"{made}\n"
+        assert not re.search(r"[Ww]arning|WARN|\[?W\d{4} ", done.stderr), "what libraries write is of no use here"
         service = next(name for name in read_bundle(made).calibration.model_names if name.endswith("words"))
 
         refused = run("evaluate", str(made))
@@ -62,11 +64,13 @@ def test_rewards_of_every_kind_are_calibrated_and_served(bundle: Bundle, tmp_pat
 
         store = str(tmp_path / "calibrations.db")
         with launched(tmp_path / "log", str(made), "--calibration-store", store, "--trust-rewards") as running:
-            fields = {"calibrate": True, "return_candidates": True}
+            fields = {"calibrate": True, "return_candidates": True, "logprobs": 3}
             answer = httpx.post(f"{running.url}/v1/best-of-n", json=SLOW | fields, timeout=240).json()
             assert answer["calibration"] == {"scope": "prompt", "samples": 8}
             for candidate in answer["candidates"]:
-                scores = candidate["rewards"]
+                scores, tops = candidate["rewards"], [token["top"] for token in candidate["logprobs"]]
+                assert {len(top) for top in tops} == {3}, "though others are judged in the same steps"
+                assert min(logprob for top in tops for _, logprob in top) > -9999
                 assert set(scores) == {"reward", "two", "reference", "reference-judge", "length", service}
                 assert scores["two"] == pytest.approx(scores["reward"], abs=1e-4)
                 assert scores["length"] == len(candidate["text"])
