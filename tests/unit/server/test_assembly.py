@@ -1,27 +1,46 @@
-"""What a bundle is made of is loaded without running code that comes with it."""
+"""Which engines a bundle gets whose reference is a judge."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from infalign.errors import InvalidValue
-from server.assembly import load_tokenizer
-from training.tokenizer import train_tokenizer
+from infalign import InvalidValue
+from infalign.rewards import ReferenceJudgeReward, save_reward
+from server import assembly
+from server.settings import Settings
+from tests.fakes import CharacterTokenizer, fake_served
 
 
-def test_a_tokenizer_with_code_of_its_own_is_refused_without_a_question(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_tokenizer(["why and how"], 300).save_pretrained(tmp_path)
-    assert load_tokenizer(tmp_path)("why")["input_ids"]
-    config = tmp_path / "tokenizer_config.json"
-    own = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
-    config.write_text(json.dumps(json.loads(config.read_text()) | own))
-    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    capsys.readouterr()
-    with pytest.raises(InvalidValue, match="accepted: a tokenizer that needs no code of its own") as refused:
-        load_tokenizer(tmp_path)
-    assert "\n" not in str(refused.value)
-    assert capsys.readouterr() == ("", "")
-    assert not (tmp_path / "ran").exists()
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bundle whose reference is its only reward, and whose policy is a whole model."""
+    for name in ("policy", "reference"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"max_position_embeddings": 64}')
+    save_reward(ReferenceJudgeReward(rubric="{response}?", scores={"1": 1.0, "2": 2.0}), tmp_path / "reward")
+    monkeypatch.setattr(assembly, "load_tokenizer", lambda _: CharacterTokenizer())
+    return replace(fake_served().bundle, path=tmp_path)
+
+
+def test_the_reference_judges_without_trust_and_without_an_engine_of_its_own(bundle: Any) -> None:
+    engines, served = assembly.assemble(bundle, Settings())
+    assert (list(served.judges), list(served.tokenizers[1]), dict(served.rewards)) == (["reward"], ["reward"], {})
+    assert served.judges["reward"].tokens == (ord("1"), ord("2"))
+    inner: Any = engines
+    assert inner._engines._reference_judges
+    assert inner._engines._plan.rewards == ()
+
+
+def test_servers_elsewhere_must_have_the_reference(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = {"policy_urls": ("http://policy",)}
+    with pytest.raises(InvalidValue, match=r"--reference-urls: got None, .*the reference, which is a judge"):
+        assembly.assemble(bundle, Settings(**urls))
+    assembly.assemble(bundle, Settings(**urls, reference_urls=("http://reference",)))
+    remote: Any
+    remote, _ = assembly.assemble(bundle, Settings(**urls), reference=True)
+    assert remote._reference == "fake-reference"
+    monkeypatch.setattr(type(bundle.policy()), "is_reference", True)
+    remote, _ = assembly.assemble(bundle, Settings(**urls))
+    assert remote._reference == "fake", "the policy is its own reference"

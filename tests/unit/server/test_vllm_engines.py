@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ class FakeLLM:
     """What is asked of an AsyncLLM."""
 
     def __init__(self, alive: bool = True, on_shutdown: Callable[[], object] = lambda: None) -> None:
+        self.model_config = SimpleNamespace(max_model_len=64)
         self.errored, self.alive, self.on_shutdown = False, alive, on_shutdown
         self.signs = 0
         self.shutdowns: list[float | None] = []
@@ -235,3 +237,29 @@ async def test_a_start_that_hangs_is_killed_when_it_is_given_up(
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(starting, SOON)
     assert killed.is_set()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_reference_starts_with_the_others_if_it_judges(
+    engines: VllmEngines, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    llms = {role: FakeLLM() for role in ("policy", "one", "another", "reference")}
+
+    def launch(role: str) -> Any:
+        if fails and role == "reference":
+            raise MemoryError("too little")
+        return Engine(role, llms[role], SOON)
+
+    monkeypatch.setattr("vllm.utils.gc_utils.freeze_gc_heap", lambda: None)
+    monkeypatch.setattr(Plan, "prepare", lambda *_: launches(launch))
+    monkeypatch.setattr(VllmEngines, "_launch_reference", lambda *_: launch("reference"))
+    engines._reference_judges = True
+    if fails:
+        with pytest.raises(EnginesDown, match=r"the reference did not start .*too little"):
+            await engines.start()
+        assert [len(llms[role].shutdowns) for role in ("policy", "one", "another")] == [1, 1, 1]
+    else:
+        await engines.start()
+        assert engines._reference is not None
+        assert engines._reference.engine.role == "reference"
+        await asyncio.to_thread(engines.stop)
