@@ -49,15 +49,15 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
         from server.engines.remote import RemoteEngines
 
         context = min(map(context_length, (policy_path, *reward_paths.values())))
-        own = [name for name in policies if reference or bundle.policies[name].is_reference]
-        if judges and not own and not adapters and not settings.reference_urls:
+        are_reference = [name for name in policies if reference or bundle.policies[name].is_reference]
+        if judges and not are_reference and not adapters and not settings.reference_urls:
             raise InvalidValue("--reference-urls", None, "servers of the reference, which is a judge of the bundle")
         engines = RemoteEngines(
             settings,
             tuple(policies),
             {name: score_values(path) for name, path in reward_paths.items()},
             context,
-            own[0] if own else None,
+            next(iter(are_reference), None),
             bool(adapters),
             trials,
         )
