@@ -7,9 +7,9 @@ from random import Random
 
 import numpy as np
 import pytest
-import real
 import reweighted
 
+from experiments.real import measures, report, tasks
 from infalign import BestOfN, Calibration, Standard, WorstOfN
 
 
@@ -45,14 +45,14 @@ def test_reweighted_draws_win_as_theory_says() -> None:
 
 def pool_rows(systems: int) -> list[dict[str, object]]:
     answers = [{"model": f"system {k:02}", "text": f"answer {k}", "score": 10.0**-k} for k in range(systems)]
-    deceiver = {"model": real.DECEIVERS[0], "text": "pick me", "score": 1.0}
+    deceiver = {"model": tasks.DECEIVERS[0], "text": "pick me", "score": 1.0}
     return [{"prompt": f"question {number}", "responses": [*answers, deceiver]} for number in range(3)]
 
 
 def test_comparisons_of_a_pool_are_clear_and_their_halves_share_no_system(tmp_path: Path) -> None:
     file = tmp_path / "pool.jsonl"
     file.write_text("\n".join(map(json.dumps, pool_rows(5))))
-    comparisons = list(real.read_pools(file, Random(0)))
+    comparisons = list(tasks.read_pools(file, Random(0)))
     texts = [{text for c in comparisons if c.half == half for text in (c.chosen, c.rejected)} for half in (0, 1)]
     assert texts == [{"answer 0", "answer 2", "answer 4"}, {"answer 1", "answer 3"}]
     for comparison in comparisons:
@@ -67,7 +67,7 @@ def test_prompts_of_transcripts_alternate_between_the_halves(tmp_path: Path) -> 
         for number in range(6)
     ]
     file.write_text("\n".join(map(json.dumps, sides)))
-    comparisons = list(real.read_transcripts(file, Random(0)))
+    comparisons = list(tasks.read_transcripts(file, Random(0)))
     assert [c.half for c in comparisons] == [0, 1, 0, 1, 0, 1]
     assert {(c.chosen, c.rejected) for c in comparisons} == {("chosen", "rejected")}
 
@@ -75,16 +75,16 @@ def test_prompts_of_transcripts_alternate_between_the_halves(tmp_path: Path) -> 
 def test_agreement_is_the_share_of_pairs_in_the_same_order() -> None:
     rewards = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
     judged = np.array([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0]])
-    assert real.compute_agreement(rewards, judged).value == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert measures.compute_agreement(rewards, judged).value == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
 def test_a_policy_like_the_reference_gains_nothing() -> None:
     rng = np.random.default_rng(0)
-    names = ["", *(method.name for method in real.METHODS)]
+    names = ["", *(method.name for method in tasks.METHODS)]
     drawn = {name: {"rewards": rng.normal(size=(40, 16)), "judged": rng.normal(size=(40, 16))} for name in names}
     for name in names:
         drawn[name] |= {"kl": np.full(40, 0.5), "tokens": np.array(10.0), "solved": {"beta": 1.0}}
-    compared = real.compare(real.TASKS[0], drawn, 32)
+    compared = report.compare(tasks.TASKS[0], drawn, 32)
     for method in compared["methods"].values():
         for what in ("wins", "judged"):
             assert method[what]["worst-of-4"].value == pytest.approx(0.5, abs=0.08)
@@ -95,8 +95,8 @@ def test_a_policy_like_the_reference_gains_nothing() -> None:
 
 
 def test_the_page_has_the_tables_of_the_figures() -> None:
-    results = Path(real.__file__).parents[1] / "docs" / "results"
-    tables = real.write_tables(json.loads((results / "real.json").read_text(encoding="utf-8")))
+    results = Path(__file__).parents[2] / "docs" / "results"
+    tables = report.write_tables(json.loads((results / "real.json").read_text(encoding="utf-8")))
     page = (results / "real.md").read_text(encoding="utf-8")
     for table in tables.split("\n\n"):
         assert table.strip() in page
