@@ -11,7 +11,10 @@ SERVED = tuple(
     for name in ("calibrations", "clients", "engine_refusals", "loadtest", "readme", "remote", "serving", "turns")
 )
 """Files that share one server. One process runs them all, so that it is started once."""
-FIRST = (*SERVED, *(f"{INTEGRATION}/test_{name}.py" for name in ("training", "models", "engine_faults", "faults")))
+FIRST = (
+    *SERVED,
+    *(f"{INTEGRATION}/test_{name}.py" for name in ("training", "kinds", "models", "engine_faults", "faults")),
+)
 """Files that take longest. They come first, so that two processes end together."""
 
 

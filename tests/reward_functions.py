@@ -13,6 +13,11 @@ def length(prompts: list[list[dict[str, str]]], responses: list[str]) -> list[in
     return [len(response) for response in responses]
 
 
+def spread(prompts: list[list[dict[str, str]]], responses: list[str]) -> list[float]:
+    """A number that differs between most responses."""
+    return [sum(map(ord, response)) % 97 / 97 for response in responses]
+
+
 def last_digit(prompts: list[list[dict[str, str]]], responses: list[str]) -> Any:
     """The last character as a number; raises if it is none."""
     return np.array([float(response[-1]) for response in responses])

@@ -18,6 +18,7 @@ from server.options import option_name
 from server.settings import Settings
 from tools.http_reference import write_errors, write_http
 from tools.markdown import Schema, cell, default, page, prose, slug, table, take_notes, values
+from tools.reward_kinds import write_reward_kinds
 from training.configs import SHIPPED
 from training.identity import IMMATERIAL
 
@@ -215,6 +216,7 @@ PAGES = {
     "config.md": write_config,
     "http.md": write_http,
     "errors.md": write_errors,
+    "reward-kinds.md": write_reward_kinds,
     "python.md": write_python,
 }
 """The pages that are generated, and what writes each."""

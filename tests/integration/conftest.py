@@ -2,7 +2,9 @@
 
 import os
 import re
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +20,19 @@ from infalign import Bundle, read_bundle
 from tests.training_runs import INFALIGN, command, environment
 
 READY_WITHIN = 300  # a bound against hanging, not a claim of speed
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+ON_CPU = (
+    *("--dtype", "float32", "--max-num-seqs", "64", "--max-num-batched-tokens", "4096"),
+    *("--gpu-memory-utilization", "0.05", "--kv-cache-memory-bytes", str(256 << 20)),
+    *("--distributed-executor-backend", "uni", "--enforce-eager", "--no-enable-chunked-prefill"),
+)
+"""What the server gives its own engines (server/engines/vllm.py)."""
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +136,27 @@ def serving(log: Path, *arguments: str) -> Iterator[str]:
     """URL of the same."""
     with launched(log, *arguments) as running:
         yield running.url
+
+
+@contextmanager
+def vllm(log: Path, model: Path, *more: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A vLLM server of ``model``, which need not be ready yet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *ON_CPU, *more]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env=os.environ | ENVIRONMENT,
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 def wait_until_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:

@@ -1,12 +1,7 @@
 """`infalign serve` on real vLLM servers: the same answers as with engines of its own."""
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +11,10 @@ import pytest
 
 from infalign import Bundle
 from server.engines import NextToken, wire
-from tests.integration.conftest import serving, wait_until
+from tests.integration.conftest import serving, vllm, wait_until
+from tests.kinds import cells
 from training.models import load_causal
 from training.reference_judge import next_logprobs
-
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
-ON_CPU = (
-    *("--dtype", "float32", "--max-num-seqs", "64", "--max-num-batched-tokens", "4096"),
-    *("--gpu-memory-utilization", "0.05", "--kv-cache-memory-bytes", str(256 << 20)),
-    *("--distributed-executor-backend", "uni", "--enforce-eager", "--no-enable-chunked-prefill"),
-)
-"""What the server gives its own engines (server/engines/vllm.py)."""
-
-
-@contextmanager
-def vllm(log: Path, model: Path, *more: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """A vLLM server of ``model``, which need not be ready yet."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *ON_CPU, *more]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            env=os.environ | ENVIRONMENT,
-            stdout=output,
-            stderr=output,
-        )
-        try:
-            yield f"http://127.0.0.1:{port}", process
-        finally:
-            process.terminate()
-            process.wait(60)
-
 
 ASKED = [{"role": "user", "content": "My bicycle has weak brakes. What should I do?"}]
 
@@ -101,6 +61,7 @@ def difficult_answers(url: str) -> list[Any]:
     return found
 
 
+@cells("remote", kinds=("classifier",))
 def test_remote_engines_answer_as_those_in_process_do(bundle: Bundle, server: str, tmp_path: Path) -> None:
     policy = vllm(tmp_path / "policy", bundle.policy().directory, "--generation-config", "vllm")
     reward = vllm(tmp_path / "reward", bundle.reward_model, "--runner", "pooling")
