@@ -24,8 +24,8 @@ OPTIONS = (
         "rewards",
         multiple=True,
         metavar="REWARD",
-        help="What says how good an answer is: a classifier MODEL (MODEL#LABEL for one of its outputs), judge:reference, "
-        "judge:MODEL, judge:URL#MODEL, function:MODULE:FUNCTION, or service:URL; again for more.",
+        help="What says how good an answer is: a classifier MODEL (MODEL#LABEL for one of its outputs), "
+        "judge:reference, judge:MODEL, judge:URL#MODEL, function:MODULE:FUNCTION, or service:URL; again for more.",
     ),
     click.option("--harm", "harms", multiple=True, metavar="REWARD", help="The same, where a high score means worse."),
     click.option(
