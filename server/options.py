@@ -51,6 +51,8 @@ def _form(annotation: Any) -> dict[str, Any]:
         return {"is_flag": True}
     if get_origin(annotation) is Mapping:
         return {"multiple": True, "type": Whole(), "metavar": "KEY=VALUE"}
+    if get_origin(annotation) is tuple:
+        return {"multiple": True, "type": Whole(), "metavar": "TEXT"}
     return {"metavar": _metavar(annotation)}
 
 

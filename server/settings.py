@@ -44,8 +44,10 @@ def _check_origin(text: str) -> str:
 
 
 def _split_commas(value: Any) -> Any:
-    """Split a text at its commas."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    """Split a text, or each of several, at its commas."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    is_text = all(isinstance(text, str) for text in texts)
+    return [part.strip() for text in texts for part in text.split(",")] if is_text else value
 
 
 def _read_engine_values(value: Any) -> Any:

@@ -113,9 +113,9 @@ def write_serve_options() -> str:
     parts = [
         "# Server options",
         "These are the options of `infalign serve`. Each of them can be set in the environment instead; if both are "
-        "given, the command line wins. Commas separate the entries of a list. What takes `KEY=VALUE` may be repeated, "
-        "and is a YAML mapping in the environment ([Engine settings](../guides/engines.md)). There are no other "
-        "settings: everything else is part of the bundle.",
+        "given, the command line wins. Commas separate the entries of a list, and its option may be repeated. So may "
+        "what takes `KEY=VALUE`, which is a YAML mapping in the environment ([Engine settings](../guides/engines.md)). "
+        "There are no other settings: everything else is part of the bundle.",
     ]
     for topic, names in TOPICS.items():
         rows = []

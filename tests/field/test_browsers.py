@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import pytest
 
 from infalign.errors import InvalidValue
 from server.app import create_app
-from server.options import parse_settings
+from server.options import parse_settings, settings_options
 from server.settings import Settings
 from tests.asgi import request
 from tests.bad_requests import CHAT, TEXT
@@ -134,6 +135,16 @@ def test_origins_are_checked_at_the_start(origins: str, keys: bool, accepted: bo
     else:
         with pytest.raises(InvalidValue, match="--cors-origins"):
             parse_settings(given)
+
+
+def test_a_list_may_be_given_in_several_options() -> None:
+    """Only the last of them would count, in silence."""
+    origins = ("https://a.example,https://b.example", "https://c.example")
+    given: list[str] = [part for origin in origins for part in ("--cors-origins", origin)]
+    seen: list[Settings] = []
+    command = click.Command("serve", callback=lambda **values: seen.append(parse_settings(values)))
+    settings_options(command).main(given, standalone_mode=False)
+    assert seen[0].cors_origins == ("https://a.example", "https://b.example", "https://c.example")
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/health", "/v1/models", "/v1/nothing", TEXT])
