@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from infalign.bundling import NewPolicy, join_bundles, write_bundle
     from infalign.calibration import Calibration, CompressedCalibration, Estimator
     from infalign.combination import Combination
+    from infalign.cost import Cost
     from infalign.errors import BundleError, InfAlignError, InvalidValue, NotConverged
     from infalign.estimators import Estimate, over_prompts
     from infalign.frontier import Point, point
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from infalign.parsing import parse_procedure, parse_transformation
     from infalign.poisson import BestOfPoisson
     from infalign.policies import AnchoredPolicies, Policy, beta_for_kl
+    from infalign.pooling import PooledQuantiles
     from infalign.procedures import BestOfN, FixedN, Procedure, Standard, WorstOfN
-    from infalign.stopping import Cost, Fixed, StoppingRule, Target
+    from infalign.stopping import Fixed, StoppingRule, Target
     from infalign.table import CalibrationTable
     from infalign.transformation import Transformation
     from infalign.transforms import Exponential, Gaussian, Identity, Log
@@ -32,6 +34,7 @@ _HOMES = {
     "bundling": ("NewPolicy", "join_bundles", "write_bundle"),
     "calibration": ("Calibration", "CompressedCalibration", "Estimator"),
     "combination": ("Combination",),
+    "cost": ("Cost",),
     "errors": ("BundleError", "InfAlignError", "InvalidValue", "NotConverged"),
     "estimators": ("Estimate", "over_prompts"),
     "frontier": ("Point", "point"),
@@ -41,8 +44,9 @@ _HOMES = {
     "parsing": ("parse_procedure", "parse_transformation"),
     "poisson": ("BestOfPoisson",),
     "policies": ("AnchoredPolicies", "Policy", "beta_for_kl"),
+    "pooling": ("PooledQuantiles",),
     "procedures": ("BestOfN", "FixedN", "Procedure", "Standard", "WorstOfN"),
-    "stopping": ("Cost", "Fixed", "StoppingRule", "Target"),
+    "stopping": ("Fixed", "StoppingRule", "Target"),
     "table": ("CalibrationTable",),
     "transformation": ("Transformation",),
     "transforms": ("Exponential", "Gaussian", "Identity", "Log"),
@@ -76,6 +80,7 @@ __all__ = [
     "Optimal",
     "Point",
     "Policy",
+    "PooledQuantiles",
     "Procedure",
     "Standard",
     "StoppingRule",

@@ -3,23 +3,23 @@
 A rule draws at most ``procedure.n`` candidates. It stops as soon as the best candidate so far (the worst, for
 worst-of-n) is good enough. Every rule is a threshold on the quantile of that candidate, which is either exact or
 estimated from its rank among K anchors. So the expected number of draws and the expected quantile have closed forms.
-The cost rule is Weitzman's (1979), brought to the rewards of language models by Kalayci et al. (arXiv 2510.01394).
+Candidates are drawn one by one, or in waves (:mod:`infalign.waves`).
 """
 
-import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betaincinv, betaln
+from scipy.special import betainc, betaincinv
 
 from infalign.arrays import Floats
 from infalign.calibration import Calibration
 from infalign.errors import InvalidValue
 from infalign.procedures import BestOfN, FixedN, WorstOfN
+from infalign.waves import anchor_moments, cut_waves, expect, wave_size
 
 
 class Expectation(NamedTuple):
@@ -85,46 +85,95 @@ class StoppingRule(ABC):
         Raises:
             InvalidValue: A reward is NaN or infinite.
         """
+        return np.size(rewards) >= self.procedure.n or self.reaches(rewards, calibration)
+
+    def reaches(self, rewards: ArrayLike, calibration: Calibration) -> bool:
+        """Decide if one of the candidates so far is good enough, whatever their number.
+
+        Args:
+            rewards: Rewards of the candidates drawn so far.
+            calibration: Calibration of the prompt.
+
+        Raises:
+            InvalidValue: A reward is NaN or infinite.
+        """
         ranks = calibration.rank(rewards)
-        if ranks.size >= self.procedure.n:
-            return True
-        good = ranks if isinstance(self.procedure, BestOfN) else calibration.samples - ranks
+        good = ranks if self._selects_best else calibration.samples - ranks
         return bool(np.any(good >= self.rank_threshold(calibration.samples)))
 
-    def expectation(self, samples: int | None = None) -> Expectation:
+    def stop_quantile(self, calibration: Calibration) -> float | None:
+        """Compute the estimated quantile at which the rule stops.
+
+        Args:
+            calibration: Calibration of the prompt.
+
+        Returns:
+            The lowest quantile that is good enough (the highest, for worst-of-n); None if no rank among K anchors is.
+        """
+        samples = calibration.samples
+        rank = self.rank_threshold(samples)
+        if rank > samples:
+            return None
+        return float(calibration.estimator.quantile(rank if self._selects_best else samples - rank, samples))
+
+    def waves(self, samples: int | None = None, law: Floats | None = None, least: int = 1) -> tuple[int, ...]:
+        """Compute the sizes of the waves to draw in.
+
+        A wave is as small as it can be while it reaches the threshold with probability 1/2. If no rank among the
+        anchors is good enough, there is one wave of all n.
+
+        Args:
+            samples: K, the number of anchors; None for exact calibration.
+            law: (K' + 1,) probability of each rank of one draw among K' anchors, such as
+                :func:`infalign.drift.rank_law`. By default that of the reference, whose ranks are equally likely.
+            least: The smallest size.
+
+        Returns:
+            Sizes that add up to n. All but the last are equal.
+
+        Examples:
+            >>> from infalign import BestOfN, Target
+            >>> Target(BestOfN(16), 0.9).waves()
+            (7, 7, 2)
+            >>> Target(BestOfN(16), 0.995).waves(samples=32)
+            (16,)
+        """
+        n = self.procedure.n
+        size = max(wave_size(self._chance(samples, law), n), least)
+        return cut_waves(n, size)
+
+    def _chance(self, samples: int | None, law: Floats | None) -> float:
+        """Compute the probability that one draw reaches the threshold."""
+        share = self.threshold if samples is None else self.rank_threshold(samples) / (samples + 1)
+        if law is None:
+            return 1 - share
+        below = np.concatenate([[0.0], np.cumsum(law if self._selects_best else law[::-1])])
+        return 1 - float(np.interp(share * law.size, np.arange(below.size), below))
+
+    def expectation(self, samples: int | None = None, waves: Sequence[int] | None = None) -> Expectation:
         """Compute the mean number of draws and the mean quantile of the selected candidate.
 
         Args:
             samples: K, the number of anchors; None for exact calibration.
+            waves: Sizes of the waves, which add up to n. By default the candidates are drawn one by one.
 
         Returns:
             Both means, for continuous rewards.
+
+        Raises:
+            InvalidValue: The sizes are not positive, or do not add up to n.
         """
         n = self.procedure.n
         if samples is None:
-            goodness, draws = _expectation(np.power(self.threshold, np.arange(n + 2.0)))
+            moments = np.power(self.threshold, np.arange(n + 2.0))
         else:
-            goodness, draws = _expectation(_moments(self.rank_threshold(samples), samples, n))
-        return Expectation(draws, goodness if isinstance(self.procedure, BestOfN) else 1 - goodness)
+            moments = anchor_moments(self.rank_threshold(samples), samples, n)
+        goodness, draws = expect(moments, [1] * n if waves is None else waves)
+        return Expectation(float(draws), float(goodness if self._selects_best else 1 - goodness))
 
-
-def _moments(rank: int, samples: int, n: int) -> Floats:
-    """Compute E τ^k for k = 0..n+1, where τ is the rank-th smallest of K anchors and has law Beta(r, K + 1 − r)."""
-    k = np.arange(n + 2.0)
-    if rank in (0, samples + 1):
-        return np.where(k == 0, 1.0, float(rank > 0))
-    return np.asarray(np.exp(betaln(rank + k, samples + 1 - rank) - betaln(rank, samples + 1 - rank)))
-
-
-def _expectation(moments: Floats) -> tuple[float, float]:
-    """Compute the expected quantile (1 being best) and draws from E τ^k, k = 0..n+1, for the threshold τ and cap n.
-
-    A rule makes Σ_{k<n} τ^k draws. If it stopped early, the best candidate is uniform above τ; otherwise it is the
-    largest of n below τ. The mean is (1 − τ^n)(1 + τ)/2 + τ^n · τ n/(n + 1).
-    """
-    n = moments.size - 2
-    best = (1 + moments[1] - moments[n] - moments[n + 1]) / 2 + moments[n + 1] * n / (n + 1)
-    return float(best), float(np.sum(moments[:n]))
+    @property
+    def _selects_best(self) -> bool:
+        return isinstance(self.procedure, BestOfN)
 
 
 @dataclass(frozen=True)
@@ -185,7 +234,7 @@ class Target(StoppingRule):
     @property
     def threshold(self) -> float:
         """The target, or 1 minus the target for worst-of-n."""
-        return self.quantile if isinstance(self.procedure, BestOfN) else 1 - self.quantile
+        return self.quantile if self._selects_best else 1 - self.quantile
 
     def rank_threshold(self, samples: int) -> int:
         """Compute the lowest rank whose estimate or bound reaches the target."""
@@ -194,51 +243,22 @@ class Target(StoppingRule):
             return int(np.sum(betaincinv(ranks + 0.5, samples - ranks + 0.5, 1 - self.level) < self.threshold))
         return int(np.sum((ranks + 0.5) / (samples + 1) < self.threshold))
 
+    def miss_probability(self, reward: float, calibration: Calibration) -> float:
+        """Compute the probability that the true quantile of a candidate misses the target.
 
-@dataclass(frozen=True)
-class Cost(StoppingRule):
-    """Stop where E[quantile] − ``cost`` · E[draws] is largest.
+        The posterior is Beta(r + ½, K − r + ½) for the rank r. It is that of a single draw. For a candidate at which
+        the rule has stopped it is an upper bound on average, because prompts with high anchors do not count less.
 
-    With exact quantiles, one more draw improves q by (1 − q)²/2 on average, so the threshold is 1 − √(2 cost) for any
-    cap. With K anchors, the rule stops at the best rank by the closed forms of :meth:`StoppingRule.expectation`.
-    (Looking one draw ahead through the posterior of q ignores that all draws meet the same anchors, and draws far too
-    many.)
+        Args:
+            reward: Reward of the candidate.
+            calibration: Calibration of the prompt.
 
-    Args:
-        procedure: Best-of-n or worst-of-n.
-        cost: Price of one draw in quantile, between 0 and 0.5.
+        Returns:
+            The probability, from 0 to 1.
 
-    Raises:
-        InvalidValue: An argument is out of range.
-
-    Examples:
-        >>> from infalign import BestOfN, Cost
-        >>> rule = Cost(BestOfN(64), 0.02)
-        >>> rule.threshold
-        0.8
-        >>> [round(mean, 3) for mean in rule.expectation()]
-        [5.0, 0.9]
-    """
-
-    cost: float
-
-    def __post_init__(self) -> None:
-        StoppingRule.__post_init__(self)
-        if not 0 < self.cost < 0.5:
-            raise InvalidValue("cost", self.cost, "a number between 0 and 0.5, in quantile per draw")
-
-    @property
-    def threshold(self) -> float:
-        """1 − √(2 cost)."""
-        return 1 - math.sqrt(2 * self.cost)
-
-    def rank_threshold(self, samples: int) -> int:
-        """Compute the rank with the largest E[quantile] − ``cost`` · E[draws]."""
-        return _cheapest(self.procedure.n, self.cost, samples)
-
-
-@lru_cache(maxsize=1024)
-def _cheapest(n: int, cost: float, samples: int) -> int:
-    ranks = range(samples + 2)
-    gains = [best - cost * draws for best, draws in (_expectation(_moments(rank, samples, n)) for rank in ranks)]
-    return int(np.argmax(gains))
+        Raises:
+            InvalidValue: The reward is NaN or infinite.
+        """
+        rank, samples = float(calibration.rank(reward)), calibration.samples
+        below = float(betainc(rank + 0.5, samples - rank + 0.5, self.quantile))
+        return below if self._selects_best else 1 - below

@@ -25,6 +25,7 @@ from training.identity import IMMATERIAL
 TOPICS = {
     "Address and callers": "host port keys cors_origins audit_log",
     "Requests": "max_n max_requests deadline drain max_body_kib max_header_kib max_connections idle_timeout",
+    "Adaptive N": "regret_share",
     "Reasoning and tools": "reasoning_parser tool_parser",
     "Engines": "max_sequences dtype compile block_size reward_step_tokens on_engine_failure engine_silence",
     "Engines by vLLM's names": "engines policy_engine reference_engine reward_engine",
@@ -38,12 +39,12 @@ TOPICS = {
 }
 """Topics of the options of ``infalign serve``, with the settings of each."""
 MODULES = {
-    "Calibration": "calibration table combination goodness",
+    "Calibration": "calibration table combination pooling goodness",
     "Procedures": "procedures poisson",
     "Transformations": "transformation transforms optimum",
     "Policies and win rates": "policies frontier",
     "Estimates from samples": "estimators",
-    "Stopping rules": "stopping",
+    "Stopping rules": "stopping cost",
     "Bundles": "bundle manifest bundling",
     "Procedures and transformations as text": "parsing",
     "Errors": "errors",

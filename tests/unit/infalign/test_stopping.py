@@ -90,6 +90,97 @@ def test_with_few_anchors_the_cost_rule_is_the_best_of_all_ranks(cost: float, n:
     assert gain(Fixed(BestOfN(n))) <= best + 1e-12
 
 
+def simulate_waves(
+    rule: StoppingRule, samples: int | None, waves: tuple[int, ...], prompts: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws and true quantile of the selected candidate of whole waves, with fresh anchors for every prompt."""
+    draws, quantiles = np.empty(prompts), np.empty(prompts)
+    best = isinstance(rule.procedure, BestOfN)
+    for i in range(prompts):
+        calibration = Calibration(rng.uniform(size=samples or 1), resolution=1e-12)
+        drawn: list[float] = []
+        for size in waves:
+            drawn += list(rng.uniform(size=size))
+            goodness = max(drawn) if best else 1 - min(drawn)
+            if rule.reaches(drawn, calibration) if samples else goodness >= rule.threshold:
+                break
+        draws[i], quantiles[i] = len(drawn), max(drawn) if best else min(drawn)
+    return draws, quantiles
+
+
+@pytest.mark.parametrize("waves", [(1, 2, 4, 5), (5, 5, 2), (12,)], ids=str)
+@pytest.mark.parametrize("samples", [None, 6, 40])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_closed_forms_of_waves_are_those_of_simulation(
+    rule: StoppingRule, samples: int | None, waves: tuple[int, ...]
+) -> None:
+    draws, quantiles = simulate_waves(rule, samples, waves, 1000, np.random.default_rng(1))
+    expected = rule.expectation(samples, waves)
+    assert draws.mean() == pytest.approx(expected.draws, abs=4.5 * draws.std() / math.sqrt(1000) + 1e-9)
+    assert quantiles.mean() == pytest.approx(expected.quantile, abs=4.5 * quantiles.std() / math.sqrt(1000))
+
+
+@given(st.floats(0.01, 0.99), st.integers(1, 40), st.integers(1, 40), st.sampled_from([None, 16]))
+def test_whole_waves_draw_more_and_select_better(quantile: float, n: int, least: int, samples: int | None) -> None:
+    rule = Target(BestOfN(n), quantile)
+    one_by_one, waves = rule.expectation(samples), rule.waves(samples, least=least)
+    in_waves = rule.expectation(samples, waves)
+    assert sum(waves) == n
+    assert max(waves) >= min(least, n)
+    assert in_waves.draws >= one_by_one.draws - 1e-9
+    assert in_waves.quantile >= one_by_one.quantile - 1e-9
+    assert rule.expectation(samples, [n]) == pytest.approx(Fixed(BestOfN(n)).expectation())
+
+
+@given(st.floats(0.01, 0.99), st.integers(1, 64))
+def test_a_wave_is_the_smallest_with_an_even_chance(quantile: float, n: int) -> None:
+    size, p = Target(BestOfN(n), quantile).waves()[0], 1 - quantile
+    assert size == n or 1 - (1 - p) ** size >= 0.5 - 1e-9
+    assert size == 1 or 1 - (1 - p) ** (size - 1) < 0.5 + 1e-9
+
+
+def test_waves_follow_the_rank_law_of_the_policy() -> None:
+    better = np.concatenate([np.zeros(16), np.full(17, 1 / 17)])  # never below the median
+    best, worst = Target(BestOfN(64), 0.9), Target(WorstOfN(64), 0.1)
+    assert best.waves(32)[0] == 8  # 3 ranks of 33, then 3 of 17
+    assert best.waves(32, better)[0] == 4
+    assert worst.waves(32, better)[0] == 64
+    assert worst.waves(32, better[::-1])[0] == 4
+    assert best.waves(3200, better)[0] == pytest.approx(4, abs=1)  # a law of fewer anchors is read between its ranks
+    assert Target(BestOfN(64), 0.995).waves(32) == (64,)  # no rank among 32 is that good
+    assert Fixed(BestOfN(5)).waves(32) == (5,)
+
+
+def test_waves_that_do_not_add_up_are_refused() -> None:
+    for waves in ([3, 3], [5, 0], []):
+        with pytest.raises(InvalidValue, match="waves: got .*, accepted: sizes of at least 1 that add up to 5"):
+            Fixed(BestOfN(5)).expectation(waves=waves)
+
+
+@pytest.mark.parametrize("rule", [Target(BestOfN(64), 0.8), Target(WorstOfN(64), 0.2, "credible", 0.8)], ids=str)
+def test_the_probability_of_a_miss_bounds_how_often_the_target_is_missed(rule: Target) -> None:
+    rng, missed, said = np.random.default_rng(2), [], []
+    for _ in range(2000):
+        calibration = Calibration(rng.uniform(size=24), resolution=1e-12)
+        drawn: list[float] = []
+        while not rule.stops(drawn, calibration):
+            drawn.append(rng.uniform())
+        best = isinstance(rule.procedure, BestOfN)
+        selected = max(drawn) if best else min(drawn)
+        missed.append(selected < 0.8 if best else selected > 0.2)
+        said.append(rule.miss_probability(selected, calibration))
+    error = 3 * math.sqrt(np.mean(missed) * (1 - np.mean(missed)) / 2000)
+    assert np.mean(missed) <= np.mean(said) + error
+    assert np.mean(missed) == pytest.approx(np.mean(said), abs=0.1)
+
+
+def test_the_quantile_at_which_a_rule_stops() -> None:
+    calibration = Calibration(np.arange(32.0))
+    assert Target(BestOfN(8), 0.9).stop_quantile(calibration) == pytest.approx(30.5 / 33)
+    assert Target(WorstOfN(8), 0.1).stop_quantile(calibration) == pytest.approx(2.5 / 33)
+    assert Target(BestOfN(8), 0.995).stop_quantile(calibration) is None
+
+
 def test_credible_target_waits_for_the_bound() -> None:
     calibration = Calibration(np.arange(64.0))
     point, credible = Target(BestOfN(99), 0.9), Target(BestOfN(99), 0.9, "credible")
