@@ -27,6 +27,8 @@ from server.decoding.drift import Drift
 from server.decoding.engine_client import EngineClient
 from server.decoding.external_rewards import external_rewards
 from server.decoding.reference_judges import reference_judgments
+from server.decoding.rank_laws import RankLaws
+from server.decoding.regret import Regret
 from server.decoding.store import Store
 from server.engines import Engines
 from server.engines.supervisor import Supervisor
@@ -101,9 +103,12 @@ def create_app(
     client = EngineClient(engines, served_bundle.tokenizers, metrics, parsers, rewards, judgments)
     calibrator = _create_calibrator(settings, served_bundle.bundle, client)
     manifest = served_bundle.bundle.manifest
-    drift = Drift({name: manifest.policies.get(name) for name in served_bundle.policies}, manifest.sampling, metrics)
+    laws = RankLaws({name: manifest.policies.get(name) for name in served_bundle.policies})
+    drift = Drift(served_bundle.policies, laws, manifest.sampling, metrics)
     tracing = tracing or create_tracing(settings)
-    decoder = Decoder(client, calibrator, metrics, drift, tracing)
+    catalogue, admission = Catalogue(served_bundle.policies), Admission(settings.max_requests, metrics)
+    regret = Regret(client, metrics, settings.regret_share, catalogue.use, lambda: admission.is_busy)
+    decoder = Decoder(client, calibrator, metrics, drift, laws, regret, tracing)
     keyring, audit_log = Keyring(settings.keys), AuditLog(settings.audit_log, console)
 
     @asynccontextmanager
@@ -113,6 +118,7 @@ def create_app(
         yield
         watch_task.cancel()
         await asyncio.gather(watch_task, return_exceptions=True)
+        await regret.close()
         await asyncio.to_thread(engines.stop)
         await calibrator.close()
         client.close()
@@ -127,13 +133,12 @@ def create_app(
         redirect_slashes=False,
         responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
     )
-    catalogue = Catalogue(served_bundle.policies)
     app.state.keyring = keyring
     app.state.serving = Serving(
         catalogue,
         served_bundle.bundle.manifest.sampling,
         decoder,
-        Admission(settings.max_requests, metrics),
+        admission,
         Adapters(served_bundle.bundle, settings.bundles, catalogue, engines, drift),
         settings,
         metrics,

@@ -95,6 +95,13 @@ class Settings(BaseModel):
     bundles: Path | None = Field(None, description="Folder of bundles whose adapters an administrator may load.")
     max_adapters: int = Field(4, ge=1, description="Adapters that are served at a time, where policies are adapters.")
     max_requests: int = Field(64, ge=1, description="Requests that are worked on at a time; the next gets 429.")
+    regret_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of the requests that stopped early whose other candidates are drawn afterwards, in the "
+        "background, to measure what stopping cost; 0 draws none.",
+    )
     deadline: float = Field(600, gt=0, description="Seconds a request may take, and the most it may ask for.")
     max_sequences: int = Field(64, ge=1, description="Sequences an engine runs at a time.")
     on_engine_failure: Literal["restart", "exit"] = Field(

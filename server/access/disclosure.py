@@ -14,6 +14,11 @@ def upper_half(count: int) -> int:
     return max(1, count // 2)
 
 
+def draws_to_show(top: int) -> int:
+    """Return the least number of ranked candidates of which every key may see ``top``."""
+    return top if top == 1 else 2 * top
+
+
 @dataclass(frozen=True)
 class Disclosure:
     """What a request asks to see."""

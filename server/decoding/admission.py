@@ -24,6 +24,11 @@ class Admission:
         self._count = 0
         self._typical_seconds = 1.0
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether more than half of the places are taken."""
+        return self._count > self.limit / 2
+
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Admit one request. It counts until the ``with`` block ends.

@@ -16,6 +16,7 @@ from infalign.bundle import Bundle
 from infalign.calibration import Calibration
 from infalign.combination import Combination
 from infalign.manifest import CalibrationRecord
+from infalign.pooling import PooledQuantiles
 from infalign.table import CalibrationTable
 from server.concurrency import Shared, gather_all
 from server.decoding.engine_client import EngineClient
@@ -66,6 +67,7 @@ class Calibrator:
         self._client, self._store, self._metrics = client, store, client.metrics
         self._gate = asyncio.Semaphore(concurrency)
         self._work: Shared[ReferenceRewards] = Shared()
+        self._pooled_quantiles: PooledQuantiles | None = None
         _ = self._combination.table.pooled_calibration  # computed now, so that the first request does not wait for it
 
     async def find(self, prompt: Prompt) -> ReferenceRewards:
@@ -86,6 +88,12 @@ class Calibrator:
             Unavailable: The engines are not up, or have died.
         """
         return self._find_in_bundle(prompt) or await self._work.get(prompt.key, lambda: self._find_or_draw(prompt))
+
+    async def pooled_quantiles(self) -> PooledQuantiles:
+        """Return what pooled quantiles say about the prompts' own. It is computed once, in a thread."""
+        if self._pooled_quantiles is None:
+            self._pooled_quantiles = await asyncio.to_thread(PooledQuantiles.of, self._combination)
+        return self._pooled_quantiles
 
     async def close(self) -> None:
         """Close the store."""

@@ -21,7 +21,7 @@ from server.protocol.answers import Candidate, FunctionCall, Scored, ToolCall
 
 
 class Candidates:
-    """Draws and scores the candidates of one job concurrently.
+    """Draws and scores the candidates of one job, all at once or in waves.
 
     Args:
         job: What to decode.
@@ -44,39 +44,95 @@ class Candidates:
         self._job, self._prompt, self._lookup = job, prompt, lookup
         self._client, self._tracing, self._listen = client, tracing, listen
         self._done_count = 0
+        self._answered: dict[int, tuple[Turn, Scores]] = {}
+        self._failure_codes: Counter[str] = Counter()
+        self.drawn = 0
+        """How many candidates have been started."""
+        self.errors: list[BaseException] = []
+        """What the failed candidates have raised."""
 
-    async def gather(self, until: float) -> tuple[list[Candidate], dict[str, int]]:
+    @property
+    def failures(self) -> dict[str, int]:
+        """Number of failed candidates by error code."""
+        return dict(self._failure_codes)
+
+    async def gather(self, until: float) -> list[Candidate]:
         """Draw and score all candidates, or at least as many as the job needs.
 
         Args:
             until: When to give up, as a time of the event loop's clock.
 
         Returns:
-            The candidates by index, and the number of failed candidates by error code.
+            The candidates by index.
 
         Raises:
             TimeoutError: Time ran out before enough candidates were scored.
             ServerError: Too many candidates failed. This is the error of the first.
         """
+        await self.draw(self._job.draws, self._job.min_candidates, until)
+        standing = await self.find_standing(until)
+        self.check_answers()
+        return self.locate(standing)
+
+    async def draw(self, size: int, minimum: int, until: float) -> None:
+        """Draw and score the next candidates at the same time.
+
+        Args:
+            size: Number of candidates.
+            minimum: How many of them must not fail.
+            until: When to give up.
+
+        Raises:
+            TimeoutError: Time ran out before so many were scored.
+            ServerError: Too many failed. This is the error of the first.
+        """
+        first, done_before = self.drawn, self._done_count
+        self.drawn += size
         try:
-            result = await gather_at_least(
-                self._job.min_candidates, [self._run(i) for i in range(self._job.draws)], until
-            )
+            result = await gather_at_least(minimum, [self._run(i) for i in range(first, self.drawn)], until)
         finally:
-            self._client.metrics.aborted_candidates.inc(self._job.draws - self._done_count)
+            self._client.metrics.aborted_candidates.inc(size - (self._done_count - done_before))
+        for place, (turn, scores) in result.results.items():
+            if scores is None:
+                self._failure_codes[NoAnswer.code] += 1
+            else:
+                self._answered[first + place] = turn, scores
+        self.errors += result.failures
+        self._failure_codes.update(map(failure_code, result.failures))
+
+    async def find_standing(self, until: float) -> Standing:
+        """Wait for the prompt's calibration.
+
+        Raises:
+            TimeoutError: Time ran out.
+            ServerError: It cannot be found.
+        """
         async with asyncio.timeout_at(until):
-            standing = await self._lookup
-        answered = {index: (turn, scores) for index, (turn, scores) in result.results.items() if scores is not None}
-        failures = dict(Counter(map(failure_code, result.failures)))
-        if unanswered := len(result.results) - len(answered):
-            failures[NoAnswer.code] = unanswered
-            self._check_answers(len(answered))
-        placements = standing.locate([scores.rewards for _, scores in answered.values()])
-        candidates = [
+            return await self._lookup
+
+    def locate(self, standing: Standing) -> list[Candidate]:
+        """Return the candidates that are scored so far, by index."""
+        if not self._answered:
+            return []
+        placements = standing.locate([scores.rewards for _, scores in self._answered.values()])
+        return [
             self._candidate(index, turn, scores.unread, placement)
-            for (index, (turn, scores)), placement in zip(answered.items(), placements, strict=True)
+            for (index, (turn, scores)), placement in zip(self._answered.items(), placements, strict=True)
         ]
-        return candidates, failures
+
+    def check_answers(self) -> None:
+        """Check that enough candidates came to an answer.
+
+        Raises:
+            NoAnswer: Fewer than the job needs, as the reasoning of others was cut off.
+        """
+        count = len(self._answered)
+        if self._failure_codes[NoAnswer.code] and count < self._job.answers:
+            raise NoAnswer(
+                f"max_tokens: of {self.drawn} responses, {count} came to an answer; reasoning takes more than "
+                f"{self._job.sampling.max_tokens} tokens here",
+                "max_tokens",
+            )
 
     async def _run(self, index: int) -> tuple[Turn, Scores | None]:
         turn = await self._draw(index)
@@ -114,15 +170,6 @@ class Candidates:
     def _notify(self, event: Event) -> None:
         if self._listen:
             self._listen(event)
-
-    def _check_answers(self, count: int) -> None:
-        """Raise NoAnswer if fewer candidates came to an answer than the job needs."""
-        if count < self._job.answers:
-            raise NoAnswer(
-                f"max_tokens: of {self._job.draws} responses, {count} came to an answer; reasoning takes more than "
-                f"{self._job.sampling.max_tokens} tokens here",
-                "max_tokens",
-            )
 
     def _candidate(self, index: int, turn: Turn, unread: int, placement: Scored) -> Candidate:
         calls = [

@@ -1,6 +1,7 @@
 """The model names that clients use: policies, and policies with a decoding procedure, such as ``demo:best-of-8``."""
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +11,13 @@ from scipy.special import logit
 
 from infalign.errors import InvalidValue, shorten
 from infalign.parsing import parse_procedure
-from infalign.procedures import FixedN, Procedure, Standard
+from infalign.procedures import BestOfN, FixedN, Procedure, Standard, WorstOfN
 from server.errors import BadRequest, UnknownModel
 
 AUTO = "auto"
 """Selects the policy that was aligned for the procedure nearest to the request's."""
+TARGET = re.compile(r"0?\.[0-9]{1,9}")
+"""A target quantile in a name."""
 LISTED_N = (2, 4, 8, 16)
 """The N of the names that are listed. Any other N is accepted too."""
 
@@ -58,7 +61,7 @@ class Catalogue:
         """Choose the policy and the procedure for a request.
 
         Args:
-            model: The model's name in the request, perhaps with a procedure after a colon.
+            model: The model's name in the request, perhaps with a procedure and a target quantile after a colon.
             procedure: The procedure that the rest of the request asks for.
 
         Raises:
@@ -90,19 +93,38 @@ class Catalogue:
         Raises:
             UnknownModel: The part after the colon is not a procedure.
         """
+        return self._read_suffix(model)[0]
+
+    def suffix_target(self, model: str | None) -> float | None:
+        """Return the target quantile at the end of a model's name, such as ``demo:best-of-16@0.95``, if it has one.
+
+        Args:
+            model: The model's name.
+
+        Raises:
+            UnknownModel: The part after the colon is not a procedure, or what follows is not a quantile.
+        """
+        return self._read_suffix(model)[1]
+
+    def _read_suffix(self, model: str | None) -> tuple[FixedN | None, float | None]:
         model = model or AUTO
         _, colon, suffix = model.partition(":")
         if not colon:
-            return None
+            return None, None
+        form, at, number = suffix.partition("@")
+        target = float(number) if TARGET.fullmatch(number) else None
         try:
-            named_procedure = parse_procedure(suffix)
+            procedure = parse_procedure(form)
         except InvalidValue:
-            named_procedure = None
-        if not isinstance(named_procedure, FixedN):
+            procedure = None
+        selects = isinstance(procedure, BestOfN | WorstOfN)
+        if not isinstance(procedure, FixedN) or (at and not (target and selects)):
             raise UnknownModel(
-                f"model: got {shorten(model)}, accepted: after the colon, best-of-N or worst-of-N", "model"
+                f"model: got {shorten(model)}, accepted: after the colon, best-of-N or worst-of-N, perhaps with a "
+                "target quantile as in best-of-16@0.95",
+                "model",
             )
-        return named_procedure
+        return procedure, target
 
     @contextmanager
     def use(self, policy: str) -> Iterator[None]:

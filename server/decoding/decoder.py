@@ -4,19 +4,23 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from infalign.calibration import Calibration
+from infalign.stopping import Target
 from server.concurrency import gather_all
 from server.decoding.calibrator import Calibrator, ReferenceRewards
 from server.decoding.candidates import Candidates
 from server.decoding.drift import Drift
 from server.decoding.engine_client import EngineClient
 from server.decoding.jobs import DecodingResult, Event, Job
+from server.decoding.rank_laws import RankLaws
 from server.decoding.reader import Conversation, Prompt
+from server.decoding.regret import Regret
 from server.decoding.standing import Standing
+from server.decoding.waves import Stop, Waves
 from server.errors import DeadlineExceeded
 from server.observability.account import engine_call, note_decoding
 from server.observability.metrics import Metrics
 from server.observability.tracing import Tracing
-from server.protocol.answers import Scored
+from server.protocol.answers import Candidate, Scored, Stopping
 
 
 class Decoder:
@@ -27,14 +31,23 @@ class Decoder:
         calibrator: Finds the prompts' calibrations.
         metrics: Observes candidates and durations.
         drift: Watches the quantiles of each policy.
+        laws: Predicts the ranks of each policy's candidates.
+        regret: Measures what stopping early costs.
         tracing: Gets spans of calibrations, draws and scores.
     """
 
     def __init__(
-        self, client: EngineClient, calibrator: Calibrator, metrics: Metrics, drift: Drift, tracing: Tracing
+        self,
+        client: EngineClient,
+        calibrator: Calibrator,
+        metrics: Metrics,
+        drift: Drift,
+        laws: RankLaws,
+        regret: Regret,
+        tracing: Tracing,
     ) -> None:
         self.client, self.calibrator, self.metrics, self.drift = client, calibrator, metrics, drift
-        self.tracing = tracing
+        self.laws, self.regret, self.tracing = laws, regret, tracing
 
     async def decode(self, job: Job, listen: Callable[[Event], None] | None = None) -> DecodingResult:
         """Draw candidates, score them, and rank them by the procedure.
@@ -72,18 +85,28 @@ class Decoder:
                     async with asyncio.timeout_at(until):
                         await lookup
                 group = Candidates(job, prompt, lookup, self.client, self.tracing, listen)
-                candidates, failures = await group.gather(until)
+                stop = None
+                if job.rule is None:
+                    candidates = await group.gather(until)
+                else:
+                    candidates, stop = await Waves(job, group, self.laws).gather(until)
                 standing = lookup.result()
             except TimeoutError as error:
                 raise _deadline_exceeded(job) from error
             finally:
                 lookup.cancel()
         order = job.procedure.ranking([candidate.reward for candidate in candidates])
-        result = DecodingResult([candidates[i] for i in order], standing.calibration, len(prompt.tokens), failures)
+        ranked = [candidates[i] for i in order]
+        stopping = await self._describe(stop, job, ranked[0], standing) if stop else None
+        result = DecodingResult(ranked, standing.calibration, len(prompt.tokens), group.failures, stopping)
         self._record_metrics(result, label)
-        if not failures:
-            rewards = [candidate.reward for candidate in result.candidates]
+        if not group.failures:
+            # Later waves are drawn only for prompts whose anchors were hard to beat, which would bias the drift.
+            unbiased = stop.waves[0] if stop else job.draws
+            rewards = [candidate.reward for candidate in candidates if candidate.index < unbiased]
             self.drift.observe(job.sampling, prompt.key, standing.calibration, rewards)
+        if stop and stop.reason in ("target", "cost"):
+            self.regret.consider(job, prompt, standing, stop.drawn, ranked[0].quantile)
         return result
 
     async def score(
@@ -139,6 +162,24 @@ class Decoder:
         self.metrics.calibrations.labels(references.calibration.scope, references.source).inc()
         return references
 
+    async def _describe(self, stop: Stop, job: Job, selected: Candidate, standing: Standing) -> Stopping:
+        """Describe for the client when draws stopped, and how sure the selected candidate is."""
+        miss_probability, basis = None, None
+        if isinstance(stop.rule, Target) and standing.calibration.scope == "prompt":
+            miss_probability, basis = stop.rule.miss_probability(selected.reward, standing.calibration), "prompt"
+        elif isinstance(stop.rule, Target):
+            pooled = await self.calibrator.pooled_quantiles()
+            miss_probability, basis = pooled.miss_probability(selected.quantile, stop.rule), "pooled"
+        return Stopping(
+            reason=stop.reason,
+            drawn=stop.drawn,
+            asked=job.draws,
+            waves=len(stop.waves),
+            threshold=stop.rule.stop_quantile(standing.calibration) if stop.rule else None,
+            miss_probability=miss_probability,
+            basis=basis,
+        )
+
     def _record_metrics(self, result: DecodingResult, label: str) -> None:
         metrics, scope = self.metrics, result.calibration.scope
         metrics.candidates.labels(label).inc(len(result.candidates))
@@ -148,6 +189,13 @@ class Decoder:
             metrics.quantiles.labels(scope).observe(candidate.quantile)
         distinct = len({candidate.reward for candidate in result.candidates})
         metrics.ties.inc(len(result.candidates) - distinct)
+        if stopping := result.stopping:
+            metrics.stops.labels(label, stopping.reason).inc()
+            metrics.waves.observe(stopping.waves)
+            if stopping.reason != "timeout":
+                saved_draws = stopping.asked - stopping.drawn
+                metrics.saved_draws.inc(saved_draws)
+                metrics.saved_tokens.inc(saved_draws * result.completion_tokens / len(result.candidates))
 
 
 def _deadline_exceeded(job: Job) -> DeadlineExceeded:

@@ -3,11 +3,32 @@
 from dataclasses import dataclass
 
 from infalign.calibration import Calibration
+from infalign.cost import Cost
 from infalign.procedures import FixedN
+from infalign.stopping import StoppingRule
 from server.decoding.reader import Conversation
 from server.engines import Delta, Sampling
 from server.engines.turns import Turn
-from server.protocol.answers import Candidate
+from server.protocol.answers import Candidate, Stopping
+
+LEAST_COST, LARGEST_COST = 1e-9, 0.4999999
+"""Range of the cost of a draw, in quantile, that a cost per token may lead to."""
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """A cost rule with a price per token. The first wave says how many tokens a draw has."""
+
+    procedure: FixedN
+    cost: float
+    """Quantile per token."""
+
+    def per_draw(self, tokens: float) -> Cost:
+        """Return the cost rule for draws of a mean number of tokens.
+
+        From half a quantile per draw on, any candidate is good enough.
+        """
+        return Cost(self.procedure, min(max(self.cost * tokens, LEAST_COST), LARGEST_COST))
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,10 @@ class Job:
     """How many candidates must come to an answer. The reasoning of the others may be cut off by the length limit."""
     sees_all: bool = True
     """Whether the caller may see candidates of the lower half."""
+    rule: StoppingRule | TokenCost | None = None
+    """When to stop before N candidates. None always draws N."""
+    replaces_failures: bool = False
+    """With a rule: whether further draws, up to N, take the place of candidates that fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +94,8 @@ class DecodingResult:
     prompt_tokens: int
     failures: dict[str, int]
     """Number of failed candidates by error code."""
+    stopping: Stopping | None = None
+    """When and why draws stopped, for a job with a rule."""
 
     @property
     def by_index(self) -> list[Candidate]:

@@ -10,7 +10,9 @@ QUANTILE = tuple(step / 20 for step in range(1, 21))
 OVERHEAD = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1)
 """Histogram buckets of the server's own overhead, in seconds."""
 COUNT = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Histogram buckets of numbers of candidates."""
+"""Histogram buckets of numbers of candidates, and of waves."""
+REGRET = (0.0, 0.001, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1)
+"""Histogram buckets of differences of quantiles."""
 
 
 class Metrics:
@@ -44,6 +46,29 @@ class Metrics:
         )
         self.n_requested = Histogram(
             "infalign_n_requested", "N of a request.", ("procedure",), buckets=COUNT, registry=registry
+        )
+        self.stops = Counter(
+            "infalign_stops",
+            "Answers to requests with a stopping rule, by why draws stopped.",
+            ("procedure", "reason"),
+            registry=registry,
+        )
+        self.waves = Histogram(
+            "infalign_waves", "Waves of a request with a stopping rule.", buckets=COUNT, registry=registry
+        )
+        self.saved_draws = Counter(
+            "infalign_saved_draws", "Candidates below N that stopping rules left undrawn.", registry=registry
+        )
+        self.saved_tokens = Counter(
+            "infalign_saved_tokens",
+            "Estimated tokens of those candidates: so many times the mean of the request's candidates.",
+            registry=registry,
+        )
+        self.regret = Histogram(
+            "infalign_regret",
+            "Best quantile of all N candidates minus that of the selected one, for a share of stopped requests.",
+            buckets=REGRET,
+            registry=registry,
         )
         self.candidates = Counter(
             "infalign_candidates", "Candidates drawn and scored.", ("procedure",), registry=registry

@@ -110,6 +110,29 @@ class Missing(_Answer):
     reasons: dict[str, int] = Field(description="error code -> number of candidates that failed with it")
 
 
+class Stopping(_Answer):
+    """When draws stopped, and why, if the request has a stopping rule."""
+
+    reason: Literal["target", "cost", "cap", "greedy", "timeout"] = Field(
+        description="target, cost: a candidate is good enough; cap: N are drawn; greedy: all would be the same; "
+        "timeout: time ran out"
+    )
+    drawn: int = Field(description="candidates that were drawn, including those that failed")
+    asked: int = Field(description="N, the most that could be drawn")
+    waves: int = Field(description="number of waves, one after another")
+    threshold: float | None = Field(
+        None, description="estimated quantile at which draws stop; left out if no quantile here is good enough"
+    )
+    miss_probability: float | None = Field(
+        None, description="probability that the true quantile of the first selected candidate misses the target"
+    )
+    basis: Literal["prompt", "pooled"] | None = Field(
+        None,
+        description="where miss_probability comes from: the prompt's own reference rewards, or how the quantiles of "
+        "other prompts differ from their pooled ones",
+    )
+
+
 class DecodingAnswer(_Answer):
     """Answer of ``/v1/best-of-n`` and ``/v1/worst-of-n``."""
 
@@ -123,6 +146,7 @@ class DecodingAnswer(_Answer):
     missing: Missing | None = None
     greedy: bool | None = Field(None, description=GREEDY)
     calibration: CalibrationInfo
+    stopping: Stopping | None = None
     theory: Theory
     usage: Usage
 
@@ -138,6 +162,7 @@ class OpenAIAnswer(_Answer):
     usage: Usage
     procedure: str
     calibration: CalibrationInfo
+    stopping: Stopping | None = None
     candidates: list[Candidate] | None = None
     missing: Missing | None = None
     greedy: bool | None = Field(None, description=GREEDY)

@@ -8,6 +8,7 @@ from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
 from server.protocol.fields import Body, Count, Encodable, Ignored, Text, Unsupported
 from server.protocol.messages import ChatFields, Messages, MessagesOrPrompt, Prompt
 from server.protocol.schemas import check_schema
+from server.protocol.stopping import StoppingFields
 
 DEFAULT_N = 8
 """Number of candidates if a request does not say it."""
@@ -45,7 +46,7 @@ class StreamOptions(Body):
     include_obfuscation: Ignored = None
 
 
-class SamplingFields(Body):
+class SamplingFields(StoppingFields):
     """Fields that every generating request has. Their defaults are the bundle's sampling law."""
 
     model: str | None = Field(None, description="name of the served model; may be left out")
@@ -87,7 +88,11 @@ class DecodingRequest(SamplingFields, MessagesOrPrompt):
 
     DRAWS_FIELD: ClassVar = "n"
     TOP_FIELD: ClassVar = "top"
-    n: Count | None = Field(None, description="N, the number of candidates; by default the N in the model's name, or 8")
+    n: Count | None = Field(
+        None,
+        description="N, the number of candidates, at most with a stopping rule; by default the N in the model's name, "
+        "or 8",
+    )
     top: Count = Field(1, description="how many are selected, at most N")
     logprobs: int | None = Field(None, ge=0, le=20, description="log-probability of each token, and so many others'")
     stream: bool = Field(False, description="send an event whenever a candidate is finished or scored, then the answer")

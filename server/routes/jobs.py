@@ -16,6 +16,7 @@ from server.middleware.audit import ProbeCall
 from server.protocol.messages import MessagesOrPrompt
 from server.protocol.requests import ChatRequest, GenerationRequest, ResponseFormat
 from server.routes.dependencies import read_caller
+from server.routes.rules import make_rule
 from server.routes.serving import Serving
 
 MAX_LOGPROBS = 100_000
@@ -53,10 +54,11 @@ async def make_job(
     Raises:
         UnknownModel: There is no such model.
         Forbidden: The key lacks the role that the procedure or the candidates require.
-        BadRequest: The request exceeds the operator's limits, selects more candidates than it draws, or has messages
-            that the chat template does not accept.
+        BadRequest: The request exceeds the operator's limits, selects more candidates than it draws, has a stopping
+            rule that does not fit, or has messages that the chat template does not accept.
     """
     choice = serving.catalogue.choose(body.model, procedure)
+    rule = make_rule(body, serving.catalogue, choice.procedure)
     if choice.procedure != procedure:
         field, draws = "model", None
     n = draws or choice.procedure.n
@@ -78,6 +80,8 @@ async def make_job(
         top=body.top,
         answers=body.top if body.min_candidates is None else body.min_candidates,
         sees_all=caller.has_role("probe"),
+        rule=rule,
+        replaces_failures=body.min_candidates is not None,
     )
 
 

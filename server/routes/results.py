@@ -51,6 +51,7 @@ def extension_fields(body: GenerationRequest, job: Job, result: DecodingResult) 
     return {
         "procedure": str(job.procedure),
         "calibration": calibration_info(result.calibration),
+        "stopping": result.stopping,
         "candidates": result.by_index if body.return_candidates else None,
         "missing": Missing(asked=job.draws, reasons=result.failures) if result.failures else None,
         # Greedy sampling makes all candidates the same.

@@ -153,7 +153,7 @@ def test_waves_follow_the_rank_law_of_the_policy() -> None:
 
 def test_waves_that_do_not_add_up_are_refused() -> None:
     for waves in ([3, 3], [5, 0], []):
-        with pytest.raises(InvalidValue, match="waves: got .*, accepted: sizes of at least 1 that add up to 5"):
+        with pytest.raises(InvalidValue, match=r"waves: got .*, accepted: sizes of at least 1 that add up to 5"):
             Fixed(BestOfN(5)).expectation(waves=waves)
 
 

@@ -12,7 +12,8 @@ import pytest
 from infalign import Calibration
 from infalign.manifest import Alignment
 from server.app import ServedBundle, create_app
-from server.decoding.drift import MIN_CANDIDATES, MIN_PROMPTS, WINDOW, Drift, predict_ranks
+from server.decoding.drift import MIN_CANDIDATES, MIN_PROMPTS, WINDOW, Drift
+from server.decoding.rank_laws import RankLaws, predict_ranks
 from server.engines import Sampling
 from server.observability.metrics import Metrics
 from server.settings import Settings
@@ -27,7 +28,7 @@ ANCHORS = np.arange(20.0)
 
 def watched(alignment: Alignment | None = ALIGNED) -> tuple[Drift, Metrics]:
     metrics = Metrics()
-    return Drift({"fake": alignment}, LAW, metrics), metrics
+    return Drift(["fake"], RankLaws({"fake": alignment}), LAW, metrics), metrics
 
 
 def value(metrics: Metrics, name: str) -> float | None:

@@ -1,0 +1,50 @@
+"""Creates the stopping rule that a request asks for."""
+
+from infalign.cost import Cost
+from infalign.errors import shorten
+from infalign.procedures import BestOfN, FixedN, WorstOfN
+from infalign.stopping import StoppingRule, Target
+from server.decoding.catalogue import Catalogue
+from server.decoding.jobs import TokenCost
+from server.errors import BadRequest
+from server.protocol.requests import GenerationRequest
+
+
+def make_rule(body: GenerationRequest, catalogue: Catalogue, procedure: FixedN) -> StoppingRule | TokenCost | None:
+    """Create the stopping rule from a request's fields and the model's name.
+
+    Args:
+        body: The request's body.
+        catalogue: Reads the model's name.
+        procedure: The procedure that answers the request.
+
+    Returns:
+        The rule; None if the request has none.
+
+    Raises:
+        BadRequest: The name and the fields disagree, the procedure draws one candidate, or ``target_bound`` has
+            nothing to bound.
+    """
+    field, target = body.rule_field, catalogue.suffix_target(body.model)
+    if target is not None and field is not None and target != body.target_quantile:
+        asked = f"{field}: {getattr(body, field):g}"
+        raise BadRequest(f"model: got {shorten(body.model or '')}, accepted: the rule of the request, {asked}", "model")
+    quantile = body.target_quantile if target is None else target
+    if body.target_bound is not None and quantile is None:
+        raise BadRequest(
+            f"target_bound: got {body.target_bound!r}, accepted: only with target_quantile", "target_bound"
+        )
+    if field is None and quantile is None:
+        return None
+    if not isinstance(procedure, BestOfN | WorstOfN):
+        field = field or "model"
+        raise BadRequest(
+            f"{field}: got a stopping rule with {procedure} decoding, accepted: a procedure that draws several "
+            "candidates, by best_of, worst_of or a model such as demo:best-of-16",
+            field,
+        )
+    if quantile is not None:
+        return Target(procedure, quantile, body.target_bound or "point")
+    if body.cost_per_draw is not None:
+        return Cost(procedure, body.cost_per_draw)
+    return TokenCost(procedure, body.cost_per_token or 0.0)
