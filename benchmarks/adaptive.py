@@ -3,9 +3,9 @@
     python -m benchmarks.adaptive
 
 It replays draws of the reference in quantile space, so it needs no server and no model: a prompt is K uniform anchors,
-and a candidate is a uniform number. For each fixed N, it takes the target and the cap with the fewest draws among those that
-are as good as N: whose mean quantile is that of N, or at most 0.005 above it. It does so once for candidates that are
-drawn one by one, and once for waves. The closed forms find both, and the draws are replayed.
+and a candidate is a uniform number. For each fixed N, it takes the target and the cap with the fewest draws among
+those that are as good as N: whose mean quantile is that of N, or at most 0.005 above it. It does so once for
+candidates that are drawn one by one, and once for waves. The closed forms find both, and the draws are replayed.
 """
 
 from collections.abc import Sequence

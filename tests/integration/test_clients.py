@@ -58,6 +58,31 @@ def test_a_plain_program_streams_the_best_of_n(client: openai.OpenAI) -> None:
     assert told.index(("scored", 0)) > told.index(("finished", 0))
 
 
+def test_a_target_stops_draws_and_the_answer_says_so(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"model": "demo", "messages": ASKED, "seed": 5}
+    extra = {"best_of": 16, "target_quantile": 0.8, "calibrate": True, "return_candidates": True}
+    whole: Any = client.chat.completions.create(**fields, extra_body=extra)
+    stopping = whole.stopping
+    assert stopping["reason"] in ("target", "cap")
+    assert (whole.choices[0].quantile >= 0.8) == (stopping["reason"] == "target")
+    assert [candidate["seed"] for candidate in whole.candidates] == list(range(5, 5 + stopping["drawn"]))
+    assert stopping["asked"] == 16
+    assert stopping["basis"] == "prompt"
+    assert 0 <= stopping["miss_probability"] <= 1
+    *_, last = client.chat.completions.create(**fields, extra_body=extra, stream=True)
+    assert last.model_extra["stopping"] == stopping
+    named: Any = client.chat.completions.create(**fields | {"model": "demo:best-of-16@0.8"})
+    assert named.stopping == stopping
+    assert named.choices[0].message == whole.choices[0].message
+    text: Any = client.completions.create(
+        model="demo", prompt="Hello", seed=1, max_tokens=8, extra_body={"worst_of": 8, "cost_per_token": 0.001}
+    )
+    assert text.stopping["reason"] in ("cost", "cap")
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**fields, extra_body={"target_quantile": 0.8})
+    assert refused.value.param == "target_quantile"
+
+
 def test_openai_async_and_text_completions(server: str) -> None:
     async def ask() -> tuple[str, str]:
         async with openai.AsyncOpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as client:

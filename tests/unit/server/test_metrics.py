@@ -39,6 +39,7 @@ async def exposed() -> str:
         for prompt in PROMPTS:
             await client.post("/v1/best-of-n", json={"messages": asked(prompt), "n": 16})
         await client.post("/v1/worst-of-n", json={"prompt": "unknown", "n": 4})
+        await client.post("/v1/best-of-n", json={"messages": asked(PROMPTS[0]), "n": 4, "target_quantile": 0.5})
         await client.post("/v1/completions", json={"prompt": "x", "n": 2})
         await client.post("/v1/chat/completions", json={"messages": asked("x"), "best_of": 2, "stream": True})
         await client.post("/v1/rewards", json={"prompt": "x", "responses": ["1"]})
