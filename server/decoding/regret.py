@@ -82,14 +82,15 @@ class Regret:
     async def _measure(self, job: Job, prompt: Prompt, standing: Standing, drawn: int, selected: float) -> None:
         quantiles = [selected]
         try:
-            with self._use(job.sampling.policy or ""):
-                async with asyncio.timeout(job.seconds):
-                    for start in range(drawn, job.draws, WAVE):
-                        if self._is_busy():
-                            return
-                        seeds = range(start, min(start + WAVE, job.draws))
-                        drawn_quantiles = await gather_all([self._draw(job, prompt, standing, i) for i in seeds])
-                        quantiles += [quantile for quantile in drawn_quantiles if quantile is not None]
+            async with asyncio.timeout(job.seconds):
+                for start in range(drawn, job.draws, WAVE):
+                    if self._is_busy():
+                        return
+                    indexes = range(start, min(start + WAVE, job.draws))
+                    # Not for longer than a wave, so that nobody who unloads the policy waits long.
+                    with self._use(job.sampling.policy or ""):
+                        wave = await gather_all([self._draw(job, prompt, standing, index) for index in indexes])
+                    quantiles += [quantile for quantile in wave if quantile is not None]
         except (ServerError, TimeoutError) as error:
             log.debug("a measurement of regret was dropped: %s", type(error).__name__)
             return

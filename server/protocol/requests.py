@@ -46,7 +46,7 @@ class StreamOptions(Body):
     include_obfuscation: Ignored = None
 
 
-class SamplingFields(StoppingFields):
+class SamplingFields(Body):
     """Fields that every generating request has. Their defaults are the bundle's sampling law."""
 
     model: str | None = Field(None, description="name of the served model; may be left out")
@@ -83,7 +83,7 @@ class SamplingFields(StoppingFields):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class DecodingRequest(SamplingFields, MessagesOrPrompt):
+class DecodingRequest(StoppingFields, SamplingFields, MessagesOrPrompt):
     """Body of ``/v1/best-of-n`` and ``/v1/worst-of-n``."""
 
     DRAWS_FIELD: ClassVar = "n"
@@ -108,7 +108,7 @@ class DecodingRequest(SamplingFields, MessagesOrPrompt):
         return kind(self.n or (named_procedure.n if isinstance(named_procedure, kind) else DEFAULT_N))
 
 
-class _OpenAI(SamplingFields):
+class _OpenAI(StoppingFields, SamplingFields):
     DRAWS_FIELD: ClassVar = "best_of"
     TOP_FIELD: ClassVar = "n"
     n: Count = Field(1, description="how many choices are returned, the selected first; at most as many as are drawn")

@@ -352,6 +352,27 @@ async def test_regret_is_bounded_and_ends_with_the_server(engines: FakeEngines) 
     assert engines.running == 0
 
 
+async def test_a_failed_measurement_is_dropped(engines: FakeEngines) -> None:
+    async with adaptive(engines, regret_share=1) as client:
+        engines.faults = {20: FAILED}
+        await post(client, seed=9)
+        while len(engines.drawn) < 12:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert engines.running == 0
+        assert await metric(client, "infalign_regret_count") == 0
+
+
+async def test_limits_and_the_audit_log_count_the_cap(engines: FakeEngines, tmp_path: Any) -> None:
+    audit = tmp_path / "audit.log"
+    async with adaptive(engines, regret_share=0, audit_log=audit) as client:
+        answer = await post(client, WORST, target_quantile=0.5, seed=20)
+        assert answer["stopping"]["drawn"] < 16
+        assert json.loads(audit.read_text())["n"] == 16
+        refused = await client.post(BEST, json=TARGET | {"logprobs": 20, "max_tokens": 300})
+        assert refused.json()["error"]["param"] == "logprobs"
+
+
 async def test_a_busy_server_measures_no_regret(engines: FakeEngines) -> None:
     async with adaptive(engines, regret_share=1, max_requests=1) as client:
         await post(client, seed=9)
