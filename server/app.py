@@ -26,8 +26,8 @@ from server.decoding.decoder import Decoder
 from server.decoding.drift import Drift
 from server.decoding.engine_client import EngineClient
 from server.decoding.external_rewards import external_rewards
-from server.decoding.reference_judges import reference_judgments
 from server.decoding.rank_laws import RankLaws
+from server.decoding.reference_judges import reference_judgments
 from server.decoding.regret import Regret
 from server.decoding.store import Store
 from server.engines import Engines
