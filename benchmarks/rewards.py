@@ -36,7 +36,10 @@ COMMON = (
     *("--max-num-seqs", "64", "--block-size", "32", "--kv-cache-memory-bytes", str(512 << 20)),
 )
 """How the server sets up engines of its own on CPU (docs/results/performance.md)."""
-DRAWING = ("--generation-config", "vllm", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048")
+DRAWING = (
+    *("--generation-config", "vllm", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048"),
+    "--enable-prompt-tokens-details",
+)
 """The same, for engines that draw."""
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
