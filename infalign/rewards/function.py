@@ -5,14 +5,10 @@ starts another. If it was a batch that ran out of time, its responses are tried 
 all together for as long as the limit. So a call takes little more than twice the limit.
 """
 
-import subprocess
-import sys
 from collections.abc import Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from threading import Lock
-from typing import Any
 
+from infalign.child import Child, ChildFailed
 from infalign.errors import InvalidValue
 from infalign.rewards.base import OpenReward, RewardFailed, check_scores, sign_of
 from infalign.rewards.records import FunctionReward
@@ -39,9 +35,7 @@ class Function(OpenReward):
     def __init__(self, name: str, record: FunctionReward) -> None:
         self.batch, self.patience = record.batch, record.seconds
         self._name, self._record = f"the function of the reward {name}", record
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._lifeline: Connection | None = None
+        self._child = Child(self._name, PROCESS, record.function)
         self._lock = Lock()
         self._start()
 
@@ -59,10 +53,12 @@ class Function(OpenReward):
     ) -> list[float]:
         """Score responses. ``is_at_fault`` says whether one of them is to blame if time runs out."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
+            if not self._child.is_running:
                 self._start()
             try:
-                answer = self._call(([list(prompt) for prompt in prompts], list(responses)), seconds)
+                answer = self._child.call(([list(prompt) for prompt in prompts], list(responses)), seconds)
+            except ChildFailed as error:
+                raise RewardFailed(str(error)) from error
             except TimeoutError as error:
                 text = f"{self._name} took more than {seconds:g} s for {_count(responses)}"
                 raise RewardFailed(text, is_of_content=is_at_fault) from error
@@ -70,57 +66,14 @@ class Function(OpenReward):
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        for end in (self._connection, self._lifeline):
-            if end is not None:
-                end.close()
-        self._process = self._connection = self._lifeline = None
+        self._child.close()
 
     def _start(self) -> None:
-        self.close()
-        self._connection, far_end = Pipe()
-        self._lifeline, far_lifeline = Pipe()
-        descriptors = (far_end.fileno(), far_lifeline.fileno())
-        command = [sys.executable, "-m", PROCESS, self._record.function, *map(str, descriptors)]
-        # Not by multiprocessing: the workers that draw rollouts are its daemons, which may not have children.
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=descriptors, start_new_session=True
-        )
-        far_end.close()
-        far_lifeline.close()
         try:
-            self._receive(START_SECONDS)
-        except (RewardFailed, TimeoutError) as error:
-            self.close()
+            self._child.start(START_SECONDS)
+        except (ChildFailed, TimeoutError) as error:
             requirement = f"a function that this environment can import ({error})"
             raise InvalidValue("reward", self._record.function, requirement) from error
-
-    def _call(self, arguments: Any, seconds: float) -> Any:
-        assert self._connection is not None  # noqa: S101 - _start opened it
-        try:
-            self._connection.send(arguments)
-        except OSError as error:
-            self.close()
-            raise RewardFailed(f"{self._name} ended its process") from error
-        return self._receive(seconds)
-
-    def _receive(self, seconds: float) -> Any:
-        assert self._connection is not None  # noqa: S101 - _start opened it
-        try:
-            if not self._connection.poll(seconds):
-                self.close()
-                raise TimeoutError(f"{self._name} took more than {seconds:g} s")
-            failure, value = self._connection.recv()
-        except TimeoutError:
-            raise
-        except (EOFError, OSError) as error:
-            self.close()
-            raise RewardFailed(f"{self._name} ended its process") from error
-        if failure:
-            raise RewardFailed(f"{self._name} failed: {failure}")
-        return value
 
 
 def _count(responses: Sequence[str]) -> str:
