@@ -132,7 +132,7 @@ def answer_calls(descriptors: Sequence[str], prepare: Callable[[], Callable[[Any
     try:
         answer = prepare()
     except BaseException as error:
-        connection.send((f"{type(error).__name__}: {one_line(error, limit=None)}", None))
+        connection.send((f"{type(error).__name__}: {one_line(error)}", None))
         return
     connection.send(("", None))
     while True:

@@ -78,7 +78,7 @@ class InvalidValue(InfAlignError, ValueError):
     Args:
         param: Name of the argument, field, flag or key; kept as the attribute ``param``.
         value: The refused value.
-        requirement: What would be accepted, in words.
+        requirement: What would be accepted, in words; kept as the attribute ``requirement``.
 
     Examples:
         >>> from infalign import InvalidValue
@@ -88,7 +88,7 @@ class InvalidValue(InfAlignError, ValueError):
 
     def __init__(self, param: str, value: object, requirement: str) -> None:
         super().__init__(f"{param}: got {shorten(value)}, accepted: {requirement}")
-        self.param = param
+        self.param, self.requirement = param, requirement
 
 
 class DiskFull(InfAlignError):

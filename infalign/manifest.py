@@ -46,6 +46,9 @@ class CalibrationRecord(_Record):
     prompts: int = Field(gt=0, description="prompts in the table")
     estimator: Estimator
     resolution: float = Field(gt=0, description="grid that rewards are compared on")
+    reasoning_parser: str | None = Field(
+        None, description="vLLM's parser that separated reasoning from the answers that were scored; left out without"
+    )
 
     @property
     def model_names(self) -> list[str]:

@@ -94,10 +94,13 @@ def create_app(
 
     Raises:
         BadKeysFile: The keys file cannot be read or is not valid.
-        InvalidValue: The audit log cannot be written, or a parser of turns does not exist or does not fit the policy.
+        InvalidValue: The audit log cannot be written, or a parser of turns does not exist, does not fit the policy
+            or is not the bundle's.
     """
     metrics = Metrics()
-    parsers = TurnParsers(served_bundle.tokenizers[0], settings.reasoning_parser, settings.tool_parser)
+    calibrated = served_bundle.bundle.calibration.reasoning_parser
+    settings = settings.adopt_parser(calibrated)
+    parsers = TurnParsers(served_bundle.tokenizers[0], settings.reasoning_parser, settings.tool_parser, calibrated)
     rewards = external_rewards(served_bundle.bundle, served_bundle.rewards, metrics)
     judgments = reference_judgments(served_bundle.bundle, served_bundle.judges, engines, metrics)
     client = EngineClient(engines, served_bundle.tokenizers, metrics, parsers, rewards, judgments)

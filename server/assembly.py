@@ -26,8 +26,9 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
 
     Raises:
         InvalidValue: The addresses of vLLM servers do not fit the bundle, a tokenizer cannot be loaded, or a reward
-            that is not a model is not trusted or cannot be opened.
+            that is not a model is not trusted or cannot be opened. Or the bundle was calibrated with another parser.
     """
+    settings = settings.adopt_parser(bundle.calibration.reasoning_parser)
     all_rewards = reward_models(bundle.reward_model)
     external = check_trust(all_rewards, settings.trust_rewards)
     adapters = {name: policy.directory for name, policy in bundle.policies.items() if policy.is_adapter}

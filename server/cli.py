@@ -51,8 +51,9 @@ def serve(
         raise InvalidValue("--policy", policy, "a --reward or --harm to go with it")
     if not policy and (given := [name for name, values in models.items() if values]):
         raise InvalidValue(given[0], models[given[0]][0], "nothing without --policy: the bundle has its rewards")
-    if policy:  # whoever names a reward trusts it
-        settings = settings.model_copy(update={"trust_rewards": True})
+    if policy:
+        models["--reasoning-parser"] = _listed(settings.reasoning_parser)
+        settings = settings.model_copy(update={"trust_rewards": True})  # whoever names a reward trusts it
 
     def locate() -> Path:
         return make_bundle(policy, models) if policy else bundle or bundle_path("demo")

@@ -165,7 +165,9 @@ class Settings(BaseModel):
         description="Collector of OpenTelemetry traces, such as http://localhost:4318; no traces without.",
     )
     reasoning_parser: str | None = Field(
-        None, description="vLLM's parser that separates the reasoning of the policies from their answers."
+        None,
+        description="vLLM's parser that separates the reasoning of the policies from their answers [default: the one "
+        "that the bundle was calibrated with].",
     )
     tool_parser: str | None = Field(
         None, description="vLLM's parser that reads tool calls from answers; without one, requests have no tools."
@@ -216,6 +218,22 @@ class Settings(BaseModel):
     reward_engine: EngineValues = Field(
         {}, description="The same for the engines of all reward models, or with NAME.KEY=VALUE for one of them."
     )
+
+    def adopt_parser(self, calibrated: str | None) -> "Settings":
+        """Return the settings with the parser of reasoning that a bundle was calibrated with, if there was one.
+
+        Args:
+            calibrated: The bundle's parser.
+
+        Raises:
+            InvalidValue: The operator has chosen another one.
+        """
+        if calibrated is None:
+            return self
+        if self.reasoning_parser not in (None, calibrated):
+            requirement = f"{calibrated}, with which the bundle was calibrated"
+            raise InvalidValue("--reasoning-parser", self.reasoning_parser, requirement)
+        return self.model_copy(update={"reasoning_parser": calibrated})
 
     @field_validator("engines", "policy_engine", "reference_engine", "reward_engine")
     @classmethod

@@ -29,7 +29,14 @@ EXAMPLES = 8
 
 
 def write_calibration(
-    directory: Path, *, rollouts: Path, reference: Path, reward: Path, law: SamplingLaw, weights: Mapping[str, float]
+    directory: Path,
+    *,
+    rollouts: Path,
+    reference: Path,
+    reward: Path,
+    law: SamplingLaw,
+    weights: Mapping[str, float],
+    reasoning_parser: str | None = None,
 ) -> None:
     """Write calibration tables, their record and a few examples.
 
@@ -42,6 +49,7 @@ def write_calibration(
         reward: Directory of the reward model, or of several.
         law: Sampling law that the rollouts were drawn by.
         weights: Weight of each reward model by its name. They are used only where there are several models.
+        reasoning_parser: vLLM's parser that separated reasoning from the answers that were scored, if there was one.
     """
     tokenizer = AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
     keys, rewards, lengths = [], [], []
@@ -69,6 +77,7 @@ def write_calibration(
         prompts=len(table),
         estimator=table.estimator,
         resolution=table.resolution,
+        reasoning_parser=reasoning_parser,
     )
     save_calibration(directory, combination, record)
     save_examples(directory, _pick_examples(rollouts, np.array(lengths), list(models)))

@@ -16,6 +16,7 @@ from infalign.storage import load_calibration
 from infalign.templates import Message
 from infalign.transformation import Transformation
 from training import processes
+from training.answers import ScoredTexts
 from training.config import Compute, Ctrl
 from training.data import read_prompts
 from training.models import save_model
@@ -60,7 +61,7 @@ def make_policy(
         compute: How the trainer uses the machine.
         seed: Seed of the stage.
     """
-    combination = load_calibration(calibration)[0]
+    combination, record = load_calibration(calibration)
     task = Task(
         directory=directory,
         prompts=read_prompts(data, "train"),
@@ -73,6 +74,7 @@ def make_policy(
         config=config,
         compute=compute,
         seed=seed,
+        texts=ScoredTexts.load(record.reasoning_parser, reference) if config.solver == "rloo" else None,
     )
     train_policy(task, read_prompts(data, "validation"))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from infalign.manifest import SamplingLaw
 from infalign.parsing import parse_procedure
 from infalign.storage import load_calibration
+from training.answers import ScoredTexts
 from training.config import Evaluation
 from training.data import read_prompts
 from training.evaluation import report
@@ -51,13 +52,15 @@ def evaluate_policy(
     trained_for = parse_procedure(procedure)
     procedures = procedures_of(trained_for)
     prompts = read_prompts(data, "test")[: config.prompts]
+    combination, record = load_calibration(calibration)
     draws = collect(
         *load_pair(policy, reference, law),
-        CombinedScorer.load(reward, load_calibration(calibration)[0], reference),
+        CombinedScorer.load(reward, combination, reference),
         load_judge(judge) if judge else None,
         prompts,
         config.draws or max(map(count_draws, procedures)),
         seed,
+        texts=ScoredTexts.load(record.reasoning_parser, reference),
     )
     save_draws(directory, draws)
     report.write_report(

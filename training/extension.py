@@ -85,7 +85,7 @@ def extend_calibration(
 
     Raises:
         BundleError: There is no intact bundle.
-        InvalidValue: Prompts cannot be read, or none is new.
+        InvalidValue: Prompts cannot be read, none is new, or reasoning takes more than the bundle's longest response.
         EngineFailed: The engine did not start, or died.
     """
     from filelock import FileLock
@@ -126,8 +126,10 @@ def extend_calibration(
         law.engine,
         record.samples,
         derive_seed(seed, "calibrate"),
+        record.reasoning_parser,
     )
-    made_from = [record.reference, record.reward_model, record.sampling.model_dump(), engine, shard, seed, keys]
+    parts = (record.reference, record.reward_model, record.reasoning_parser)
+    made_from = [*parts, record.sampling.model_dump(), engine, shard, seed, keys]
     directory = home() / "runs" / "calibrate" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.with_suffix(".lock")):

@@ -42,6 +42,11 @@ OPTIONS = (
     click.option("--samples", type=click.IntRange(1), help="Answers drawn per prompt, K.  [default: 32]"),
     click.option("--max-tokens", type=click.IntRange(1), help="Longest answer.  [default: 128]"),
     click.option(
+        "--reasoning-parser",
+        metavar="NAME",
+        help="vLLM's parser that separates reasoning from answers, such as qwen3; rewards read the answers alone.",
+    ),
+    click.option(
         "--positions",
         type=click.IntRange(1),
         help=f"Longest prompt and answer together, in tokens.  [default: the policy's own, at most {LONGEST}]",
@@ -77,6 +82,8 @@ class NamedModels:
     """K, responses per prompt."""
     max_tokens: int | None = None
     """Longest response, in tokens."""
+    reasoning_parser: str | None = None
+    """vLLM's parser that separates reasoning from answers."""
     positions: int | None = None
     """Longest prompt and response together, in tokens."""
     engine: str | None = None
@@ -116,6 +123,7 @@ class NamedModels:
             "policy": self.name,
             "rollouts.samples": self.samples,
             "rollouts.max_tokens": self.max_tokens,
+            "rollouts.reasoning_parser": self.reasoning_parser,
             "rollouts.engine": self.engine,
         }
         return keys | {key: value for key, value in given.items() if value is not None}

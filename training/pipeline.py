@@ -19,6 +19,7 @@ from infalign.errors import InvalidValue
 from infalign.estimators import Estimate
 from infalign.imports import quick_imports
 from infalign.manifest import Alignment
+from infalign.reasoning import AnswerProcess
 from training import planning, processes
 from training.config import Config
 from training.pins import list_origins, pin_models
@@ -115,6 +116,10 @@ def _run_stages(config: Config, runner: Runner) -> Artifacts:
             _check_splits(config, artifacts.data)
             missing = [report.name for report in _plan(config, runner.dry_copy()) if not report.reused]
             planning.check_stages(config, artifacts.data, missing)
+            if config.rollouts.reasoning_parser and "rollouts" in missing:
+                AnswerProcess(
+                    config.rollouts.reasoning_parser, None
+                ).close()  # checks the name, before anything is long
             if processes.is_first():  # which alone announces stages; estimating takes half a second
                 runner.countdown.expect(planning.estimate_seconds(config, artifacts.data, missing))
     return artifacts

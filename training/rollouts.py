@@ -30,7 +30,7 @@ def draw_rollouts(directory: Path, *, data: Path, reference: Path, reward: Path,
         seed: Seed of the stage.
     """
     law = SamplingLaw(max_tokens=config.max_tokens)
-    job = RolloutJob(reference, reward, law, config.engine, config.samples, seed)
+    job = RolloutJob(reference, reward, law, config.engine, config.samples, seed, config.reasoning_parser)
     write_rollouts(directory, read_prompts(data), job, config.shard, config.ray)
 
 
@@ -47,7 +47,7 @@ def write_rollouts(
         ray: Ray cluster to draw on, or None for this machine.
 
     Raises:
-        InvalidValue: There is no prompt.
+        InvalidValue: There is no prompt, or there is no such parser. Or reasoning takes more than the longest response.
         EngineFailed: The engine did not start, or died.
     """
     if not prompts:

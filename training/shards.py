@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from infalign.errors import EngineFailed
+from infalign.errors import EngineFailed, InvalidValue
 from infalign.manifest import SamplingLaw
+from infalign.reasoning import ATTEMPTS
 from infalign.templates import Message
+from training.answers import ScoredTexts
 from training.sampler import Sampler
 from training.scorer import Scorers
 from training.seeds import derive_seed
@@ -33,9 +35,9 @@ class PromptRollouts:
     prompt: Sequence[Message]
     """The conversation."""
     responses: list[str]
-    """K responses as text."""
+    """K responses as text, as rewards read them: without reasoning, if there is a parser."""
     tokens: list[list[int]]
-    """The same responses as token ids."""
+    """The same responses as token ids, with all that was drawn."""
     rewards: list[float] | dict[str, list[float]]
     """Raw rewards of the responses. If there are several reward models, they are given by name."""
 
@@ -85,6 +87,8 @@ class RolloutJob:
     """K, responses per prompt."""
     seed: int
     """Seed of the stage. The seed of every shard is derived from it."""
+    reasoning_parser: str | None = None
+    """vLLM's parser that separates reasoning from the answers that are scored, if there is one."""
 
 
 class ShardWorker:
@@ -95,6 +99,7 @@ class ShardWorker:
 
     Raises:
         EngineFailed: The models do not fit into memory.
+        InvalidValue: There is no such parser of reasoning, or it does not fit the reference.
     """
 
     def __init__(self, job: RolloutJob) -> None:
@@ -103,6 +108,7 @@ class ShardWorker:
             load = VllmSampler.load if job.engine == "vllm" else Sampler.load
             self.sampler = load(job.reference, job.law)  # before the rest: vLLM measures what memory is free
             self.scorers = Scorers.load(job.reward, job.reference, self.sampler.next_logprobs)
+        self.texts = ScoredTexts.load(job.reasoning_parser, job.reference, has_vllm=job.engine == "vllm")
 
     def __call__(self, shard: Shard, stage: str) -> str:
         """Draw and score one shard.
@@ -116,12 +122,13 @@ class ShardWorker:
 
         Raises:
             EngineFailed: Memory ran out.
+            InvalidValue: The reasoning of a response takes more than the length limit, however often it is drawn.
         """
         samples = self.job.samples
         repeats = [messages for messages in shard.prompts for _ in range(samples)]
         with _name_lack_of_memory(f"rollouts, shard {shard.number}"):
             tokens = self.sampler.draw(repeats, derive_seed(self.job.seed, f"shard {shard.number}"), stage)
-            responses = self.sampler.text(tokens)
+            responses = self._read_answers(shard, repeats, tokens, stage) if self.texts else self.sampler.text(tokens)
             rewards = self.scorers.score(repeats, responses)
         lines = []
         for row, messages in enumerate(shard.prompts):
@@ -132,6 +139,26 @@ class ShardWorker:
                 json.dumps(vars(PromptRollouts(messages, responses[rows], tokens[rows], rewards_field))) + "\n"
             )
         return "".join(lines)
+
+    def _read_answers(
+        self, shard: Shard, repeats: Sequence[Sequence[Message]], tokens: list[list[int]], stage: str
+    ) -> list[str]:
+        """Read the answers, and draw those anew whose reasoning did not end. ``tokens`` is changed."""
+        assert self.texts is not None  # noqa: S101 - there is a parser
+        answers = dict(enumerate(self.texts.read(repeats, tokens)))
+        for attempt in range(1, ATTEMPTS + 1):
+            missing = [row for row, answer in answers.items() if answer is None]
+            if not missing:
+                break
+            if attempt == ATTEMPTS:
+                requirement = f"more, for {len(missing)} of {len(tokens)} responses whose reasoning took more each time"
+                raise InvalidValue("rollouts.max_tokens", self.job.law.max_tokens, requirement)
+            again = [repeats[row] for row in missing]
+            drawn = self.sampler.draw(again, derive_seed(self.job.seed, f"shard {shard.number}, {attempt}"), stage)
+            answers.update(zip(missing, self.texts.read(again, drawn), strict=True))
+            for row, response in zip(missing, drawn, strict=True):
+                tokens[row] = response
+        return [answer for answer in answers.values() if answer is not None]
 
 
 @contextmanager

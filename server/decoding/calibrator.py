@@ -17,6 +17,7 @@ from infalign.calibration import Calibration
 from infalign.combination import Combination
 from infalign.manifest import CalibrationRecord
 from infalign.pooling import PooledQuantiles
+from infalign.reasoning import ATTEMPTS
 from infalign.table import CalibrationTable
 from server.concurrency import Shared, gather_all
 from server.decoding.engine_client import EngineClient
@@ -27,15 +28,13 @@ from server.errors import NoAnswer, PromptTooLong
 
 Source = Literal["bundle", "cache", "drawn", "pooled"]
 """Where reference rewards come from: the bundle, the store, draws just now, or all prompts pooled."""
-ATTEMPTS = 4
-"""How often a reference response is drawn if its reasoning does not end before the length limit."""
-DEPENDS_ON = {"reference", "reward_model", "chat_template", "sampling", "samples", "resolution"}
+DEPENDS_ON = {"reference", "reward_model", "chat_template", "sampling", "samples", "resolution", "reasoning_parser"}
 """Fields of the bundle's calibration record on which reference rewards depend."""
 
 
 def calibration_digest(record: CalibrationRecord) -> str:
     """Return a hash of everything that a calibration depends on, except its prompt."""
-    return hashlib.sha256(record.model_dump_json(include=DEPENDS_ON).encode()).hexdigest()
+    return hashlib.sha256(record.model_dump_json(include=DEPENDS_ON, exclude_none=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

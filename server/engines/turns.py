@@ -5,10 +5,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Literal
 
 from infalign.errors import InvalidValue, one_line
+from infalign.reasoning import Reasoning, list_parsers, parser_class
 from server.engines.base import Completion, Delta, FinishReason, RequestFailed, Sampling, ToolCall
 from server.engines.environment import log_through_root, prepare_environment
 
@@ -70,7 +71,8 @@ class TurnParser:
         """
         _ = self._needs
         if self.reasoning_parser:
-            self._split("x")
+            with self._guard():
+                self._reasoning.split("x")
         if self._calls:
             self._extract_calls("x")
 
@@ -86,8 +88,9 @@ class TurnParser:
         """
         if self.is_plain:
             return Turn(completion, completion.text, completion.text)
-        text = completion.text
-        reasoning, content = self._split(text) if self._has_reasoning(text) else (None, text)
+        with self._guard():
+            text = completion.text
+            reasoning, content = self._reasoning.read(text) if self.reasoning_parser else (None, text)
         if content is None and completion.finish_reason == "length":
             return Turn(completion, "", None, reasoning)
         content = content or ""
@@ -100,9 +103,12 @@ class TurnParser:
         Raises:
             RequestFailed: A parser failed.
         """
-        if not self.prefill or self.reasoning_parser is None or not any(mark in self.prefill for mark in self._marks):
+        if not self.prefill or self.reasoning_parser is None:
             return self.prefill
-        return self._split(self.prefill)[1] or ""
+        with self._guard():
+            if not any(mark in self.prefill for mark in self._reasoning.marks):
+                return self.prefill
+            return self._reasoning.split(self.prefill)[1] or ""
 
     def stream(self, listen: Callable[[Delta], None]) -> Callable[[Delta | None], None]:
         """Create the listener that separates the parts of a growing response.
@@ -137,13 +143,6 @@ class TurnParser:
 
         return separate
 
-    def _split(self, text: str) -> tuple[str | None, str | None]:
-        """Split a text into reasoning and the rest."""
-        with self._guard():
-            parser = self._create().reasoning_parser
-            reasoning, content = parser.extract_reasoning(text, self._request)
-            return reasoning or None, content or None
-
     def _extract_calls(self, text: str) -> tuple[str, tuple[ToolCall, ...]]:
         """Take the calls out of a text without reasoning."""
         with self._guard():
@@ -157,40 +156,22 @@ class TurnParser:
     def _create(self, reasons: bool = True) -> Any:
         """Create a parser. It is None if there is nothing to parse."""
         with self._guard():
-            kind = _parser_class(self.reasoning_parser if reasons else None, self.tool_parser if self._calls else None)
+            kind = parser_class(self.reasoning_parser if reasons else None, self.tool_parser if self._calls else None)
             return kind and kind(self.tokenizer, self._request.tools, chat_template_kwargs=dict(self.variables))
-
-    def _has_reasoning(self, text: str) -> bool:
-        """Whether a response may have reasoning.
-
-        Parsers look for the end of reasoning in the whole prompt, where an earlier turn may have ended its own. So a
-        response that has a mark of reasoning is parsed in any case.
-        """
-        if self.reasoning_parser is None or not self._starts_with_answer:
-            return self.reasoning_parser is not None
-        return not self.prefill and (not self._marks or any(mark in text for mark in self._marks))
 
     @property
     def _calls(self) -> bool:
         return self.tool_parser is not None and bool(self.tools)
 
     @cached_property
-    def _marks(self) -> list[str]:
-        """The texts that begin and end reasoning, if the parser has fixed ones."""
-        parser = self._create().reasoning_parser
-        return [mark for mark in (parser.reasoning_start_str, parser.reasoning_end_str) if mark] if parser else []
+    def _reasoning(self) -> Reasoning:
+        return Reasoning(lambda: self._create().reasoning_parser, self._request, self.prompt, self.prefill)
 
     @cached_property
     def _starts_with_answer(self) -> bool:
         """Whether reasoning is over where the response begins."""
-        if self.reasoning_parser is None:
-            return True
         with self._guard():
-            parser = self._create().reasoning_parser
-            if self.prefill:
-                end = parser.reasoning_end_str
-                return bool(end and end in self.prefill) or not any(mark in self.prefill for mark in self._marks)
-            return bool(parser.is_reasoning_end(list(self.prompt)))
+            return self.reasoning_parser is None or self._reasoning.starts_with_answer
 
     @cached_property
     def _needs(self) -> dict[str, Any]:
@@ -199,8 +180,10 @@ class TurnParser:
             parser, request = self._create(), self._request.model_copy()
             for part in (parser.reasoning_parser, parser.tool_parser):
                 request = part.adjust_request(request) if part else request
-        ended = self._starts_with_answer if self.reasoning_parser else None
-        return {"skip_special_tokens": request.skip_special_tokens, "reasoning_ended": ended}
+            if not self.reasoning_parser:
+                return {"skip_special_tokens": request.skip_special_tokens, "reasoning_ended": None}
+            skips = self._reasoning.skips_special_tokens(self.tokenizer, request)
+            return {"skip_special_tokens": skips, "reasoning_ended": self._reasoning.starts_with_answer}
 
     @cached_property
     def _request(self) -> Any:
@@ -227,13 +210,21 @@ class TurnParsers:
         tokenizer: The policies' tokenizer.
         reasoning_parser: vLLM's name of the parser of reasoning, if there is one.
         tool_parser: vLLM's name of the parser of tool calls, if there is one.
+        calibrated: The parser of reasoning with which the bundle was calibrated, if there was one.
 
     Raises:
         InvalidValue: vLLM has no such parser, or it does not fit the tokenizer.
     """
 
-    def __init__(self, tokenizer: Any, reasoning_parser: str | None = None, tool_parser: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        reasoning_parser: str | None = None,
+        tool_parser: str | None = None,
+        calibrated: str | None = None,
+    ) -> None:
         self._tokenizer, self._reasoning_parser, self._tool_parser = tokenizer, reasoning_parser, tool_parser
+        self._calibrated = calibrated
         for option, name, names in _choices(reasoning_parser, tool_parser):
             from vllm.tokenizers.hf import get_cached_tokenizer
 
@@ -264,13 +255,15 @@ class TurnParsers:
     def adapt_key(self, key: str, has_tools: bool) -> str:
         """Make the key of a prompt depend on the parsers, as the rewards of its responses do.
 
-        So a calibration that was made with other parsers, or with none as those of a bundle, is never used.
+        So a calibration that was made with other parsers is never used. Those of a bundle were made with the bundle's
+        parser of reasoning, or with none.
 
         Args:
             key: The key of the rendered prompt.
             has_tools: Whether tools may be called.
         """
-        names = (self._reasoning_parser or "", (has_tools and self._tool_parser) or "")
+        reasoning_parser = None if self._reasoning_parser == self._calibrated else self._reasoning_parser
+        names = (reasoning_parser or "", (has_tools and self._tool_parser) or "")
         return hashlib.sha256("/".join((key, *names)).encode()).hexdigest()[: len(key)] if any(names) else key
 
 
@@ -280,20 +273,12 @@ def _choices(reasoning_parser: str | None, tool_parser: str | None) -> Iterator[
         return
     prepare_environment()
     log_through_root()
-    from vllm.reasoning import ReasoningParserManager
-    from vllm.tool_parsers import ToolParserManager
-
-    for module in ("vllm.parser", "vllm.reasoning", "vllm.tool_parsers"):
-        # They log a stack trace for every call that a model does not write properly.
-        logging.getLogger(module).setLevel(logging.CRITICAL)
     if reasoning_parser is not None:
-        yield REASONING_OPTION, reasoning_parser, ReasoningParserManager.list_registered()
+        yield REASONING_OPTION, reasoning_parser, list_parsers()
     if tool_parser is not None:
+        from vllm.tool_parsers import ToolParserManager
+
+        for module in ("vllm.parser", "vllm.tool_parsers"):
+            # They log a stack trace for every call that a model does not write properly.
+            logging.getLogger(module).setLevel(logging.CRITICAL)
         yield TOOL_OPTION, tool_parser, ToolParserManager.list_registered()
-
-
-@cache
-def _parser_class(reasoning_parser: str | None, tool_parser: str | None) -> Any:
-    from vllm.parser import ParserManager
-
-    return ParserManager.get_parser(tool_parser, reasoning_parser, enable_auto_tools=True)

@@ -40,6 +40,11 @@ class Rollouts(Section):
         gt=0, description="K, responses per prompt; quantiles are known to about 1/K, and 64 is a good start"
     )
     max_tokens: int = Field(gt=0, description="longest response in tokens; longer ones are cut off")
+    reasoning_parser: str | None = Field(
+        None,
+        description="vLLM's parser that separates reasoning from answers, such as qwen3; in every stage the rewards "
+        "then read answers alone; if left out, they read whole responses",
+    )
     engine: Literal["transformers", "vllm"] = Field(
         "transformers",
         description="library that draws; vllm reads a prompt once for all its responses, but takes 20 to 50 s to "

@@ -12,6 +12,7 @@ from infalign.parsing import parse_procedure
 from infalign.plots import check_path, save
 from infalign.rewards import check_trust
 from infalign.templates import Message, render_prompt, tokenise
+from training.answers import ScoredTexts
 from training.data import make_tokenizer_check
 from training.data.defects import Defect
 from training.data.examples import parse_prompt, read_row
@@ -84,6 +85,7 @@ def evaluate_bundle(request: Request) -> Evaluation:
     prompts = read_evaluation_prompts(request.prompts or policy_part.evaluation / report.PROMPTS, policy, request.limit)
     scorer = CombinedScorer.load(bundle.reward_model, bundle.combination, bundle.reference)
     _check_rewards(bundle, scorer)
+    texts = ScoredTexts.load(bundle.calibration.reasoning_parser, bundle.reference)
     drawers = None
     if request.engine == "vllm":
         reference_engine = _TransientEngine(bundle.reference, None, law)
@@ -91,7 +93,7 @@ def evaluate_bundle(request: Request) -> Evaluation:
             drawers = _TransientEngine(bundle.reference, policy_part.directory, law), reference_engine
         else:
             drawers = _TransientEngine(policy_part.directory, None, law), reference_engine
-    draws = collect(policy, reference, scorer, judge, prompts, request.draws, request.seed, drawers)
+    draws = collect(policy, reference, scorer, judge, prompts, request.draws, request.seed, drawers, texts)
     samples = bundle.table.samples
     evaluation = compute_evaluation(draws, procedures, transformation, trained_for, samples)
     if request.plot:

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from infalign.arrays import Floats
 from infalign.templates import Message
+from training.answers import ScoredTexts
 from training.judges import Judge
 from training.likelihoods import sequence_kl
 from training.sampler import Sampler
@@ -91,6 +92,7 @@ def collect(
     draws: int,
     seed: int,
     drawers: tuple[Drawer, Drawer] | None = None,
+    texts: ScoredTexts | None = None,
 ) -> Draws:
     """Draw responses from policy and reference and score them.
 
@@ -103,6 +105,7 @@ def collect(
         draws: M, responses per prompt and model.
         seed: Seed of the draws.
         drawers: What draws from policy and reference. By default the two samplers do.
+        texts: Reads the answers that are scored. By default whole responses are.
     """
     repeats = [messages for messages in prompts for _ in range(draws)]
     policy_drawer, reference_drawer = drawers or (policy, reference)
@@ -111,9 +114,9 @@ def collect(
     kl = sequence_kl(policy, reference, [repeats[row] for row in measured], [responses[row] for row in measured])
 
     def score_side(tokens: list[list[int]]) -> Side:
-        texts = policy.text(tokens)
-        rewards = scorer.score(repeats, texts).astype(np.float64).reshape(-1, draws)
-        return Side(rewards, judge(repeats, texts).reshape(-1, draws) if judge else None)
+        answers = texts.read_all(repeats, tokens) if texts else policy.text(tokens)
+        rewards = scorer.score(repeats, answers).astype(np.float64).reshape(-1, draws)
+        return Side(rewards, judge(repeats, answers).reshape(-1, draws) if judge else None)
 
     return Draws(
         score_side(responses),

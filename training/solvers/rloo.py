@@ -150,12 +150,14 @@ def make_reward_function(task: Task, steer: "SteerKL") -> Callable[..., list[flo
     def transform_rewards(
         prompts: list[list[Message]],
         completions: list[list[Message]],
+        completion_ids: list[list[int]],
         key: list[str],
         log_metric: Callable[[str, float], None],
         trainer_state: Any,
         **_: Any,
     ) -> list[float]:
-        rewards = task.scorer.score(prompts, [completion[0]["content"] for completion in completions])
+        whole = [completion[0]["content"] for completion in completions]
+        rewards = task.scorer.score(prompts, task.texts.read_all(prompts, completion_ids) if task.texts else whole)
         quantiles = task.table.quantile(key, rewards)
         values = task.values(quantiles, rewards.astype(np.float64))
         if (step := trainer_state.global_step) < anneal_steps:

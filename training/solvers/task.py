@@ -13,6 +13,7 @@ from infalign.table import CalibrationTable
 from infalign.templates import Message
 from infalign.transformation import Transformation
 from infalign.transforms import Gaussian
+from training.answers import ScoredTexts
 from training.config import Compute, Ctrl
 from training.scorer import CombinedScorer
 
@@ -43,6 +44,8 @@ class Task:
     """How the trainer uses the machine."""
     seed: int
     """Seed of the stage."""
+    texts: ScoredTexts | None = None
+    """Reads the answers that ``scorer`` scores. None scores whole responses, or no new ones."""
 
     @property
     def table(self) -> CalibrationTable:

@@ -22,4 +22,5 @@ class Calibrate(Stage):
             "reward": artifacts.reward,
             "law": config.law,
             "weights": config.reward.weights,
+            "reasoning_parser": config.rollouts.reasoning_parser,
         }

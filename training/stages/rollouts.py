@@ -27,5 +27,5 @@ class DrawRollouts(Stage):
         }
 
     def libraries(self, config: Config) -> Sequence[str]:
-        """Return the library that draws."""
-        return (config.rollouts.engine,)
+        """Return the library that draws, and vLLM if its parser is used."""
+        return (config.rollouts.engine, *(["vllm"] if config.rollouts.reasoning_parser else []))

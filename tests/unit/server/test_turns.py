@@ -3,6 +3,8 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,12 +12,14 @@ import pytest
 from tokenizers import AddedToken
 
 from infalign.errors import InvalidValue
-from server.app import create_app
-from server.engines import Completion, Delta
+from infalign.reasoning import AnswerProcess, AnswerReader
+from server.app import ServedBundle, create_app
+from server.decoding.calibrator import calibration_digest
+from server.engines import Completion, Delta, Sampling
 from server.engines.turns import TurnParsers
 from server.settings import Settings
 from tests.bad_requests import BEST, CALIBRATIONS, CHAT, REWARDS, WORST
-from tests.fakes import KNOWN, MARKS, CharacterTokenizer, FakeEngines, ScriptedEngines, fake_served
+from tests.fakes import KNOWN, LAW, MARKS, CharacterTokenizer, FakeEngines, ScriptedEngines, fake_served
 from tests.streams import events
 from tests.unit.server.conftest import client_of
 from training.tokenizer import train_tokenizer
@@ -36,11 +40,19 @@ TOWN = {"name": "weather", "arguments": '{"town": "Oslo"}'}
 
 
 @asynccontextmanager
-async def serving(engines: FakeEngines, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(max_n=16, **settings), engines, fake_served())
+async def serving(
+    engines: FakeEngines, served: ServedBundle | None = None, **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(Settings(max_n=16, **settings), engines, served or fake_served())
     async with app.router.lifespan_context(app), client_of(app) as client:
         await engines.started.wait()
         yield client
+
+
+def with_parser(served: ServedBundle, parser: str) -> ServedBundle:
+    """A bundle that was calibrated with a parser of reasoning."""
+    record = served.bundle.calibration.model_copy(update={"reasoning_parser": parser})
+    return replace(served, bundle=replace(served.bundle, calibration=record))
 
 
 async def ask(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:
@@ -239,6 +251,20 @@ async def test_a_calibration_is_of_answers_and_of_no_other_parser() -> None:
         assert (await ask(client, CALIBRATIONS, {"messages": [U]}))["prompt_key"] != calibration["prompt_key"]
 
 
+async def test_the_parser_of_the_bundle_is_used_with_its_calibrations() -> None:
+    served = with_parser(fake_served(), "deepseek_r1")
+    engines = ScriptedEngines("<think>hm 9</think>answer 4")
+    for settings in ({}, R1):
+        async with serving(engines, served, **settings) as client:
+            best = await ask(client, BEST, {"n": 2})
+            assert best["calibration"]["scope"] == "prompt", "the bundle's is of answers"
+            assert best["selected"][0]["reasoning"] == "hm 9"
+    with pytest.raises(InvalidValue, match="--reasoning-parser: got 'qwen3', accepted: deepseek_r1, with which"):
+        create_app(Settings(reasoning_parser="qwen3"), engines, served)
+    digests = {calibration_digest(each.bundle.calibration) for each in (served, fake_served())}
+    assert len(digests) == 2, "calibrations on demand are kept apart"
+
+
 async def test_a_calibration_without_answers_is_refused() -> None:
     async with serving(ScriptedEngines("<think>hm 9…"), **R1) as client:
         answer = await client.post(CALIBRATIONS, json={"messages": [U]})
@@ -403,6 +429,41 @@ def test_variables_reach_the_parser(tokenizer: Any, thinking: bool, answer: tupl
     parser = TurnParsers(tokenizer, "deepseek_v3").for_prompt((), variables={"thinking": thinking})
     turn = parser.read(Completion("hm</think>yes", 9, "stop"))
     assert (turn.reasoning, turn.answer) == answer
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_answers_are_read_of_tokens_as_the_server_reads_them(tmp_path: Path, special: bool) -> None:
+    tokenizer = train_tokenizer(["hello"], 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)}) if special else None
+    tokenizer.add_tokens([AddedToken(mark, special=special) for mark in MARKS])
+    tokenizer.save_pretrained(tmp_path)
+    end = [tokenizer.eos_token_id]
+    rows = [
+        ("<|assistant|><think>", "hm</think>yes", end, "yes"),
+        ("<|assistant|><think>", "hm</think>yes", [], "yes"),
+        ("<|assistant|><think></think>", "yes", end, "yes"),
+        ("<|assistant|>", "<think>hm</think>", end, ""),
+        ("<|assistant|><think>", "hm", [], None),
+        ("<|assistant|><think>", "hm", end, ""),
+    ]
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    prompts = [encode(prompt) for prompt, *_ in rows]
+    responses = [encode(text) + last for _, text, last, _ in rows]
+    expected = [answer for *_, answer in rows]
+    assert AnswerReader("deepseek_r1", tmp_path).read(prompts, responses) == expected
+    parser = TurnParsers(tokenizer, "deepseek_r1").for_prompt(prompts[0])
+    assert parser.adapt(Sampling.from_law(LAW, None, 0)).skip_special_tokens != special
+    if special:  # once: vLLM is imported
+        process = AnswerProcess("deepseek_r1", tmp_path)
+        assert process.read(prompts, responses) == expected
+        process.close()
+        with pytest.raises(InvalidValue, match=r"rollouts\.reasoning_parser: got 'x', accepted: .*deepseek_r1, "):
+            AnswerReader("x", tmp_path)
+        with pytest.raises(InvalidValue, match="accepted: a parser that fits the policy and reads text"):
+            AnswerReader("openai_gptoss", tmp_path)
 
 
 # Options of the operator.

@@ -132,6 +132,7 @@ def test_both_solvers_learn_from_the_combined_reward(
         given = {
             "prompts": [row.prompt] * 8,
             "completions": [[{"role": "assistant", "content": text}] for text in row.responses],
+            "completion_ids": row.tokens,
             "key": [prompt_key(render_prompt(task.scorer.tokenizer, row.prompt))] * 8,
         }
         steer = SteerKL(task.config.target_kl)
