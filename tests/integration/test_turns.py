@@ -1,7 +1,7 @@
 """What current policies take, through vLLM and the real `openai` client: continued answers, reasoning, calls of tools.
 
-The demo continues answers. A small random policy with a template for reasoning and tools does the rest: a bias makes it
-end its reasoning now and then, and a schema makes it write a call.
+The demo continues answers. A small random policy with a template for reasoning and tools does the rest: its weights make
+it end its reasoning after some ten tokens, and a schema makes it write a call.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from infalign import Bundle
+from infalign import Bundle, read_bundle
 from tests.integration.conftest import INFALIGN, serving
 from training.tokenizer import train_tokenizer
 
@@ -81,11 +81,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def prefer(model: LlamaForCausalLM, token: int, bias: float) -> None:
+    """Add a bias to the logit of a token. One channel of the hidden state is made constant for that."""
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 1
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
+        model.lm_head.weight[:, 0] = 0
+        constant = model.model(input_ids=torch.arange(9)[None]).last_hidden_state[..., 0].mean()
+        model.lm_head.weight[token, 0] = bias / constant
+
+
 @pytest.fixture(scope="module")
-def thinker(
+def thinker_bundle(
     bundle: Bundle, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """URL of a server of a random policy, with parsers of reasoning and of calls."""
+) -> Bundle:
+    """The bundle of a random policy, made with a parser of reasoning."""
     home = tmp_path_factory.mktemp("thinker")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -99,24 +110,31 @@ def thinker(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(home / "policy")
+    model = LlamaForCausalLM(config)
+    prefer(model, tokenizer.convert_tokens_to_ids("</think>"), math.log(len(tokenizer) / 9))
+    model.save_pretrained(home / "policy")
     tokenizer.save_pretrained(home / "policy")
     models = ("--policy", str(home / "policy"), "--reward", str(bundle.reward_model))
-    options = ("--samples", "8", "--max-tokens", "32", "--name", "thinker", "--output", str(home / "bundle"))
+    options = ("--samples", "8", "--max-tokens", "64", "--name", "thinker", "--output", str(home / "bundle"))
+    options += ("--reasoning-parser", "deepseek_r1")
     done = subprocess.run([INFALIGN, "bundle", *models, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    parsers = ("--reasoning-parser", "deepseek_r1", "--tool-parser", "llama3_json")
+    return read_bundle(home / "bundle")
+
+
+@pytest.fixture(scope="module")
+def thinker(thinker_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server of this bundle, with a parser of calls too."""
+    home = tmp_path_factory.mktemp("server")
     store = ("--calibration-store", str(home / "calibrations.sqlite"))
-    with serving(home / "log", str(home / "bundle"), *parsers, *store) as url:
+    with serving(home / "log", str(thinker_bundle.path), "--tool-parser", "llama3_json", *store) as url:
         yield url
 
 
 @pytest.fixture
-def fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """A request whose responses end their reasoning after some ten tokens. The policy draws almost uniformly."""
-    end = tokenizer.convert_tokens_to_ids("</think>")
-    bias = math.log(len(tokenizer) / 9)
-    return {"model": "thinker", "messages": [U], "seed": 0, "max_tokens": 160, "logit_bias": {str(end): bias}}
+def fields() -> dict[str, Any]:
+    """A request whose responses end their reasoning after some ten tokens."""
+    return {"model": "thinker", "messages": [U], "seed": 0, "max_tokens": 160}
 
 
 def test_reasoning_is_separated_and_the_answer_alone_is_scored(thinker: str, fields: dict[str, Any]) -> None:
@@ -167,20 +185,21 @@ def test_a_stream_has_what_the_whole_answer_has(thinker: str, fields: dict[str, 
     assert again.choices[0].message.tool_calls
 
 
-def test_reasoning_that_does_not_end_is_no_answer(thinker: str, fields: dict[str, Any]) -> None:
+def test_reasoning_that_does_not_end_is_no_answer(
+    thinker: str, fields: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
     fields |= {"max_tokens": 8}
     completion = connect(thinker).chat.completions.create(**fields, extra_body={"best_of": 16})
     missing = (completion.model_extra or {})["missing"]
     assert missing["asked"] == 16
     assert 0 < missing["reasons"]["no_answer"] < 16
-    del fields["logit_bias"]
+    fields["logit_bias"] = {str(tokenizer.convert_tokens_to_ids("</think>")): -100}
     with pytest.raises(openai.BadRequestError, match="reasoning takes more than 8 tokens") as refusal:
         connect(thinker).chat.completions.create(**fields)
     assert refusal.value.code == "no_answer"
 
 
 def test_a_variable_turns_reasoning_off(thinker: str, fields: dict[str, Any]) -> None:
-    del fields["logit_bias"]
     fields |= {"max_tokens": 8, "extra_body": {"chat_template_kwargs": {"enable_thinking": False}, "calibrate": True}}
     completion = connect(thinker).chat.completions.create(**fields)
     assert completion.choices[0].message.content
@@ -193,11 +212,19 @@ def test_a_variable_turns_reasoning_off(thinker: str, fields: dict[str, Any]) ->
         connect(thinker).chat.completions.create(**fields | {"extra_body": {"chat_template_kwargs": {"messages": []}}})
 
 
-def test_the_bundle_has_no_calibration_of_answers(thinker: str, fields: dict[str, Any]) -> None:
-    answer = httpx.post(f"{thinker}/v1/calibrations", json={"messages": [U]}, timeout=300)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_answer"), "nothing ends its reasoning"
-    completion = connect(thinker).chat.completions.create(**fields)
-    assert (completion.model_extra or {})["calibration"]["scope"] == "global"
+def test_the_bundle_is_calibrated_on_answers_by_the_parser_that_it_names(
+    thinker: str, thinker_bundle: Bundle, fields: dict[str, Any]
+) -> None:
+    assert thinker_bundle.calibration.reasoning_parser == "deepseek_r1"
+    first = thinker_bundle.examples[0]
+    prompt = [dict(message) for message in first.prompt]
+    answer = httpx.post(f"{thinker}/v1/calibrations", json={"messages": prompt}, timeout=300).json()
+    assert (answer["scope"], answer["cached"]) == ("prompt", True)
+    completion = connect(thinker).chat.completions.create(**fields | {"messages": prompt})
+    assert (completion.model_extra or {})["calibration"] == {"scope": "prompt", "samples": 8}
+    body = {"messages": prompt, "responses": [first.response]}
+    reward = httpx.post(f"{thinker}/v1/rewards", json=body, timeout=120).json()["rewards"][0]["reward"]
+    assert reward == pytest.approx(first.rewards["reward"], abs=1e-3)
 
 
 @pytest.mark.parametrize(("option", "known"), [("--reasoning-parser", "deepseek_r1"), ("--tool-parser", "hermes")])

@@ -455,7 +455,7 @@ def test_answers_are_read_of_tokens_as_the_server_reads_them(tmp_path: Path, spe
     expected = [answer for *_, answer in rows]
     assert AnswerReader("deepseek_r1", tmp_path).read(prompts, responses) == expected
     parser = TurnParsers(tokenizer, "deepseek_r1").for_prompt(prompts[0])
-    assert parser.adapt(Sampling.from_law(LAW, None, 0)).skip_special_tokens != special
+    assert parser.adapt(Sampling.from_law(LAW, policy=None, seed=0)).skip_special_tokens != special
     if special:  # once: vLLM is imported
         process = AnswerProcess("deepseek_r1", tmp_path)
         assert process.read(prompts, responses) == expected
