@@ -1,7 +1,7 @@
 """What current policies take, through vLLM and the real `openai` client: continued answers, reasoning, calls of tools.
 
-The demo continues answers. A small random policy with a template for reasoning and tools does the rest: its weights make
-it end its reasoning after some ten tokens, and a schema makes it write a call.
+The demo continues answers. A small random policy with a template for reasoning and tools does the rest: its weights
+make it end its reasoning after some ten tokens, and a schema makes it write a call.
 """
 
 import json
