@@ -137,6 +137,12 @@ def fields() -> dict[str, Any]:
     return {"model": "thinker", "messages": [U], "seed": 0, "max_tokens": 160}
 
 
+@pytest.fixture
+def unmarked(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Fields with which the policy never writes the mark that ends reasoning."""
+    return {"logit_bias": {str(tokenizer.convert_tokens_to_ids("</think>")): -100}}
+
+
 def test_reasoning_is_separated_and_the_answer_alone_is_scored(thinker: str, fields: dict[str, Any]) -> None:
     client = connect(thinker)
     extra = {"best_of": 4, "return_candidates": True}
@@ -186,21 +192,24 @@ def test_a_stream_has_what_the_whole_answer_has(thinker: str, fields: dict[str, 
 
 
 def test_reasoning_that_does_not_end_is_no_answer(
-    thinker: str, fields: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+    thinker: str, fields: dict[str, Any], unmarked: dict[str, Any]
 ) -> None:
     fields |= {"max_tokens": 8}
     completion = connect(thinker).chat.completions.create(**fields, extra_body={"best_of": 16})
     missing = (completion.model_extra or {})["missing"]
     assert missing["asked"] == 16
     assert 0 < missing["reasons"]["no_answer"] < 16
-    fields["logit_bias"] = {str(tokenizer.convert_tokens_to_ids("</think>")): -100}
+    fields |= unmarked
     with pytest.raises(openai.BadRequestError, match="reasoning takes more than 8 tokens") as refusal:
         connect(thinker).chat.completions.create(**fields)
     assert refusal.value.code == "no_answer"
 
 
-def test_a_variable_turns_reasoning_off(thinker: str, fields: dict[str, Any]) -> None:
-    fields |= {"max_tokens": 8, "extra_body": {"chat_template_kwargs": {"enable_thinking": False}, "calibrate": True}}
+def test_a_variable_turns_reasoning_off(thinker: str, fields: dict[str, Any], unmarked: dict[str, Any]) -> None:
+    fields |= unmarked | {
+        "max_tokens": 8,
+        "extra_body": {"chat_template_kwargs": {"enable_thinking": False}, "calibrate": True},
+    }
     completion = connect(thinker).chat.completions.create(**fields)
     assert completion.choices[0].message.content
     assert "reasoning" not in (completion.choices[0].message.model_extra or {})
