@@ -9,10 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from tokenizers import AddedToken
 
 from infalign.errors import InvalidValue
 from infalign.reasoning import AnswerProcess, AnswerReader
+from server import cli
 from server.app import ServedBundle, create_app
 from server.decoding.calibrator import calibration_digest
 from server.engines import Completion, Delta, Sampling
@@ -467,6 +469,15 @@ def test_answers_are_read_of_tokens_as_the_server_reads_them(tmp_path: Path, spe
 
 
 # Options of the operator.
+
+
+def test_a_policy_that_is_served_is_bundled_with_its_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(cli, "make_bundle", lambda _, options: made.append(options))
+    monkeypatch.setattr(cli, "run", lambda _, locate, *__: locate())
+    done = CliRunner().invoke(cli.serve, ["--policy", "p", "--reward", "r", "--reasoning-parser", "qwen3"])
+    assert done.exit_code == 0, done.output
+    assert made[0]["--reasoning-parser"] == ("qwen3",)
 
 
 @pytest.mark.parametrize("option", ["reasoning_parser", "tool_parser"])
