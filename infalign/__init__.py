@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from infalign.poisson import BestOfPoisson
     from infalign.policies import AnchoredPolicies, Policy, beta_for_kl
     from infalign.pooling import PooledQuantiles
+    from infalign.prefix_scorer import PrefixScorer
     from infalign.procedures import BestOfN, FixedN, Procedure, Standard, WorstOfN
+    from infalign.quantile_law import QuantileLaw
+    from infalign.rejection import Rehearsal, Rejection, fit_rejection
     from infalign.stopping import Fixed, StoppingRule, Target
     from infalign.table import CalibrationTable
     from infalign.transformation import Transformation
@@ -47,6 +50,9 @@ _HOMES = {
     "pooling": ("PooledQuantiles",),
     "procedures": ("BestOfN", "FixedN", "Procedure", "Standard", "WorstOfN"),
     "stopping": ("Fixed", "StoppingRule", "Target"),
+    "prefix_scorer": ("PrefixScorer",),
+    "quantile_law": ("QuantileLaw",),
+    "rejection": ("Rehearsal", "Rejection", "fit_rejection"),
     "table": ("CalibrationTable",),
     "transformation": ("Transformation",),
     "transforms": ("Exponential", "Gaussian", "Identity", "Log"),
@@ -81,13 +87,18 @@ __all__ = [
     "Point",
     "Policy",
     "PooledQuantiles",
+    "PrefixScorer",
     "Procedure",
+    "QuantileLaw",
+    "Rehearsal",
+    "Rejection",
     "Standard",
     "StoppingRule",
     "Target",
     "Transformation",
     "WorstOfN",
     "beta_for_kl",
+    "fit_rejection",
     "join_bundles",
     "optimal",
     "over_prompts",

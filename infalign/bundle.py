@@ -10,6 +10,8 @@ reward/                   an AutoModelForSequenceClassification with one label, 
 reward/NAME/              one for each
 calibration/              references.safetensors (prompt keys, reference rewards of each model), calibration.json, and
                           examples.jsonl: a few responses with the raw reward of each model, to check models by
+scorer/                   the prefix scorer, if any: an AutoModelForSequenceClassification with two outputs for each bin;
+                          scorer.json, how it was made; figures.json, how sharp it is
 evaluation/NAME/          the test prompts of each aligned policy, and the figures that were measured on them, if any
 README.md                 the model card
 
@@ -23,7 +25,8 @@ from pathlib import Path
 from infalign.combination import Combination
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, BundleUnsafe, InvalidValue
 from infalign.files import MANIFEST, digest, hash_file, hash_files, read_json, read_record, reward_models
-from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord
+from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord, ScorerRecord
+from infalign.prefix_scorer import load_scorer
 from infalign.reproduction import Reproduction, RewardExample, load_examples
 from infalign.storage import load_calibration
 from infalign.table import CalibrationTable
@@ -32,6 +35,8 @@ FORMAT = 3
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 SHARED_PARTS = ("reference", "reward", "calibration")
 """Parts that every policy of a bundle has in common."""
+SCORER = "scorer"
+"""Directory of the prefix scorer, which a bundle may have."""
 WHOLE_POLICY, REFERENCE = "policy", "reference"
 """Directories of a policy that is a whole model of its own, and of one that is the reference itself."""
 
@@ -81,6 +86,7 @@ class Bundle:
         calibration: How the calibration was made.
         combination: Reference rewards and weight of each reward model.
         examples: Responses of the reference with their rewards. Every bundle on disk has some.
+        scorer: How the prefix scorer was made; None if the bundle has none.
 
     Examples:
         >>> from pathlib import Path
@@ -108,6 +114,7 @@ class Bundle:
     calibration: CalibrationRecord
     combination: Combination
     examples: tuple[RewardExample, ...] = ()
+    scorer: ScorerRecord | None = None
 
     @property
     def reproductions(self) -> dict[str, Reproduction]:
@@ -155,6 +162,11 @@ class Bundle:
     def reward_model(self) -> Path:
         """Directory of the reward model, or of all of them (:func:`infalign.files.reward_models`)."""
         return self.path / "reward"
+
+    @property
+    def prefix_scorer(self) -> Path:
+        """Directory of the prefix scorer, which exists if :attr:`scorer` is not None."""
+        return self.path / SCORER
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -207,7 +219,9 @@ def read_bundle(path: Path) -> Bundle:
         raise BundleUnsafe(f"{path}: {pickles[0]} is a pickle, accepted: weights in safetensors")
     combination, record = load_calibration(path / "calibration")
     _check_fit(path, manifest, record, files)
-    return Bundle(path, manifest, record, combination, load_examples(path / "calibration", record.model_names))
+    scorer = _read_scorer(path, manifest, record, files)
+    examples = load_examples(path / "calibration", record.model_names)
+    return Bundle(path, manifest, record, combination, examples, scorer)
 
 
 def check_joinable(bundle: Bundle, other: Bundle) -> None:
@@ -257,3 +271,28 @@ def _check_fit(path: Path, manifest: Manifest, record: CalibrationRecord, files:
             raise BundleMissing(f"{path}: {model}/chat_template.jinja is missing")
         if hash_file(template) != record.chat_template:
             raise BundleMismatch(f"{path}: the calibration was made with another chat template than {model}'s")
+
+
+def _read_scorer(
+    path: Path, manifest: Manifest, record: CalibrationRecord, files: dict[str, str]
+) -> ScorerRecord | None:
+    """Read the prefix scorer, if there is one, and check that it was made with the parts of the bundle."""
+    parts = [name for name in files if name.startswith(f"{SCORER}/")]
+    if not parts and not manifest.scorer:
+        return None
+    if not parts or not manifest.scorer:
+        raise BundleMissing(f"{path}: {SCORER}/ is {'missing' if manifest.scorer else 'not in the manifest'}")
+    if digest(files, SCORER) != manifest.scorer.digest:
+        raise BundleMismatch(f"{path}: {SCORER}/ is not the scorer that the manifest names")
+    scorer = load_scorer(path / SCORER)[1]
+    for what, source, actual in (
+        ("reference", scorer.reference, manifest.reference),
+        ("reward model", scorer.reward_model, manifest.reward_model),
+        ("calibration", scorer.calibration, manifest.calibration),
+        ("chat template", scorer.chat_template, record.chat_template),
+    ):
+        if source != actual:
+            raise BundleMismatch(
+                f"{path}: the scorer was made for another {what} ({source[:12]}, the bundle has {actual[:12]})"
+            )
+    return scorer

@@ -13,6 +13,7 @@ from typing import Any
 from infalign.bundle import (
     FORMAT,
     REFERENCE,
+    SCORER,
     SHARED_PARTS,
     WHOLE_POLICY,
     Bundle,
@@ -21,8 +22,9 @@ from infalign.bundle import (
     read_bundle,
 )
 from infalign.errors import BundleMismatch
-from infalign.files import MANIFEST, digest, hash_files
-from infalign.manifest import Alignment, Manifest, PolicyRecord
+from infalign.files import MANIFEST, digest, directory_digest, hash_files
+from infalign.manifest import Alignment, Manifest, PolicyRecord, ScorerEntry
+from infalign.prefix_scorer import load_scorer, save_scorer
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def write_bundle(
 
     Args:
         target: Directory of the bundle.
-        parts: Source directory of each of reference, reward and calibration.
+        parts: Source directory of each of reference, reward and calibration, and of scorer if there is one.
         policies: Each policy by the model name that the server answers to.
         card: The model card, in Markdown.
         fields: The fields of :class:`infalign.manifest.Manifest` that do not come from the files.
@@ -93,8 +95,9 @@ def write_bundle(
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".new", dir=target.parent))
     paths = {name: policy.path(name) for name, policy in policies.items()}
     try:
-        for part in SHARED_PARTS:
+        for part in (*SHARED_PARTS, *((SCORER,) if SCORER in parts else ())):
             _copy_part(parts[part], staging / part)
+        scorer = load_scorer(staging / SCORER)[1] if SCORER in parts else None
         for name, policy in policies.items():
             if policy.directory:
                 _copy_part(policy.directory, staging / paths[name])
@@ -113,6 +116,7 @@ def write_bundle(
             reference=digest(files, "reference"),
             reward_model=digest(files, "reward"),
             calibration=digest(files, "calibration"),
+            scorer=scorer and ScorerEntry(digest=digest(files, SCORER), measured=scorer.measured),
             files=files,
             **fields,
         )
@@ -152,17 +156,23 @@ def rewrite_bundle(
     """
     policies = policies or {name: _keep(policy) for name, policy in bundle.policies.items()}
     manifest = bundle.manifest
-    return write_bundle(
-        target or bundle.path,
-        {part: bundle.path / part for part in SHARED_PARTS} | ({"calibration": calibration} if calibration else {}),
-        policies,
-        card or (bundle.path / "README.md").read_text(encoding="utf-8"),
-        name=name or manifest.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        origins=manifest.origins,
-        sampling=manifest.sampling,
-        libraries=manifest.libraries,
-    )
+    parts = {part: bundle.path / part for part in SHARED_PARTS} | ({"calibration": calibration} if calibration else {})
+    with tempfile.TemporaryDirectory(
+        dir=bundle.path.parent, prefix=f".{bundle.path.name}-", suffix=".scorer"
+    ) as folder:
+        if bundle.scorer:
+            parts[SCORER] = _fit_scorer(bundle, calibration, Path(folder)) if calibration else bundle.prefix_scorer
+        return write_bundle(
+            target or bundle.path,
+            parts,
+            policies,
+            card or (bundle.path / "README.md").read_text(encoding="utf-8"),
+            name=name or manifest.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            origins=manifest.origins,
+            sampling=manifest.sampling,
+            libraries=manifest.libraries,
+        )
 
 
 def join_bundles(bundles: Sequence[Bundle], target: Path) -> Bundle:
@@ -197,6 +207,16 @@ def join_bundles(bundles: Sequence[Bundle], target: Path) -> Bundle:
                 raise BundleMismatch(f"{bundle.path}: another bundle has a policy {name} too")
             policies[name] = _keep(policy)
     return rewrite_bundle(bundles[0], target, policies=policies, card=_card(policies))
+
+
+def _fit_scorer(bundle: Bundle, calibration: Path, folder: Path) -> Path:
+    """Copy the scorer of a bundle for a calibration by the same models, of more prompts. Its laws stay valid."""
+    assert bundle.scorer  # noqa: S101 - the caller has checked
+    scorer = folder / SCORER
+    _copy_part(bundle.prefix_scorer, scorer)
+    record = bundle.scorer.model_copy(update={"calibration": directory_digest(calibration)})
+    save_scorer(scorer, record)
+    return scorer
 
 
 def _keep(policy: BundledPolicy) -> NewPolicy:

@@ -1,6 +1,7 @@
 """The records in ``bundle.json`` and ``calibration.json``: who made what, from what, and how good it is."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -56,6 +57,41 @@ class CalibrationRecord(_Record):
         return sorted(self.reward_models or ("reward",))
 
 
+class RejectionRecord(_Record):
+    """The threshold of early rejection for best-of-n, and what it did to held-out responses of the reference."""
+
+    threshold: float = Field(ge=0, le=1, description="least probability of becoming the best that a candidate needs")
+    loss: float = Field(description="mean loss in quantile of the selected candidate")
+    loss_low: float
+    loss_high: float
+    saved: float = Field(description="share of the tokens that were not drawn")
+    saved_low: float
+    saved_high: float
+
+
+class ScorerRecord(_Record):
+    """How a prefix scorer was made, in ``scorer/scorer.json``."""
+
+    reference: str = Field(description="digest of the reference whose responses it learned from")
+    reward_model: str = Field(description="digest of the reward model, or of all of them together")
+    calibration: str = Field(description="digest of the calibration that gave the quantiles")
+    chat_template: str = Field(description="SHA-256 of the chat template that prompts were rendered with")
+    trunk: str = Field(description="the model that it was trained from: reward or reference")
+    edges: tuple[float, ...] = Field(
+        min_length=3, description="rewards between which the bins of the law of the reward lie"
+    )
+    checkpoint: int = Field(gt=0, description="tokens between two checkpoints of early rejection")
+    limit: float = Field(ge=0, description="largest loss in quantile that early rejection may cause")
+    rejection: dict[int, RejectionRecord] = Field(description="early rejection by the n of best-of-n")
+    measured: dict[str, float] = Field(description="figures measured on validation prompts")
+
+    @model_validator(mode="after")
+    def _check_edges(self) -> Self:
+        if any(low > high for low, high in pairwise(self.edges)):
+            raise ValueError("edges must be in increasing order")
+        return self
+
+
 def _validate_by(parse: Callable[[str], object]) -> AfterValidator:
     def check(text: str) -> str:
         parse(text)
@@ -105,6 +141,13 @@ class Origin(_Record):
     revision: str = Field(description="hash of the commit that was loaded")
 
 
+class ScorerEntry(_Record):
+    """The prefix scorer of a bundle."""
+
+    digest: str = Field(description="digest of scorer/")
+    measured: dict[str, float] = Field(description="figures measured on validation prompts")
+
+
 class Manifest(_Record):
     """The content of ``bundle.json``."""
 
@@ -117,6 +160,9 @@ class Manifest(_Record):
     reference: str = Field(description="digest of reference/")
     reward_model: str = Field(description="digest of reward/")
     calibration: str = Field(description="digest of calibration/")
+    scorer: ScorerEntry | None = Field(
+        None, exclude_if=lambda scorer: scorer is None, description="the prefix scorer; left out where there is none"
+    )
     origins: dict[str, Origin] = Field(
         {}, description="what came from the hub, by where it is in the bundle: reference, reward or reward/NAME"
     )

@@ -45,6 +45,7 @@ MODULES = {
     "Policies and win rates": "policies frontier",
     "Estimates from samples": "estimators",
     "Stopping rules": "stopping cost",
+    "Prefix scorers": "prefix_scorer quantile_law rejection",
     "Bundles": "bundle manifest bundling",
     "Procedures and transformations as text": "parsing",
     "Errors": "errors",
