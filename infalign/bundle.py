@@ -10,7 +10,7 @@ reward/                   an AutoModelForSequenceClassification with one label, 
 reward/NAME/              one for each
 calibration/              references.safetensors (prompt keys, reference rewards of each model), calibration.json, and
                           examples.jsonl: a few responses with the raw reward of each model, to check models by
-scorer/                   the prefix scorer, if any: an AutoModelForSequenceClassification with two outputs for each bin;
+scorer/                   the prefix scorer, if any: an AutoModelForSequenceClassification, two outputs a bin;
                           scorer.json, how it was made; figures.json, how sharp it is
 evaluation/NAME/          the test prompts of each aligned policy, and the figures that were measured on them, if any
 README.md                 the model card

@@ -17,7 +17,7 @@ from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, over_prompts
 from infalign.quantile_law import Mask, QuantileLaw
 
-THRESHOLDS = tuple(float(value) for value in np.geomspace(0.002, 0.5, 17))
+THRESHOLDS = tuple(float(value) for value in np.geomspace(0.02, 1.0, 24))
 """Thresholds that are tried, as shares of the probability 1/n that every candidate has before the first token."""
 
 

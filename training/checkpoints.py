@@ -35,7 +35,7 @@ def read_model(
         source: Directory of the model, or its id on the hub, with a revision or without.
         key: Name of the setting that error messages blame.
         kind: What is accepted, for the error messages.
-        new: Weights that the checkpoint need not have.
+        new: Weights that the checkpoint need not have, or may have in another shape. They are drawn at random.
         surplus: Prefixes of weights that the model need not have.
         options: Options of ``from_pretrained``.
 
@@ -58,7 +58,11 @@ def read_model(
     faults = describe_faults(
         report["missing_keys"] - set(new),
         {name for name in report["unexpected_keys"] if not name.startswith(surplus)},
-        {name: (tuple(file_shape), tuple(model_shape)) for name, file_shape, model_shape in report["mismatched_keys"]},
+        {
+            name: (tuple(file_shape), tuple(model_shape))
+            for name, file_shape, model_shape in report["mismatched_keys"]
+            if name not in new
+        },
     )
     if faults:
         raise InvalidValue(key, str(source), f"{kind} whose checkpoint has exactly its weights; {faults}")

@@ -28,7 +28,7 @@ MISSING = (
     ),
 )
 """Sections that the shipped config ``adapter`` leaves to the command line, the options that do, and what they take."""
-HEAVY = ("sft", "reward", "rollouts", "ctrl", "evaluate")
+HEAVY = ("sft", "reward", "rollouts", "scorer", "ctrl", "evaluate")
 """Stages that run a model. A plan estimates memory and time for these."""
 
 

@@ -133,10 +133,10 @@ def read_classifier(source: str | Path, key: str = "model") -> Any:
 
 
 def new_classifier(causal: str | Path, outputs: int = 1, key: str = "model") -> Any:
-    """Load a causal LM as a sequence classifier, whose head is new and random.
+    """Load a causal LM, or a classifier on one, as a sequence classifier whose head is new and random.
 
     Args:
-        causal: Directory of the causal LM, or its id on the hub.
+        causal: Directory of the model, or its id on the hub.
         outputs: Number of outputs.
         key: Name of the setting that error messages blame.
 

@@ -1,4 +1,4 @@
-"""The pipeline of a run: data → sft → reward → rollouts → calibrate → ctrl → evaluate → bundle.
+"""The pipeline of a run: data → sft → reward → rollouts → calibrate → scorer → ctrl → evaluate → bundle.
 
 :data:`training.stages.STAGES` lists the stages and :mod:`training.runner` runs them. A plan goes through the same
 stages but builds none. To keep a plan fast, slow libraries are imported only when a stage needs them.
@@ -132,7 +132,8 @@ def _plan(config: Config, runner: Runner) -> list[StageReport]:
 
 
 def _write_bundle(config: Config, artifacts: Artifacts, output: Path, scratch: Path) -> Bundle:
-    from training.card import write_aligned_card, write_card
+    from infalign.prefix_scorer import load_scorer
+    from training.card import write_aligned_card, write_card, write_scorer_section
     from training.data import REPORT, read_prompts
     from training.evaluation import report
     from training.models import is_adapter
@@ -161,9 +162,13 @@ def _write_bundle(config: Config, artifacts: Artifacts, output: Path, scratch: P
     else:
         policy = NewPolicy(alignment=Alignment(measured=accuracy_figures(accuracy)))
         card = write_card(config, data_report, accuracy)
+    parts = {"reference": artifacts.reference, "reward": artifacts.reward, "calibration": artifacts.calibration}
+    if config.scorer:
+        parts["scorer"] = artifacts.scorer
+        card += write_scorer_section(load_scorer(artifacts.scorer)[1])
     return write_bundle(
         output,
-        {"reference": artifacts.reference, "reward": artifacts.reward, "calibration": artifacts.calibration},
+        parts,
         {config.policy_name: policy},
         card,
         name=config.policy_name,

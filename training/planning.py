@@ -30,11 +30,12 @@ from training.shapes import Shape, read_shape, reference_shape
 
 EFFICIENCY, SPREAD = 0.4, 2.5
 """Share of the speed of matrix products that training reaches on the demo, and the factor of a time's range."""
-SETTLING, DRAWS, KL_DRAWS, BATCH = 3 * 32, 64, 16, 1024
+SETTLING, DRAWS, KL_DRAWS, SCORED, BATCH = 3 * 32, 64, 16, 32, 1024
 """Constants of the stages.
 
 These are the draws per validation prompt while the policy settles, the draws per test prompt and model where the config
-does not say how many, those of them that the KL is measured on, and the responses that are drawn at a time.
+does not say how many, those of them that the KL is measured on, the rollouts per validation prompt that a prefix scorer
+is measured on, and the responses that are drawn at a time.
 """
 
 
@@ -60,6 +61,13 @@ class Sizes:
     """Lengths of the sequences, by kind."""
     counts: dict[str, int]
     """Number of prompts, by split."""
+
+    @property
+    def trunk(self) -> Shape:
+        """Shape of what a prefix scorer starts from: the larger of the two models that it may be."""
+        if len(self.rewards) == 1 and self.rewards[0].bytes > self.reference.bytes:
+            return self.rewards[0]
+        return self.reference
 
     @property
     def reward_bytes(self) -> int:
@@ -109,6 +117,9 @@ def estimate_passes(config: Config, sizes: Sizes) -> dict[str, tuple[int, Pass]]
     if train := config.reward.train:
         longest = sizes.lengths["comparison"].longest
         result["reward"] = train.batch, Pass(shape, compute, longest, train.lora, sequences=2, logits=False)
+    if scorer := config.scorer:
+        longest = sizes.lengths["prompt"].longest
+        result["scorer"] = scorer.batch, Pass(sizes.trunk, compute, longest, scorer.lora, logits=False)
     if ctrl is None:
         return result
     longest = sizes.lengths["prompt"].longest
@@ -185,6 +196,11 @@ def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
         comparisons = sizes.lengths["comparison"]
         tokens = 2 * comparisons.rows * comparisons.mean * train.epochs
         work["reward"] = tokens * 2 * shape.linear * _work_factor(config, train.lora)
+    if scorer := config.scorer:
+        responses = sizes.counts["train"] * min(scorer.responses, config.rollouts.samples) * scorer.epochs
+        measured = sizes.counts["validation"] * min(SCORED, config.rollouts.samples)
+        factor = _work_factor(config, scorer.lora)
+        work["scorer"] = (responses * factor + measured) * length * 2 * sizes.trunk.linear
     if ctrl := config.ctrl:
         step = _work_factor(config, ctrl.lora) * read_work * length
         step += draw_work + compare_work + judge_work * length if ctrl.solver == "rloo" else read_work * length

@@ -19,7 +19,7 @@ from training.config.rewards import (
     TrainedReward,
 )
 from training.config.run import Config, DataConfig
-from training.config.stages import Compute, Ctrl, Evaluation, Optimiser, Ray, Rollouts
+from training.config.stages import Compute, Ctrl, Evaluation, Optimiser, PrefixScorer, Ray, Rollouts
 
 __all__ = [
     "FILES",
@@ -40,6 +40,7 @@ __all__ = [
     "Model",
     "Optimiser",
     "Pools",
+    "PrefixScorer",
     "Prompts",
     "Ray",
     "ReferenceJudge",

@@ -11,7 +11,7 @@ from training.config.data import Data
 from training.config.model import Model
 from training.config.rewards import Reward, TrainedReward
 from training.config.section import Section
-from training.config.stages import Compute, Ctrl, Evaluation, Optimiser, Rollouts
+from training.config.stages import Compute, Ctrl, Evaluation, Optimiser, PrefixScorer, Rollouts
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -65,6 +65,9 @@ class Config(DataConfig):
         Evaluation(),
         description="how the policy is measured; null measures nothing, which `infalign evaluate` can do later",
     )
+    scorer: PrefixScorer | None = Field(
+        None, description="how a prefix scorer is trained, which predicts quantiles early; if left out, there is none"
+    )
     compute: Compute = Field(Compute(), description="how the trainers use the machine")
 
     @model_validator(mode="after")
@@ -80,12 +83,19 @@ class Config(DataConfig):
         if self.model.scratch and not self.sft:
             raise ValueError("a model from scratch needs sft")
         coarse = self.model.base and self.model.base.precision == "bfloat16"
-        for key, section in (("sft", self.sft), ("reward.train", self.reward.train), ("ctrl", self.ctrl)):
+        for key, section in (
+            ("sft", self.sft),
+            ("reward.train", self.reward.train),
+            ("scorer", self.scorer),
+            ("ctrl", self.ctrl),
+        ):
             if coarse and section and not section.lora:
                 raise ValueError(
                     f"{key} cannot train weights of bfloat16, small steps are lost: give {key}.lora, or "
                     "model.base.precision float32 with compute.precision bfloat16"
                 )
+        if self.scorer and self.data.prompts and self.data.prompts.held_out in (0, 1):
+            raise ValueError("scorer needs data.prompts.held_out of at least 2, to measure the scorer")
         if self.data.prompts and self.sft:
             raise ValueError("data.prompts has no answers for sft; leave sft out, and give model.base")
         if self.data.prompts and self.reward.train:

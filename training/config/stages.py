@@ -108,6 +108,28 @@ class Evaluation(Section):
     prompts: int | None = Field(None, gt=0, description="test prompts that are used at most; all if left out")
 
 
+class PrefixScorer(Optimiser):
+    """How the prefix scorer learns from the rollouts: a model that predicts the final quantile of a response.
+
+    It starts from the reward model if that is a classifier on a causal LM with the reference's tokenizer, and otherwise
+    from the reference.
+    """
+
+    bins: int = Field(8, ge=2, le=64, description="bins of the predicted laws; 8 tells quantiles of 1/8 apart")
+    responses: int = Field(
+        16, gt=0, description="rollouts of each prompt that are learned from; all if there are no more"
+    )
+    limit: float = Field(
+        0.002,
+        ge=0,
+        le=1,
+        description="largest loss in quantile of the selected candidate that early rejection may cause",
+    )
+    lora: Lora | None = Field(
+        Lora(rank=16, alpha=32), description="train adapters, and merge them at the end; null trains all weights"
+    )
+
+
 class Compute(Section):
     """How the trainers use the machine. But for float rounding, results do not depend on it."""
 

@@ -11,6 +11,7 @@ from training.stages.data import PrepareData
 from training.stages.evaluate import Evaluate
 from training.stages.reward import MakeRewardModels
 from training.stages.rollouts import DrawRollouts
+from training.stages.scorer import MakePrefixScorer
 from training.stages.sft import MakeReference
 
 __all__ = ["STAGES", "Artifacts", "Stage"]
@@ -21,6 +22,7 @@ STAGES: tuple[Stage, ...] = (
     MakeRewardModels(),
     DrawRollouts(),
     Calibrate(),
+    MakePrefixScorer(),
     AlignPolicy(),
     Evaluate(),
 )

@@ -42,6 +42,11 @@ class Artifacts:
         return self.directories["calibrate"]
 
     @property
+    def scorer(self) -> Path:
+        """Directory of the prefix scorer: a classifier, and how it was made."""
+        return self.directories["scorer"] / "model"
+
+    @property
     def policy(self) -> Path:
         """Directory of the policy: a model, or an adapter on the reference."""
         return self.directories["ctrl"] / "model"

@@ -87,6 +87,13 @@ def keys(root: Path, *overrides: str) -> dict[str, str]:
     return {report.name: report.directory.name for report in pipeline._plan(config, Runner(root, dry=True))}
 
 
+def test_the_scorer_changes_no_other_stage(tmp_path: Path) -> None:
+    before = keys(tmp_path)
+    after = keys(tmp_path, "scorer.bins=4")
+    assert [stage for stage in AFTER if before[stage] != after[stage]] == ["scorer"]
+    assert keys(tmp_path, "scorer=null") == {stage: key for stage, key in before.items() if stage != "scorer"}
+
+
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_every_stage_is_a_function_that_takes_what_it_is_given(tmp_path: Path, stage: Stage) -> None:
     artifacts = Artifacts({each.name: tmp_path / each.name for each in STAGES})
