@@ -206,7 +206,7 @@ def _check(config: Config) -> None:
 
 
 def _check_splits(config: Config, data: Path) -> None:
-    """Check that a run that trains a policy has prompts to train it on, to settle it and to measure it.
+    """Check that a run that trains a policy or a prefix scorer has prompts to train and to measure it on.
 
     Raises:
         InvalidValue: A split is empty.
@@ -218,6 +218,9 @@ def _check_splits(config: Config, data: Path) -> None:
     if config.ctrl and not all(counts.values()):
         given = ", ".join(f"{count} {split}" for split, count in counts.items())
         raise InvalidValue("data", given, "prompts in each split; give at least 8 that are short enough, or held_out")
+    if config.scorer and not (counts["train"] and counts["validation"]):
+        given = f"{counts['train']} train, {counts['validation']} validation"
+        raise InvalidValue("scorer", given, "a run with train and validation prompts; data.prompts.held_out gives some")
 
 
 def _read(path: Path) -> Any:

@@ -53,18 +53,19 @@ def kill_in(home: Path, stage: str) -> None:
     assert not (home / "bundle").exists()
 
 
-def test_a_run_killed_twice_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path, tiny_home: Path) -> None:
+def test_a_run_killed_three_times_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path, tiny_home: Path) -> None:
     runs = tmp_path / "runs" / "demo"
     kill_in(tmp_path, "sft")
+    kill_in(tmp_path, "scorer")
     kill_in(tmp_path, "ctrl")
     before = finished(runs)
-    assert {name.split("-")[0] for name in before} == {"data", "sft", "reward", "rollouts", "calibrate"}
+    assert {name.split("-")[0] for name in before} == {"data", "sft", "reward", "rollouts", "calibrate", "scorer"}
     done = train(tmp_path)
     assert before.items() <= finished(runs).items()
-    assert done.stderr.count("reused") == 5
+    assert done.stderr.count("reused") == 6
     assert not list(runs.glob(".*-*"))
     assert not list(runs.glob("*/checkpoints"))
-    for stage in ("sft", "reward", "ctrl"):
+    for stage in ("sft", "reward", "scorer", "ctrl"):
         assert weights(tmp_path, stage) == weights(tiny_home, stage)
     watched = ("step", "sequence_kl", "quantile", "beta")
     ours, theirs = (
@@ -72,19 +73,23 @@ def test_a_run_killed_twice_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Pat
         for home in (tmp_path, tiny_home)
     )
     assert ours == theirs
-    assert plan(tmp_path).stdout.count("reused") == 7
+    assert plan(tmp_path).stdout.count("reused") == 8
 
 
 def test_a_run_leaves_a_bundle_with_what_it_measured(tiny_home: Path) -> None:
     found = read_bundle(tiny_home / "bundle")
     assert found.table.samples == 4
+    assert found.scorer
+    assert list(found.scorer.rejection) == [4]
     measured = found.policy().record.measured
     [made] = tiny_home.glob("runs/demo/ctrl-*")
     solved = json.loads((made / "solved.json").read_text())
     assert solved["kl"]["value"] == pytest.approx(measured["kl"], abs=0.05)
     evaluated = json.loads((found.policy().evaluation / "figures.json").read_text())
     assert [row["procedure"] for row in evaluated["decoded"]][:3] == ["standard", "best-of-2", "best-of-4"]
-    assert "best-of-4" in (tiny_home / "bundle" / "README.md").read_text()
+    card = (tiny_home / "bundle" / "README.md").read_text()
+    assert "best-of-4" in card
+    assert "## How sharp the scorer is" in card
     assert [row["sequence_kl"] for row in metrics(tiny_home, "ctrl") if "sequence_kl" in row] != []
     assert (made / "curves.svg").exists()
     assert 0 <= measured["reward_accuracy_low"] <= measured["reward_accuracy"] <= measured["reward_accuracy_high"] <= 1
@@ -99,16 +104,17 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tmp_path: Path) -> None:
         "reward",
         "rollouts",
         "calibrate",
+        "scorer",
         "ctrl",
         "evaluate",
     ]
-    assert done.stdout.count("to run") == 7
+    assert done.stdout.count("to run") == 8
     assert done.stderr == "Memory and time are unknown until the stage data has run (--until data).\n"
     assert not list(tmp_path.iterdir())
 
 
 def test_the_other_solver_learns_from_the_rollouts_and_settles(tmp_path: Path, tiny_home: Path) -> None:
-    copy_stages(tiny_home, tmp_path, "data", "sft", "reward", "rollouts", "calibrate")
+    copy_stages(tiny_home, tmp_path, "data", "sft", "reward", "rollouts", "calibrate", "scorer")
     changes = {
         "transformation": "identity",
         "ctrl.solver": "regression",
@@ -120,7 +126,7 @@ def test_the_other_solver_learns_from_the_rollouts_and_settles(tmp_path: Path, t
         "ctrl.learning_rate": 0.0003,
     }
     done = train(tmp_path, *(part for key, value in changes.items() for part in ("--set", f"{key}={value}")))
-    assert done.stderr.count("reused") == 5
+    assert done.stderr.count("reused") == 6
     metrics = [json.loads(line) for line in next(tmp_path.glob("runs/demo/ctrl-*/metrics.jsonl")).open()]
     assert metrics[-1]["step"] == 30
     assert metrics[-1]["loss"] < metrics[0]["loss"] * 1.5
@@ -164,7 +170,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path
         done = subprocess.run(train, env=environment(home), capture_output=True, text=True)
         assert done.returncode == 2
         stage, error = done.stderr.splitlines()
-        assert stage.startswith("stage 1 of 8, data: ")
+        assert stage.startswith("stage 1 of 9, data: ")
         assert error == (
             f"infalign: {home}/runs: no space left on the disk; what was finished is kept, and the next run goes on"
         )

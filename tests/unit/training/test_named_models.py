@@ -140,3 +140,6 @@ def test_too_few_prompts_to_hold_some_out_are_refused(policy: Path, home: Path, 
     with pytest.raises(InvalidValue, match=message):
         call("train", "--policy", policy, *LENGTH, *SHORT, "--prompts", tmp_path / "few.jsonl")
     call("bundle", "--policy", policy, *LENGTH, *SHORT, "--prompts", tmp_path / "few.jsonl")
+    scorer = ("--set", "scorer={learning_rate: 0.001, batch: 4}")
+    with pytest.raises(InvalidValue, match="scorer: got '7 train, 0 validation', accepted: a run with train and valid"):
+        call("bundle", "--policy", policy, *LENGTH, *SHORT, *scorer, "--prompts", tmp_path / "few.jsonl")
