@@ -26,7 +26,7 @@ from training.supervised import fit_rows
 
 FIGURES = "figures.json"
 """File of everything that was measured."""
-CHECKPOINTS = 8
+CHECKPOINTS = 16
 """Checkpoints of early rejection in a response of the greatest length."""
 HEAD = "score.weight"
 """Weights of the head of a classifier on a causal LM. Encoders call theirs otherwise."""
