@@ -15,15 +15,24 @@ from infalign import CalibrationTable, Combination, InvalidValue, QuantileLaw
 from infalign.manifest import SamplingLaw
 from infalign.prefix_scorer import PrefixScorer as Reader
 from infalign.prefix_scorer import load_scorer
+from infalign.templates import prompt_key, render_prompt
 from tests.tiny import tiny_job
 from training.calibrate import write_calibration
 from training.card import write_scorer_section
 from training.config import Compute, Lora, PrefixScorer
 from training.data import PROMPTS
 from training.prefix_figures import PLACES, Predictions, measure_scorer
-from training.prefix_rows import UNCOUNTED, ScoredPrompt, count_rewards, find_edges, make_rows
+from training.prefix_rows import (
+    UNCOUNTED,
+    ScoredPrompt,
+    count_rewards,
+    find_edges,
+    make_rows,
+    read_scored_prompts,
+)
 from training.prefix_scorer import choose_trunk, make_prefix_scorer
 from training.prefix_trainer import PrefixTrainer, collate, prefix_loss
+from training.rollouts import read_rollouts
 from training.shards import PromptRollouts, RolloutJob
 from training.tokenizer import train_tokenizer
 
@@ -164,6 +173,22 @@ def test_it_can_start_from_the_reference(run: dict[str, Path], tmp_path: Path) -
     config = CONFIG.model_copy(update={"epochs": 1})
     _, record = load_scorer(make(tmp_path / "scorer", run | {"reward": tmp_path / "function"}, config))
     assert record.trunk == "reference"
+
+
+def test_several_rewards_are_learned_as_the_combined_one(run: dict[str, Path], tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(run["reference"])
+    rows = list(read_rollouts(run["rollouts"]))
+    keys = tuple(prompt_key(render_prompt(tokenizer, row.prompt)) for row in rows)
+    rewards = np.array([row.rewards for row in rows])
+    combination = Combination((CalibrationTable(keys, rewards), CalibrationTable(keys, -7 * rewards)), (3.0, 1.0))
+    lines = [
+        json.dumps(vars(row) | {"rewards": {"a": row.rewards, "b": [-7 * r for r in row.rewards]}}) for row in rows
+    ]
+    (tmp_path / "00000.jsonl").write_text("\n".join(lines) + "\n")
+    found = read_scored_prompts(run["data"], "validation", tmp_path, tokenizer, combination)
+    assert len(found) == 12
+    assert np.allclose(found[0].rewards, combination.table.rewards[36])
+    assert np.array_equal(np.argsort(found[0].quantiles), np.argsort(rewards[36]))
 
 
 def test_every_prefix_is_labelled_with_the_bin_of_the_quantile() -> None:
