@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from infalign import InvalidValue, read_bundle
 from infalign.cli import infalign
-from server.decoding.drift import predict_ranks
+from server.decoding.rank_laws import predict_ranks
 from tests.tiny import tiny_job
 
 SHORT = ("--samples", "4", "--max-tokens", "5", "--engine", "transformers")

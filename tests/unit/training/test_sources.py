@@ -74,7 +74,7 @@ def code(copy: Path, stage: str) -> Code:
         ("training/evaluation/report.py", '"| "', '"|  "', {"evaluate"}),
         ("training/solvers/settling.py", "0.02, 6", "0.03, 6", {"ctrl"}),
         ("training/data/helpdesk.yaml", "\n", "\n\n", set(STAGES) - {"calibrate"}),
-        ("training/optimisers.py", "0.95, 5", "0.95, 6", {"sft", "reward", "ctrl"}),
+        ("training/optimisers.py", "0.95, 5", "0.95, 6", {"sft", "reward", "scorer", "ctrl"}),
         ("training/ctrl.py", "import asdict", "import astuple as asdict", {"ctrl"}),
         ("infalign/plots.py", "matplotlib.figure", "matplotlib .figure", set()),  # layout
         ("training/sft.py", '"""Stage ``sft``', '# A comment\n"""Stage ``sft``, said otherwise', set()),
