@@ -136,6 +136,7 @@ def _write_bundle(config: Config, artifacts: Artifacts, output: Path, scratch: P
     from training.card import write_aligned_card, write_card, write_scorer_section
     from training.data import REPORT, read_prompts
     from training.evaluation import report
+    from training.figures import flatten_estimates
     from training.models import is_adapter
     from training.reward_model import accuracy_figures, read_accuracy
 
@@ -149,8 +150,7 @@ def _write_bundle(config: Config, artifacts: Artifacts, output: Path, scratch: P
         else:  # the prompts alone, for whoever measures the policy later
             evaluation, kl = scratch, Estimate(**solution["kl"])  # an interval takes several validation prompts
             report.write_prompts(evaluation, read_prompts(artifacts.data, "test"))
-            limits = {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high}
-            figures, figures_text = {name: value for name, value in limits.items() if value == value}, None
+            figures, figures_text = flatten_estimates({"kl": kl}), None
         alignment = Alignment(
             procedure=config.procedure,
             transformation=config.transformation,

@@ -18,6 +18,7 @@ from infalign.manifest import RejectionRecord
 from infalign.prefix_scorer import PrefixScorer
 from infalign.quantile_law import QuantileLaw
 from infalign.rejection import Rehearsal, fit_rejection
+from training.figures import flatten_estimates
 from training.memory import batches, forward_bytes, model_shape
 from training.models import load_classifier
 from training.prefix_rows import ScoredPrompt
@@ -79,10 +80,7 @@ class ScorerFigures:
         """Return the figures for a manifest. Limits that are unknown are left out."""
         named = {f"{name}_{place}": estimate for place, row in self.places.items() for name, estimate in row.items()}
         named |= {f"calibration_{name}": estimate for name, estimate in self.calibration.items()}
-        flat: dict[str, float] = {}
-        for name, estimate in named.items():
-            flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        return {name: value for name, value in flat.items() if value == value}
+        return flatten_estimates(named)
 
 
 @torch.inference_mode()

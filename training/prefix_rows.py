@@ -14,10 +14,7 @@ from infalign.errors import InvalidValue
 from infalign.templates import prompt_key, render_prompt, tokenise
 from training.data import read_prompts
 from training.rollouts import read_rollouts
-from training.supervised import Row
-
-UNCOUNTED = -100
-"""Label of a token at which nothing is predicted."""
+from training.supervised import UNCOUNTED, Row
 
 
 @dataclass(frozen=True)

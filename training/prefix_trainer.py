@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
 
-from training.prefix_rows import UNCOUNTED
+from training.supervised import UNCOUNTED
 
 
 @dataclass
@@ -80,7 +80,7 @@ def prefix_loss(outputs: torch.Tensor, labels: torch.Tensor, counts: torch.Tenso
 
     Args:
         outputs: (rows, tokens, 2 B) outputs at every token.
-        labels: (rows, tokens) bin of the quantile, or :data:`training.prefix_rows.UNCOUNTED`.
+        labels: (rows, tokens) bin of the quantile, or :data:`training.supervised.UNCOUNTED`.
         counts: (rows, B) number of rewards of the prompt in each bin.
 
     Returns:

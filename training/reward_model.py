@@ -24,6 +24,7 @@ from training import processes
 from training.adoption import adopt_rewards
 from training.config import Classifier, Compute, Optimiser, Reward
 from training.data import HELD_OUT, PREFERENCES, read_lengths, read_rows
+from training.figures import flatten_estimates
 from training.memory import Pass, model_shape
 from training.models import new_classifier
 from training.reading import check_reading
@@ -207,8 +208,5 @@ def accuracy_figures(accuracies: dict[str, Estimate]) -> dict[str, float]:
     Returns:
         Values and limits of the intervals by their keys. A limit that is unknown is left out.
     """
-    figures: dict[str, float] = {}
-    for name, accuracy in accuracies.items():
-        key = f"reward_accuracy_{name}" if name else "reward_accuracy"
-        figures |= {key: accuracy.value, f"{key}_low": accuracy.low, f"{key}_high": accuracy.high}
-    return {key: value for key, value in figures.items() if value == value}
+    named = ((f"reward_accuracy_{name}" if name else "reward_accuracy", value) for name, value in accuracies.items())
+    return flatten_estimates(dict(named))

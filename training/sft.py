@@ -15,12 +15,10 @@ from training.config import Base, Compute, Optimiser, Scratch
 from training.data import SFT, TOKENIZER, read_lengths, read_rows
 from training.memory import Pass, model_shape
 from training.models import base_model, new_model, save_model
-from training.supervised import Row, fit_rows
+from training.supervised import UNCOUNTED, Row, fit_rows
 
 WEIGHT_DECAY = 0.01
 """Weight decay per step, times the learning rate."""
-UNCOUNTED = -100
-"""Label of a token that does not count for the loss, in transformers and PyTorch."""
 
 
 def make_reference(

@@ -16,6 +16,8 @@ from training.runtime import run_trainer, trainer_arguments
 
 Row = dict[str, list[int]]
 """A tokenised row: token ids by column."""
+UNCOUNTED = -100
+"""Label of a token that does not count for the loss, in transformers and PyTorch."""
 WARMUP_STEPS = 20
 """Steps over which the learning rate rises."""
 

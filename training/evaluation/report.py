@@ -18,6 +18,7 @@ from infalign.parsing import parse_procedure
 from infalign.plots import frontier_figure, save
 from infalign.templates import Message
 from training.evaluation.figures import Evaluation
+from training.figures import flatten_estimates
 
 FIGURES, SELECTION, TEXT, PROMPTS, PICTURE = (
     "figures.json",
@@ -78,7 +79,7 @@ def select_figures(evaluation: Evaluation) -> dict[str, float]:
     Returns:
         Values by their keys. Values that are not known are left out.
     """
-    figures = {"kl": evaluation.kl.value, "kl_low": evaluation.kl.low, "kl_high": evaluation.kl.high}
+    figures = flatten_estimates({"kl": evaluation.kl})
     for row in evaluation.decoded:
         if row.procedure in ("standard", evaluation.procedure):
             estimates: dict[str, Estimate | None] = {

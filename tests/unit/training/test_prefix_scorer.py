@@ -23,7 +23,6 @@ from training.config import Compute, Lora, PrefixScorer
 from training.data import PROMPTS
 from training.prefix_figures import PLACES, Predictions, measure_scorer
 from training.prefix_rows import (
-    UNCOUNTED,
     ScoredPrompt,
     count_rewards,
     find_edges,
@@ -34,6 +33,7 @@ from training.prefix_scorer import choose_trunk, make_prefix_scorer
 from training.prefix_trainer import PrefixTrainer, collate, prefix_loss
 from training.rollouts import read_rollouts
 from training.shards import PromptRollouts, RolloutJob
+from training.supervised import UNCOUNTED
 from training.tokenizer import train_tokenizer
 
 LAW = SamplingLaw(max_tokens=8)
