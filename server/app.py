@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TextIO
 
+import numpy as np
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
@@ -15,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from infalign.bundle import Bundle
 from infalign.home import home
+from infalign.prefix_scorer import PrefixScorer
 from infalign.rewards import OpenReward, ReferenceJudge
 from server.access.callers import Keyring
 from server.access.limits import Limits
@@ -26,6 +28,7 @@ from server.decoding.decoder import Decoder
 from server.decoding.drift import Drift
 from server.decoding.engine_client import EngineClient
 from server.decoding.external_rewards import external_rewards
+from server.decoding.prefixes import Prefixes
 from server.decoding.rank_laws import RankLaws
 from server.decoding.reference_judges import reference_judgments
 from server.decoding.regret import Regret
@@ -66,6 +69,12 @@ class ServedBundle:
     """Rewards that no engine computes, by name."""
     judges: Mapping[str, ReferenceJudge] = field(default_factory=dict)
     """The reference as a judge, by the name of the reward. The tokenizers have theirs among the reward models'."""
+
+    @property
+    def scorer(self) -> PrefixScorer | None:
+        """The prefix scorer of the bundle, if it has one."""
+        record = self.bundle.scorer
+        return None if record is None else PrefixScorer(np.array(record.edges))
 
 
 def create_app(
@@ -111,7 +120,8 @@ def create_app(
     tracing = tracing or create_tracing(settings)
     catalogue, admission = Catalogue(served_bundle.policies), Admission(settings.max_requests, metrics)
     regret = Regret(client, metrics, settings.regret_share, catalogue.use, lambda: admission.is_busy)
-    decoder = Decoder(client, calibrator, metrics, drift, laws, regret, tracing)
+    prefixes = Prefixes(engines, served_bundle.scorer, metrics) if served_bundle.scorer else None
+    decoder = Decoder(client, calibrator, metrics, drift, laws, regret, tracing, prefixes)
     keyring, audit_log = Keyring(settings.keys), AuditLog(settings.audit_log, console)
 
     @asynccontextmanager

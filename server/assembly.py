@@ -68,7 +68,10 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
 
         overrides = read_overrides(settings, tuple(reward_paths), policy_path != bundle.reference)
         paths = tuple(reward_paths.values())
-        local_engines = VllmEngines(policy_path, bundle.reference, paths, settings, adapters, overrides, bool(judges))
+        scorer = bundle.prefix_scorer if bundle.scorer else None
+        local_engines = VllmEngines(
+            policy_path, bundle.reference, paths, settings, adapters, overrides, bool(judges), scorer
+        )
         engines = EnginesOnTrial(local_engines, list(trials.values()))
     rewards = {name: open_reward(name, record) for name, record in external.items()}
     return engines, ServedBundle(bundle, (load_tokenizer(policy_path), reward_tokenizers), policies, rewards, judges)

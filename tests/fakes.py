@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infalign import Bundle, CalibrationTable, Combination, Estimator
-from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord, SamplingLaw
+from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord, SamplingLaw, ScorerRecord
 from infalign.templates import prompt_key, render_prompt
 from server.app import ServedBundle
 from server.engines import (
@@ -106,6 +106,9 @@ class FakeEngines:
         self.drawn: list[Sampling] = []
         self.judged: list[str] = []
         self.next_token: NextToken | None = None
+        self.prefixes: list[str] = []
+        """What the prefix scorer has read."""
+        self.prefix_fault: Exception | None = None
         self.started = asyncio.Event()
 
     @property
@@ -141,7 +144,7 @@ class FakeEngines:
                 raise self.faults[sampling.seed]
             if listen:
                 for word in words:
-                    listen(Delta(word))
+                    listen(Delta(word, token_ids=tuple(map(ord, word))))
             await asyncio.sleep(3600 if self.stall else 0)
         finally:
             self.running -= 1
@@ -173,6 +176,17 @@ class FakeEngines:
         if self.fault:
             raise self.fault
         return self.next_token or NextToken(tuple(-abs(token - prompt[-1]) for token in tokens), len(prompt) + 1, 5)
+
+    async def score_prefix(self, tokens: list[int]) -> list[float]:
+        """The law of the quantile has its mode at the last digit of the text, of 10 bins."""
+        self._check_up()
+        text = "".join(map(chr, tokens))
+        self.prefixes.append(text)
+        await asyncio.sleep(3600 if self.hang else 0)
+        if self.prefix_fault:
+            raise self.prefix_fault
+        digit = _last_digit(text)
+        return [-abs(place - digit) if digit >= 0 else 0.0 for place in range(10)] + [0.0] * 10
 
     async def load(self, policy: str, adapter: Path) -> None:
         self._check_up()
@@ -231,6 +245,7 @@ def fake_served(
     anchors: Sequence[float] = range(10),
     weights: Mapping[str, float] | None = None,
     prompts: Sequence[str] = (KNOWN,),
+    scorer: ScorerRecord | None = None,
 ) -> ServedBundle:
     """A bundle in memory that has calibrated each of ``prompts`` with ``anchors``.
 
@@ -269,7 +284,7 @@ def fake_served(
         files={},
     )
     return ServedBundle(
-        Bundle(Path("nowhere"), manifest, record, Combination(tuple(tables), tuple(weights.values()))),
+        Bundle(Path("nowhere"), manifest, record, Combination(tuple(tables), tuple(weights.values())), scorer=scorer),
         (tokenizer, dict.fromkeys(weights, tokenizer)),
         {"fake": "best-of-4"},
     )

@@ -11,6 +11,7 @@ from server.decoding.candidates import Candidates
 from server.decoding.drift import Drift
 from server.decoding.engine_client import EngineClient
 from server.decoding.jobs import DecodingResult, Event, Job
+from server.decoding.prefixes import Prefixes
 from server.decoding.rank_laws import RankLaws
 from server.decoding.reader import Conversation, Prompt
 from server.decoding.regret import Regret
@@ -34,6 +35,7 @@ class Decoder:
         laws: Predicts the ranks of each policy's candidates.
         regret: Measures what stopping early costs.
         tracing: Gets spans of calibrations, draws and scores.
+        prefixes: Reads the beginnings of responses, if the bundle has a prefix scorer.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Decoder:
         laws: RankLaws,
         regret: Regret,
         tracing: Tracing,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self.client, self.calibrator, self.metrics, self.drift = client, calibrator, metrics, drift
-        self.laws, self.regret, self.tracing = laws, regret, tracing
+        self.laws, self.regret, self.tracing, self.prefixes = laws, regret, tracing, prefixes
 
     async def decode(self, job: Job, listen: Callable[[Event], None] | None = None) -> DecodingResult:
         """Draw candidates, score them, and rank them by the procedure.

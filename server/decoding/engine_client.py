@@ -101,7 +101,7 @@ class EngineClient:
             Unavailable: The engines are not up, or have died.
         """
         with self.metrics.generation_seconds.time(), engine_call():
-            return await _translate_errors(self._draw(prompt, sampling, listen), sampling)
+            return await translate_errors(self._draw(prompt, sampling, listen), sampling)
 
     async def _draw(self, prompt: Prompt, sampling: Sampling, listen: Callable[[Delta], None] | None) -> Turn:
         parser = prompt.parser
@@ -167,13 +167,24 @@ class EngineClient:
         work += [score_by(self._judgments[name], text) for name, text in judged.items()]
         work += [score_by(reward, pair) for reward in self._external_rewards.values()]
         with self.metrics.scoring_seconds.time(), engine_call():
-            rewards = await _translate_errors(gather_all(work))
+            rewards = await translate_errors(gather_all(work))
         names = (*tokens, *judged, *self._external_rewards)
         by_name = dict(zip(names, chain.from_iterable(rewards), strict=True))
         return [by_name[name] for name in self.reward_models]
 
 
-async def _translate_errors(work: Awaitable[T], sampling: Sampling | None = None) -> T:
+async def translate_errors(work: Awaitable[T], sampling: Sampling | None = None) -> T:
+    """Wait for the work of an engine, and translate its errors to those that clients get.
+
+    Args:
+        work: The work.
+        sampling: How a response is drawn, if the work draws one.
+
+    Raises:
+        BadRequest: The engine does not accept the request.
+        EngineError: The engine is alive but failed at this request.
+        Unavailable: The engine is not up, or has died.
+    """
     try:
         return await work
     except EnginesDown as error:

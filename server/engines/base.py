@@ -285,6 +285,20 @@ class Engines(Protocol):
             RequestFailed: The reference is alive but failed at this request.
         """
 
+    async def score_prefix(self, tokens: list[int]) -> list[float]:
+        """Read a prompt and the beginning of a response with the prefix scorer.
+
+        Args:
+            tokens: Token ids of the prompt and of the response so far. The scorer has the policy's tokens.
+
+        Returns:
+            The outputs at the last token, without an activation function (:class:`infalign.PrefixScorer` reads them).
+
+        Raises:
+            EnginesDown: The prefix scorer cannot answer, or there is none.
+            RequestFailed: The prefix scorer is alive but failed at this request.
+        """
+
     async def load(self, policy: str, adapter: Path) -> None:
         """Load an adapter as a further policy.
 

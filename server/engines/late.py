@@ -18,11 +18,12 @@ class LateEngine:
     in a thread that lives as long as this object, because the engine's process would end with the thread.
 
     Args:
+        role: What the engine is for. Errors name it.
         launch: Launches the engine. It blocks until the engine is up.
     """
 
-    def __init__(self, launch: Callable[[], Any]) -> None:
-        self._launch = launch
+    def __init__(self, role: str, launch: Callable[[], Any]) -> None:
+        self._role, self._launch = role, launch
         self._thread = ThreadPoolExecutor(1, "launch")
         self._future: Future[Any] | None = None
         self._lock = Lock()  # close() runs in another thread than get()
@@ -42,13 +43,13 @@ class LateEngine:
         """
         with self._lock:
             if self._is_closed:
-                raise EnginesDown("the reference is shut down")
+                raise EnginesDown(f"the {self._role} is shut down")
             if self._future is None or (self._future.done() and self._future.exception()):
                 self._future = self._thread.submit(self._launch)
         try:
             return await asyncio.shield(asyncio.wrap_future(self._future))
         except Exception as error:
-            raise EnginesDown(f"the reference did not start ({one_line(error)})") from error
+            raise EnginesDown(f"the {self._role} did not start ({one_line(error)})") from error
 
     def close(self) -> Any:
         """Wait for a launch that is under way, and allow no further one.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infalign.errors import InvalidValue
 from infalign.files import context_length
 from server.engines.launch import Launch, check_memory, prepare_launch
 from server.engines.outputs import BACKEND
@@ -25,6 +26,8 @@ class Plan:
     """Directories of the reward models."""
     settings: Settings
     """The operator's settings."""
+    scorer: Path | None = None
+    """Directory of the prefix scorer, if there is one. It gets an engine of its own."""
     overrides: Overrides = field(default_factory=Overrides)
     """What the operator sets by vLLM's names."""
 
@@ -74,6 +77,8 @@ class Plan:
             launches.append(prepare_launch(f"reward model {model.name}", model, reward_options, self.settings))
         if self.has_reference:
             self.prepare_reference(is_cpu)
+        if self.scorer:
+            self.prepare_scorer(is_cpu)
         check_memory(launches)
         return launches
 
@@ -89,6 +94,21 @@ class Plan:
         """
         options = EngineOptions(self.settings, self.context, is_cpu).reference(self.overrides.reference)
         return prepare_launch("reference", self.reference, options, self.settings)
+
+    def prepare_scorer(self, is_cpu: bool) -> Launch:
+        """Configure the prefix scorer's engine.
+
+        Args:
+            is_cpu: Whether it runs on CPU.
+
+        Raises:
+            InvalidValue: There is no prefix scorer, or settings do not fit together.
+            EngineFailed: VLLM refuses the settings.
+        """
+        if self.scorer is None:
+            raise InvalidValue("scorer", None, "a bundle with a prefix scorer")
+        options = EngineOptions(self.settings, self.context, is_cpu).scorer()
+        return prepare_launch("prefix scorer", self.scorer, options, self.settings)
 
 
 def _context(model: Path, own: Mapping[str, Any]) -> int:

@@ -164,6 +164,9 @@ class RemoteEngines:
         pool, model_of = self._find_policy(None)
         return await pool.ask(ask, model_of)
 
+    async def score_prefix(self, tokens: list[int]) -> list[float]:
+        raise EnginesDown("no server has the prefix scorer")
+
     async def load(self, policy: str, adapter: Path) -> None:
         raise Refused("these engines are other servers; load it there, and start this server with a bundle that has it")
 

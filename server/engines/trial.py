@@ -132,6 +132,9 @@ class EnginesOnTrial:
     async def next_logprobs(self, prompt: list[int], tokens: Sequence[int]) -> NextToken:
         return await self._get_engines().next_logprobs(prompt, tokens)
 
+    async def score_prefix(self, tokens: list[int]) -> list[float]:
+        return await self._get_engines().score_prefix(tokens)
+
     async def load(self, policy: str, adapter: Path) -> None:
         await self._get_engines().load(policy, adapter)
 

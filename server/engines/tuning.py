@@ -153,6 +153,10 @@ class EngineOptions:
         """
         return {**self._generation_options(self._settings.reference_gpu_memory, own), "disable_log_stats": True}
 
+    def scorer(self) -> dict[str, Any]:
+        """Return the options of the prefix scorer's engine."""
+        return {**self.reward(1), **self._common_options(self._settings.reference_gpu_memory)}
+
     def reward(self, models: int, own: Mapping[str, Any] = NONE) -> dict[str, Any]:
         """Return the options of a reward model's engine.
 

@@ -67,6 +67,7 @@ class VllmEngines:
         adapters: Directories of LoRA adapters by policy name. Each candidate is drawn with the adapter of its policy.
         overrides: What the operator sets by vLLM's names.
         reference_judges: Whether the reference is a judge. Its engine is then started with the others.
+        scorer: Directory of the prefix scorer, if there is one. Its engine is launched when it is first needed.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class VllmEngines:
         adapters: Mapping[str, Path] | None = None,
         overrides: Overrides | None = None,
         reference_judges: bool = False,
+        scorer: Path | None = None,
     ) -> None:
         self._settings, self._reference_judges = settings, reference_judges
-        self._plan = Plan(policy, reference, tuple(reward_models), settings, overrides or Overrides())
+        self._plan = Plan(policy, reference, tuple(reward_models), settings, scorer, overrides or Overrides())
         self.context = self._plan.context
         self._score_values = tuple(map(score_values, reward_models))
         self._adapters = dict(adapters or {})
@@ -90,6 +92,7 @@ class VllmEngines:
         self._rewards: list[Engine] = []
         self._grammar = GrammarCheck(policy)
         self._reference: LateEngine | None = None
+        self._scorer: LateEngine | None = None
         # An engine process ends with the thread that launched it, so the threads live as long as this object.
         self._launcher = ThreadPoolExecutor(1 + len(reward_models), "launch")
 
@@ -122,7 +125,9 @@ class VllmEngines:
             set_threads(self._settings, available_cpu_count())
         launches = await asyncio.to_thread(self._plan.prepare, is_cpu, self._lora_options())
         if self._plan.has_reference:
-            self._reference = LateEngine(partial(self._launch_reference, is_cpu))
+            self._reference = LateEngine("reference", partial(self._launch, self._plan.prepare_reference, is_cpu))
+        if self._plan.scorer:
+            self._scorer = LateEngine("prefix scorer", partial(self._launch, self._plan.prepare_scorer, is_cpu))
         results = await self._launch_all(launches, in_parallel=is_cpu)
         log_through_root()  # the first launch has configured vLLM's logger again
         policy, *rewards = (None if isinstance(result, BaseException) else result for result in results)
@@ -231,6 +236,22 @@ class VllmEngines:
         except VLLMClientError as error:  # the client cannot do anything about it
             raise RequestFailed(f"the {engine.role} refused to judge ({one_line(error)})") from error
 
+    async def score_prefix(self, tokens: list[int]) -> list[float]:
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
+        from vllm.pooling_params import PoolingParams
+
+        self._policy_engine()
+        if self._scorer is None:
+            raise EnginesDown("there is no prefix scorer")
+        engine = await self._scorer.get()
+        try:
+            async with engine.call() as llm:
+                raw = PoolingParams(task="classify", use_activation=False)
+                return await read_outputs(llm.encode(tokens_input(tokens), raw, uuid4().hex), engine.note_output)
+        except VLLMClientError as error:  # the client cannot do anything about it
+            raise RequestFailed(f"the {engine.role} refused to read ({one_line(error)})") from error
+
     async def load(self, policy: str, adapter: Path) -> None:
         from vllm.lora.request import LoRARequest
 
@@ -272,11 +293,10 @@ class VllmEngines:
         # vLLM logs its own shutdown as the death of an engine.
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
         stops = [engine.stop for engine in (self._policy, *self._rewards) if engine is not None]
-        if self._reference is not None:
-            stops.append(partial(_stop_late, self._reference))
+        stops += [partial(_stop_late, late) for late in (self._reference, self._scorer) if late is not None]
         with ThreadPoolExecutor(len(stops) or 1) as threads:
             futures = [threads.submit(work) for work in stops]
-        self._policy, self._rewards, self._reference = None, [], None
+        self._policy, self._rewards, self._reference, self._scorer = None, [], None, None
         for result in futures:
             result.result()
 
@@ -320,11 +340,11 @@ class VllmEngines:
 
     def _engines(self) -> list[Engine]:
         """The engines that are up."""
-        late = self._reference.engine if self._reference else None
-        return [engine for engine in (self._policy, *self._rewards, late) if engine is not None]
+        late = (late.engine for late in (self._reference, self._scorer) if late is not None)
+        return [engine for engine in (self._policy, *self._rewards, *late) if engine is not None]
 
-    def _launch_reference(self, is_cpu: bool) -> Engine:
-        launch = self._plan.prepare_reference(is_cpu)
+    def _launch(self, prepare: Callable[[bool], Launch], is_cpu: bool) -> Engine:
+        launch = prepare(is_cpu)
         check_memory([launch])
         return launch.run(self._settings.engine_silence)
 

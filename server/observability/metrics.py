@@ -31,6 +31,12 @@ class Metrics:
         self.scoring_seconds = Histogram(
             "infalign_scoring_seconds", "Scoring one candidate.", buckets=LATENCY, registry=registry
         )
+        self.prefix_seconds = Histogram(
+            "infalign_prefix_seconds",
+            "Reading the beginning of one response with the prefix scorer.",
+            buckets=LATENCY,
+            registry=registry,
+        )
         self.rejected = Counter(
             "infalign_rejected", "Requests refused before any work, by reason.", ("reason",), registry=registry
         )

@@ -18,7 +18,7 @@ async def test_all_who_ask_get_the_one_that_is_launched_once() -> None:
         launches.append(object())
         return launches[-1]
 
-    late = LateEngine(launch)
+    late = LateEngine("reference", launch)
     assert late.engine is None
     engines = await asyncio.gather(*(late.get() for _ in range(8)))
     assert [engine is launches[0] for engine in (*engines, late.engine)] == [True] * 9
@@ -37,7 +37,7 @@ async def test_a_failed_launch_can_be_tried_again() -> None:
             raise RuntimeError("no\nmemory")
         return "engine"
 
-    late = LateEngine(launch)
+    late = LateEngine("reference", launch)
     waiting = asyncio.gather(*(late.get() for _ in range(3)), return_exceptions=True)
     await asyncio.sleep(0)
     go.set()
@@ -57,7 +57,7 @@ async def test_one_who_goes_away_does_not_end_the_launch() -> None:
         assert go.wait(60)
         return "engine"
 
-    late = LateEngine(launch)
+    late = LateEngine("reference", launch)
     leaver, stayer = asyncio.ensure_future(late.get()), asyncio.ensure_future(late.get())
     await asyncio.sleep(0)
     leaver.cancel()
@@ -75,15 +75,15 @@ async def test_closing_waits_for_the_launch_and_ends_it() -> None:
         assert go.wait(60)
         return "engine"
 
-    late = LateEngine(launch)
+    late = LateEngine("reference", launch)
     waiting = asyncio.ensure_future(late.get())
     await asyncio.sleep(0)
     closing = asyncio.ensure_future(asyncio.to_thread(late.close))
     go.set()
     assert await closing == "engine"
     assert await waiting == "engine"
-    assert LateEngine(launch).close() is None
-    closed = LateEngine(launch)
+    assert LateEngine("reference", launch).close() is None
+    closed = LateEngine("reference", launch)
     closed.close()
     with pytest.raises(EnginesDown):
         await closed.get()

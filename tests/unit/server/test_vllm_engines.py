@@ -130,7 +130,7 @@ async def test_engines_stop_side_by_side(engines: VllmEngines) -> None:
     llms = [FakeLLM(on_shutdown=lambda: together.wait(SOON)) for _ in range(4)]
     policy, *rewards, reference = (Engine("x", llm, SOON) for llm in llms)
     engines._policy, engines._rewards = policy, rewards
-    engines._reference = LateEngine(lambda: reference)
+    engines._reference = LateEngine("reference", lambda: reference)
     await engines._reference.get()
     await engines.check()
     await asyncio.to_thread(engines.stop)
@@ -144,7 +144,7 @@ async def test_every_engine_is_checked(engines: VllmEngines, sick: int) -> None:
     llms = [FakeLLM() for _ in range(4)]
     policy, *rewards, reference = (Engine("x", llm, SOON) for llm in llms)
     engines._policy, engines._rewards = policy, rewards
-    engines._reference = LateEngine(lambda: reference)
+    engines._reference = LateEngine("reference", lambda: reference)
     await engines._reference.get()
     llms[sick].errored = True
     with pytest.raises(EnginesDown, match="has died"):
@@ -162,7 +162,7 @@ async def test_a_launch_that_hangs_is_killed_when_the_server_stops(
 
     monkeypatch.setattr(module, "_kill_launching", killed.set)
     engines._policy = Engine("policy", FakeLLM(), SOON)
-    engines._reference = LateEngine(launch)
+    engines._reference = LateEngine("reference", launch)
     waiting = asyncio.ensure_future(engines._reference.get())
     await asyncio.sleep(0)
     await asyncio.to_thread(engines.stop)
@@ -252,7 +252,7 @@ async def test_the_reference_starts_with_the_others_if_it_judges(
 
     monkeypatch.setattr("vllm.utils.gc_utils.freeze_gc_heap", lambda: None)
     monkeypatch.setattr(Plan, "prepare", lambda *_: launches(launch))
-    monkeypatch.setattr(VllmEngines, "_launch_reference", lambda *_: launch("reference"))
+    monkeypatch.setattr(VllmEngines, "_launch", lambda *_: launch("reference"))
     engines._reference_judges = True
     if fails:
         with pytest.raises(EnginesDown, match=r"the reference did not start .*too little"):
