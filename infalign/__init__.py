@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from infalign.prefix_scorer import PrefixScorer
     from infalign.procedures import BestOfN, FixedN, Procedure, Standard, WorstOfN
     from infalign.quantile_law import QuantileLaw
-    from infalign.rejection import Rehearsal, Rejection, fit_rejection
+    from infalign.rehearsal import Rehearsal
+    from infalign.rejection import Rejection, RejectionRule, TargetRejection
+    from infalign.rejection_fit import fit_rejection, fit_share
     from infalign.stopping import Fixed, StoppingRule, Target
     from infalign.table import CalibrationTable
     from infalign.transformation import Transformation
@@ -52,7 +54,9 @@ _HOMES = {
     "stopping": ("Fixed", "StoppingRule", "Target"),
     "prefix_scorer": ("PrefixScorer",),
     "quantile_law": ("QuantileLaw",),
-    "rejection": ("Rehearsal", "Rejection", "fit_rejection"),
+    "rehearsal": ("Rehearsal",),
+    "rejection": ("Rejection", "RejectionRule", "TargetRejection"),
+    "rejection_fit": ("fit_rejection", "fit_share"),
     "table": ("CalibrationTable",),
     "transformation": ("Transformation",),
     "transforms": ("Exponential", "Gaussian", "Identity", "Log"),
@@ -92,13 +96,16 @@ __all__ = [
     "QuantileLaw",
     "Rehearsal",
     "Rejection",
+    "RejectionRule",
     "Standard",
     "StoppingRule",
     "Target",
+    "TargetRejection",
     "Transformation",
     "WorstOfN",
     "beta_for_kl",
     "fit_rejection",
+    "fit_share",
     "join_bundles",
     "optimal",
     "over_prompts",

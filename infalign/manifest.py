@@ -6,8 +6,12 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from infalign.arrays import Floats
 from infalign.calibration import Estimator
 from infalign.parsing import check_transformation, parse_procedure
+from infalign.procedures import FixedN, Procedure
+from infalign.rejection import Rejection, RejectionRule, TargetRejection
+from infalign.stopping import StoppingRule
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Pattern of the names of policies and reward models."""
@@ -58,7 +62,7 @@ class CalibrationRecord(_Record):
 
 
 class RejectionRecord(_Record):
-    """The threshold of early rejection for best-of-n, and what it did to held-out responses of the reference."""
+    """The threshold of early rejection for a procedure, and what it did to held-out responses of the reference."""
 
     threshold: float = Field(ge=0, le=1, description="least probability of becoming the best that a candidate needs")
     loss: float = Field(description="mean loss in quantile of the selected candidate")
@@ -67,6 +71,17 @@ class RejectionRecord(_Record):
     saved: float = Field(description="share of the tokens that were not drawn")
     saved_low: float
     saved_high: float
+
+
+class ShareRecord(_Record):
+    """The share of early rejection under a stopping rule, and what it did to held-out responses of the reference."""
+
+    share: float = Field(
+        ge=0, le=1, description="least probability of reaching the target, as a share of that of a fresh candidate"
+    )
+    tokens: float = Field(description="tokens until the target is reached, as a share of those without rejection")
+    tokens_low: float
+    tokens_high: float
 
 
 class ScorerRecord(_Record):
@@ -82,7 +97,12 @@ class ScorerRecord(_Record):
     )
     checkpoint: int = Field(gt=0, description="tokens between two checkpoints of early rejection")
     limit: float = Field(ge=0, description="largest loss in quantile that early rejection may cause")
-    rejection: dict[int, RejectionRecord] = Field(description="early rejection by the n of best-of-n")
+    rejection: dict[Annotated[str, Field(pattern=r"^(best|worst)-of-[1-9][0-9]*$")], RejectionRecord] = Field(
+        description="early rejection by the procedure, such as best-of-4"
+    )
+    shares: dict[Annotated[str, Field(pattern=r"^(best|worst)-of-n$")], ShareRecord] = Field(
+        description="early rejection under a stopping rule, by the family of its procedure"
+    )
     measured: dict[str, float] = Field(description="figures measured on validation prompts")
 
     @model_validator(mode="after")
@@ -90,6 +110,46 @@ class ScorerRecord(_Record):
         if any(low > high for low, high in pairwise(self.edges)):
             raise ValueError("edges must be in increasing order")
         return self
+
+    def rejection_for(self, procedure: Procedure) -> Rejection:
+        """Return the rule of early rejection for a procedure that draws all its candidates.
+
+        Between and beyond the procedures that were fitted, a threshold is a share of the probability 1/n that every
+        candidate has at first. It is the smaller share of those of the nearest n below and above.
+
+        Args:
+            procedure: The procedure. One that is neither best-of-n nor worst-of-n rejects nothing.
+
+        Returns:
+            The rule, for laws that are counted so that 1 is best for the procedure.
+        """
+        family = procedure.family.removesuffix("n")
+        fitted = {int(key.removeprefix(family)): each for key, each in self.rejection.items() if key.startswith(family)}
+        if not fitted or not isinstance(procedure, FixedN):
+            return Rejection(0.0)
+        below, above = (n for n in fitted if n <= procedure.n), (n for n in fitted if n >= procedure.n)
+        nearest = {max(below, default=min(fitted)), min(above, default=max(fitted))}
+        return Rejection(min(1.0, min(fitted[n].threshold * n for n in nearest) / procedure.n))
+
+    def rejection_under(
+        self, rule: StoppingRule, samples: int | None = None, law: Floats | None = None
+    ) -> RejectionRule:
+        """Return the rule of early rejection under a stopping rule.
+
+        Args:
+            rule: The stopping rule.
+            samples: K, the number of anchors; None for exact calibration.
+            law: (K' + 1,) probability of each rank of one draw among K' anchors, as in
+                :meth:`infalign.StoppingRule.waves`. By default that of the reference.
+
+        Returns:
+            The rule, for laws that are counted so that 1 is best for the procedure. It is that of
+            :meth:`rejection_for` if no candidate can be good enough to stop at.
+        """
+        target, share = rule.mean_threshold(samples), self.shares.get(rule.procedure.family)
+        if target >= 1:
+            return self.rejection_for(rule.procedure)
+        return TargetRejection(target, share.share * rule.chance(samples, law) if share else 0.0)
 
 
 def _validate_by(parse: Callable[[str], object]) -> AfterValidator:

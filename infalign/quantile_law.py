@@ -64,6 +64,49 @@ class QuantileLaw:
         """
         return cls(np.full(bins, 1 / bins))
 
+    @classmethod
+    def of_ranks(cls, law: Floats, bins: int) -> "QuantileLaw":
+        """Return the law of a draw whose ranks among K anchors have a given distribution.
+
+        Args:
+            law: (K + 1,) probability of each rank, such as :func:`infalign.drift.rank_law`.
+            bins: B, the number of bins.
+
+        Examples:
+            >>> from infalign import QuantileLaw
+            >>> QuantileLaw.of_ranks([0.1, 0.2, 0.3, 0.4], 2).probabilities.round(3).tolist()
+            [0.3, 0.7]
+        """
+        below = np.concatenate([[0.0], np.cumsum(law)])
+        return cls(np.diff(np.interp(np.linspace(0, 1, bins + 1), np.linspace(0, 1, below.size), below)))
+
+    @property
+    def mirror(self) -> "QuantileLaw":
+        """The laws of 1 − u for a quantile u, for worst-of-n."""
+        return QuantileLaw(self.probabilities[..., ::-1])
+
+    def tilt(self, policy: "QuantileLaw") -> "QuantileLaw":
+        """Turn laws of responses of the reference into those of responses of a policy.
+
+        The optimal policy draws a response of quantile u more often than the reference does, by a factor f(u). This
+        holds for every response that begins with a prefix, so the law given the prefix is multiplied by f too.
+
+        Args:
+            policy: (B,) law of a response of the policy that is not begun.
+
+        Returns:
+            (..., B) laws for responses of the policy. Where a law has no probability left, it is kept as it is.
+
+        Examples:
+            >>> from infalign import QuantileLaw
+            >>> law, policy = QuantileLaw([[0.5, 0.5], [0.8, 0.2]]), QuantileLaw([0.2, 0.8])
+            >>> law.tilt(policy).probabilities.round(3).tolist()
+            [[0.2, 0.8], [0.5, 0.5]]
+        """
+        tilted = self.probabilities * policy.probabilities
+        total = tilted.sum(axis=-1, keepdims=True)
+        return QuantileLaw(np.where(total > 0, tilted / np.where(total > 0, total, 1), self.probabilities))
+
     @property
     def bins(self) -> int:
         """B, the number of bins."""

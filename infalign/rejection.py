@@ -1,28 +1,51 @@
-"""Early rejection: which candidates of best-of-n are not worth finishing, and what that costs.
+"""Early rejection: which candidates are not worth finishing.
 
-All candidates are drawn side by side. Every few tokens, at a checkpoint, the laws of those that are not finished say
-how likely each is to become the best of all. A candidate below a threshold is rejected, and no more tokens are drawn
-for it. The threshold is fitted by a replay of stored responses: the highest saving whose loss of quantile is certain
-enough to be small.
+Candidates are drawn side by side. Every few tokens, at a checkpoint, the laws of those that are not finished say how
+good each may become. There are two rules. Best-of-n rejects what will hardly be the best of all. A stopping rule
+rejects what will hardly be good enough to stop at, since a fresh candidate in its place is more likely to be.
+
+Everything is counted so that 1 is the best quantile for the procedure. For worst-of-n, laws are mirrored
+(:attr:`infalign.QuantileLaw.mirror`), and a quantile q becomes 1 − q.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from infalign.arrays import Floats
 from infalign.errors import InvalidValue
-from infalign.estimators import Estimate, over_prompts
 from infalign.quantile_law import Mask, QuantileLaw
 
-THRESHOLDS = tuple(float(value) for value in np.geomspace(0.02, 1.0, 24))
-"""Thresholds that are tried, as shares of the probability 1/n that every candidate has before the first token."""
+
+class RejectionRule(ABC):
+    """A rule that says which candidates are not worth finishing.
+
+    Examples:
+        >>> from infalign import Rejection, RejectionRule
+        >>> isinstance(Rejection(0.05), RejectionRule)
+        True
+    """
+
+    @abstractmethod
+    def reject(
+        self, law: QuantileLaw, best: ArrayLike = 0.0, pending: Mask | None = None, fresh: ArrayLike = 0
+    ) -> Mask:
+        """Decide which candidates to reject.
+
+        Args:
+            law: (..., n, B) laws of the candidates.
+            best: (...,) highest quantile of the finished candidates; 0 where none is finished.
+            pending: (..., n) which candidates are still drawn; all if left out.
+            fresh: (...,) how many candidates can still be started.
+
+        Returns:
+            (..., n) which candidates are rejected. One candidate is always left: finished, pending or fresh.
+        """
 
 
 @dataclass(frozen=True)
-class Rejection:
+class Rejection(RejectionRule):
     """Rejects candidates that will hardly be the best.
 
     Args:
@@ -43,161 +66,77 @@ class Rejection:
     threshold: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise InvalidValue("threshold", self.threshold, "a number from 0 to 1")
+        _check_share("threshold", self.threshold)
 
-    def reject(self, law: QuantileLaw, best: ArrayLike | None = None, pending: Mask | None = None) -> Mask:
-        """Decide which candidates to reject.
+    def reject(
+        self, law: QuantileLaw, best: ArrayLike = 0.0, pending: Mask | None = None, fresh: ArrayLike = 0
+    ) -> Mask:
+        """Reject candidates by their probability of becoming the best of those that are started.
 
-        Args:
-            law: (..., n, B) laws of the candidates.
-            best: (...,) highest quantile of the finished candidates, 0 where none is; None if none is finished.
-            pending: (..., n) which candidates are still drawn; all if left out.
-
-        Returns:
-            (..., n) which candidates are rejected. If none is finished, the likeliest best one is kept.
+        If none is finished, the likeliest best one is kept. See :meth:`RejectionRule.reject`.
         """
-        finished = np.asarray(0.0 if best is None else best, dtype=np.float64)
-        drawn = np.ones(law.probabilities.shape[:-1], dtype=bool) if pending is None else pending
-        chances = law.best_probabilities(finished, drawn)
-        kept = (chances == chances.max(axis=-1, keepdims=True)) & (finished[..., None] <= 0)
-        return np.asarray(drawn & (chances < self.threshold) & ~kept)
+        drawn = _all(law) if pending is None else pending
+        chances = law.best_probabilities(best, drawn)
+        return np.asarray(drawn & (chances < self.threshold) & ~_likeliest(chances, drawn, np.asarray(best) <= 0))
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """Stored responses to P prompts, K to each, with their laws at every checkpoint.
+class TargetRejection(RejectionRule):
+    """Rejects candidates that will hardly be good enough to stop at.
 
     Args:
-        quantiles: (P, K) final quantiles.
-        lengths: (P, K) lengths in tokens.
-        laws: (P, K, T, B) probabilities of the bins at T checkpoints. Those after the end of a response do not count.
-        step: Tokens between two checkpoints. Checkpoint t, from 0, comes after (t + 1) ``step`` tokens.
+        target: Quantile that is good enough, from 0 to 1.
+        least: Least probability of reaching the target that a candidate needs: a share of that of a fresh candidate.
+            0 rejects none.
 
     Raises:
-        InvalidValue: The shapes do not fit each other.
+        InvalidValue: An argument is not from 0 to 1.
 
     Examples:
-        >>> import numpy as np
-        >>> from infalign import Rehearsal, Rejection
-        >>> laws = np.array([[[[0.9, 0.1]], [[0.1, 0.9]]]])
-        >>> rehearsal = Rehearsal(np.array([[0.2, 0.7]]), np.array([[8, 6]]), laws, step=4)
-        >>> loss, saved = rehearsal.run(Rejection(0.2), rehearsal.groups(2))
-        >>> float(loss[0]), round(float(saved[0]), 3)
-        (0.0, 0.286)
+        >>> from infalign import QuantileLaw, TargetRejection
+        >>> law = QuantileLaw([[0.9, 0.1, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4], [0.2, 0.5, 0.3, 0.0]])
+        >>> rule = TargetRejection(0.75, least=0.1)
+        >>> rule.reject(law, fresh=3).tolist()
+        [True, False, True]
+        >>> rule.reject(QuantileLaw([[0.9, 0.1, 0.0, 0.0], [0.2, 0.5, 0.3, 0.0]])).tolist()
+        [True, False]
     """
 
-    quantiles: Floats
-    lengths: NDArray[np.int_]
-    laws: Floats
-    step: int
+    target: float
+    least: float
 
     def __post_init__(self) -> None:
-        if self.laws.ndim != 4 or not self.quantiles.shape == self.lengths.shape == self.laws.shape[:2]:
-            raise InvalidValue("laws", self.laws.shape, f"(P, K, T, B), with (P, K) {self.quantiles.shape}")
+        _check_share("target", self.target)
+        _check_share("least", self.least)
 
-    def groups(self, n: int, repeats: int = 4, seed: int = 0) -> NDArray[np.int_]:
-        """Group the responses to each prompt into candidates of best-of-n.
+    def reject(
+        self, law: QuantileLaw, best: ArrayLike = 0.0, pending: Mask | None = None, fresh: ArrayLike = 0
+    ) -> Mask:
+        """Reject candidates by their probability of reaching the target.
 
-        Args:
-            n: Candidates of a group, at most K.
-            repeats: How often the K responses are shuffled and cut into groups.
-            seed: Seed of the shuffles.
-
-        Returns:
-            (P, R, n) numbers of responses, with R = repeats ⌊K/n⌋.
-
-        Raises:
-            InvalidValue: There are fewer than n responses.
+        If none is finished, and none can be started, the likeliest one is kept; of several, the one with the highest
+        mean. See :meth:`RejectionRule.reject`.
         """
-        prompts, samples = self.quantiles.shape
-        if not 1 <= n <= samples:
-            raise InvalidValue("n", n, f"a whole number from 1 to {samples}")
-        random = np.random.default_rng(seed)
-        count = samples // n
-        orders = random.permuted(np.tile(np.arange(samples), (prompts, repeats, 1)), axis=-1)
-        return np.asarray(orders[..., : count * n].reshape(prompts, repeats * count, n))
-
-    def run(self, rule: Rejection, groups: NDArray[np.int_]) -> tuple[Floats, Floats]:
-        """Decode best-of-n with early rejection.
-
-        Args:
-            rule: The rule.
-            groups: (P, R, n) candidates, from :meth:`groups`.
-
-        Returns:
-            (P,) mean loss of each prompt, in quantile of the selected candidate, and (P,) share of the tokens saved.
-        """
-        rows = np.arange(len(groups))[:, None, None]
-        quantiles, lengths = self.quantiles[rows, groups], self.lengths[rows, groups]
-        laws = self.laws[rows, groups]
-        alive, drawn = np.ones(groups.shape, dtype=bool), lengths.copy()
-        for checkpoint in range(self.laws.shape[2]):
-            tokens = (checkpoint + 1) * self.step
-            pending = alive & (lengths > tokens)
-            if not pending.any():
-                break
-            best = np.max(np.where(alive & ~pending, quantiles, 0.0), axis=-1)
-            rejected = rule.reject(QuantileLaw(laws[..., checkpoint, :]), best, pending)
-            drawn[rejected] = tokens
-            alive &= ~rejected
-        loss = quantiles.max(axis=-1) - np.max(np.where(alive, quantiles, -np.inf), axis=-1)
-        saved = 1 - drawn.sum(axis=(1, 2)) / np.maximum(lengths.sum(axis=(1, 2)), 1)
-        return np.asarray(loss.mean(axis=1)), np.asarray(saved)
+        drawn = _all(law) if pending is None else pending
+        chances = law.exceeds(self.target)
+        alone = (np.asarray(best) <= 0) & (np.asarray(fresh) <= 0)
+        return np.asarray(drawn & (chances < self.least) & ~_likeliest(chances + TIE * law.mean, drawn, alone))
 
 
-@dataclass(frozen=True)
-class FittedRejection:
-    """A rule for best-of-n, and what it did in a rehearsal.
-
-    Args:
-        rule: The rule.
-        loss: Mean loss in quantile of the selected candidate.
-        saved: Share of the tokens that were not drawn.
-    """
-
-    rule: Rejection
-    loss: Estimate
-    saved: Estimate
+TIE = 1e-9
+"""Weight of the mean where chances are equal."""
 
 
-def fit_rejection(
-    rehearsal: Rehearsal, n: int, limit: float, thresholds: Sequence[float] = THRESHOLDS
-) -> FittedRejection:
-    """Choose the highest threshold whose loss is at most a limit.
+def _all(law: QuantileLaw) -> Mask:
+    return np.ones(law.probabilities.shape[:-1], dtype=bool)
 
-    The upper end of the interval of the loss over prompts must be within the limit, not only its value. With one
-    prompt there is no interval, and nothing is rejected.
 
-    Args:
-        rehearsal: Stored responses, which the scorer has not learnt from.
-        n: Number of candidates.
-        limit: Largest loss in quantile of the selected candidate.
-        thresholds: Thresholds that are tried, as shares of 1/n, in increasing order.
+def _likeliest(chances: ArrayLike, drawn: Mask, alone: Mask) -> Mask:
+    """Which candidates are the likeliest of those drawn, where nothing else is left."""
+    values = np.where(drawn, chances, -1.0)
+    return np.asarray((values == values.max(axis=-1, keepdims=True)) & alone[..., None])
 
-    Returns:
-        The rule with its measured loss and saving.
 
-    Raises:
-        InvalidValue: There are fewer than n responses to a prompt.
-
-    Examples:
-        >>> import numpy as np
-        >>> from infalign import Rehearsal, fit_rejection
-        >>> quantiles = (np.tile(np.arange(8), (30, 1)) + 0.5) / 8
-        >>> laws = np.repeat(np.eye(8)[None, :, None], 30, axis=0)
-        >>> known = Rehearsal(quantiles, np.full((30, 8), 20), laws, step=5)
-        >>> fitted = fit_rejection(known, n=4, limit=0.002)
-        >>> fitted.loss.value, round(fitted.saved.value, 4)
-        (0.0, 0.5625)
-    """
-    groups = rehearsal.groups(n)
-    chosen = FittedRejection(Rejection(0.0), Estimate(0.0, 0.0, 0.0), Estimate(0.0, 0.0, 0.0))
-    for share in thresholds:
-        rule = Rejection(share / n)
-        losses, saved = rehearsal.run(rule, groups)
-        loss = over_prompts(losses)
-        if not loss.high <= limit:
-            break
-        chosen = FittedRejection(rule, loss, over_prompts(saved))
-    return chosen
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InvalidValue(name, value, "a number from 0 to 1")

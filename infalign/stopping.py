@@ -139,12 +139,33 @@ class StoppingRule(ABC):
             (16,)
         """
         n = self.procedure.n
-        size = max(wave_size(self._chance(samples, law), n), least)
+        size = max(wave_size(self.chance(samples, law), n), least)
         return cut_waves(n, size)
 
-    def _chance(self, samples: int | None, law: Floats | None) -> float:
-        """Compute the probability that one draw reaches the threshold."""
-        share = self.threshold if samples is None else self.rank_threshold(samples) / (samples + 1)
+    def mean_threshold(self, samples: int | None = None) -> float:
+        """Compute the mean true quantile at which the rule stops, counted so that 1 is best for the procedure.
+
+        Args:
+            samples: K, the number of anchors; None for exact calibration.
+
+        Returns:
+            The mean quantile r/(K + 1) of the r-th of K anchors; 1 if no rank is good enough.
+        """
+        return self.threshold if samples is None else self.rank_threshold(samples) / (samples + 1)
+
+    def chance(self, samples: int | None = None, law: Floats | None = None) -> float:
+        """Compute the probability that one draw reaches the threshold.
+
+        Args:
+            samples: K, the number of anchors; None for exact calibration.
+            law: (K' + 1,) probability of each rank of one draw, as in :meth:`waves`.
+
+        Examples:
+            >>> from infalign import BestOfN, Target
+            >>> round(Target(BestOfN(16), 0.9).chance(), 3)
+            0.1
+        """
+        share = self.mean_threshold(samples)
         if law is None:
             return 1 - share
         below = np.concatenate([[0.0], np.cumsum(law if self._selects_best else law[::-1])])

@@ -1,6 +1,6 @@
 """Measures a prefix scorer on the rollouts of validation prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from infalign.arrays import Floats
 from infalign.combination import Combination
 from infalign.estimators import Estimate, over_prompts
-from infalign.manifest import RejectionRecord
+from infalign.manifest import RejectionRecord, ShareRecord
 from infalign.prefix_scorer import PrefixScorer
+from infalign.procedures import BestOfN, WorstOfN
 from infalign.quantile_law import QuantileLaw
-from infalign.rejection import Rehearsal, fit_rejection
+from infalign.rehearsal import Rehearsal
+from infalign.rejection_fit import fit_rejection, fit_share
 from training.figures import flatten_estimates
 from training.memory import batches, forward_bytes, model_shape
 from training.models import load_classifier
@@ -30,7 +32,7 @@ PLACES = {"start": 0.0, "quarter": 0.25, "half": 0.5, "three_quarters": 0.75, "e
 TOP, GROUPS = 0.75, 5
 """The quantile above which a response is in the top quarter, and groups of predicted probabilities."""
 CANDIDATES = (4, 8, 16)
-"""The n of best-of-n that thresholds are fitted for."""
+"""The n of best-of-n and worst-of-n that thresholds are fitted for."""
 
 
 @dataclass(frozen=True)
@@ -149,34 +151,57 @@ def measure_scorer(predictions: Predictions, combination: Combination) -> Scorer
     return ScorerFigures(places, _compare_calibrations(predictions, combination), _reliability(laws, quantiles))
 
 
-def fit_rejections(predictions: Predictions, limit: float) -> Mapping[int, RejectionRecord]:
-    """Fit the thresholds of early rejection.
+def fit_rejections(predictions: Predictions, limit: float) -> dict[str, RejectionRecord]:
+    """Fit the thresholds of early rejection for best-of-n and worst-of-n.
 
     Args:
         predictions: Predictions for validation prompts.
         limit: Largest loss in quantile of the selected candidate.
 
     Returns:
-        The threshold for each n that there are enough responses for, and what it did.
+        By each procedure that there are enough responses for, the threshold and what it did.
     """
-    rehearsal = Rehearsal(
-        predictions.quantiles, predictions.lengths, predictions.checkpoints.probabilities, predictions.step
-    )
     records = {}
-    for n in CANDIDATES:
-        if n <= predictions.quantiles.shape[1]:
-            fitted = fit_rejection(rehearsal, n, limit)
-            loss, saved = fitted.loss, fitted.saved
-            records[n] = RejectionRecord(
-                threshold=fitted.rule.threshold,
-                loss=loss.value,
-                loss_low=loss.low,
-                loss_high=loss.high,
-                saved=saved.value,
-                saved_low=saved.low,
-                saved_high=saved.high,
-            )
+    for family, rehearsal in _rehearsals(predictions).items():
+        for n in CANDIDATES:
+            if n <= predictions.quantiles.shape[1]:
+                fitted = fit_rejection(rehearsal, n, limit)
+                records[f"{family.removesuffix('n')}{n}"] = RejectionRecord(
+                    threshold=fitted.rule.threshold,
+                    loss=fitted.loss.value,
+                    loss_low=fitted.loss.low,
+                    loss_high=fitted.loss.high,
+                    saved=fitted.saved.value,
+                    saved_low=fitted.saved.low,
+                    saved_high=fitted.saved.high,
+                )
     return records
+
+
+def fit_shares(predictions: Predictions) -> dict[str, ShareRecord]:
+    """Fit early rejection under a stopping rule.
+
+    Args:
+        predictions: Predictions for validation prompts.
+
+    Returns:
+        By the family of the procedure, the share and what it did.
+    """
+    records = {}
+    for family, rehearsal in _rehearsals(predictions).items():
+        fitted = fit_share(rehearsal)
+        tokens = fitted.tokens
+        records[family] = ShareRecord(
+            share=fitted.share, tokens=tokens.value, tokens_low=tokens.low, tokens_high=tokens.high
+        )
+    return records
+
+
+def _rehearsals(predictions: Predictions) -> dict[str, Rehearsal]:
+    """The responses for best-of-n, and mirrored for worst-of-n."""
+    laws = predictions.checkpoints.probabilities
+    best = Rehearsal(predictions.quantiles, predictions.lengths, laws, predictions.step)
+    return {BestOfN.family: best, WorstOfN.family: best.mirror}
 
 
 def _explained(sums: Floats) -> float:

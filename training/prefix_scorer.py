@@ -19,7 +19,7 @@ from training import processes
 from training.config import Compute, PrefixScorer
 from training.memory import Pass, model_shape
 from training.models import new_classifier
-from training.prefix_figures import fit_rejections, measure_scorer, predict
+from training.prefix_figures import fit_rejections, fit_shares, measure_scorer, predict
 from training.prefix_rows import find_edges, make_rows, read_scored_prompts
 from training.prefix_trainer import PrefixArguments, PrefixTrainer
 from training.supervised import fit_rows
@@ -107,6 +107,7 @@ def make_prefix_scorer(
         checkpoint=checkpoint,
         limit=config.limit,
         rejection=fit_rejections(predictions, config.limit),
+        shares=fit_shares(predictions),
         measured=figures.flatten(),
     )
     save_scorer(target, record)

@@ -80,7 +80,7 @@ def test_a_run_leaves_a_bundle_with_what_it_measured(tiny_home: Path) -> None:
     found = read_bundle(tiny_home / "bundle")
     assert found.table.samples == 4
     assert found.scorer
-    assert list(found.scorer.rejection) == [4]
+    assert list(found.scorer.rejection) == ["best-of-4", "worst-of-4"]
     measured = found.policy().record.measured
     [made] = tiny_home.glob("runs/demo/ctrl-*")
     solved = json.loads((made / "solved.json").read_text())

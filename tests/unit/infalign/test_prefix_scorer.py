@@ -32,9 +32,10 @@ def record(sources: dict[str, Path], **changes: object) -> ScorerRecord:
         "checkpoint": 8,
         "limit": 0.002,
         "rejection": {
-            4: dict.fromkeys(("threshold", "loss", "loss_low", "loss_high"), 0.001)
+            "best-of-4": dict.fromkeys(("threshold", "loss", "loss_low", "loss_high"), 0.001)
             | dict.fromkeys(("saved", "saved_low", "saved_high"), 0.3)
         },
+        "shares": {"best-of-n": dict.fromkeys(("share", "tokens", "tokens_low", "tokens_high"), 0.5)},
         "measured": {"r2_half": 0.4},
     }
     return ScorerRecord.model_validate(fields | changes)
@@ -54,7 +55,7 @@ def make(root: Path, **changes: object) -> Bundle:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     bundle = read_bundle(make(tmp_path).path)
     assert bundle.scorer
-    assert bundle.scorer.rejection[4].saved == 0.3
+    assert bundle.scorer.rejection["best-of-4"].saved == 0.3
     assert bundle.manifest.scorer
     assert bundle.manifest.scorer.measured == {"r2_half": 0.4}
     assert load_scorer(bundle.prefix_scorer)[0].bins == 4

@@ -1,11 +1,11 @@
-"""Laws of unfinished responses: closed forms against draws, and early rejection in rehearsals."""
+"""Laws of unfinished responses: closed forms against draws."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infalign import BestOfN, InvalidValue, QuantileLaw, Rehearsal, Rejection, fit_rejection
+from infalign import BestOfN, InvalidValue, QuantileLaw
 
 
 @st.composite
@@ -65,55 +65,19 @@ def test_what_is_no_law_is_refused(values: list[float]) -> None:
         QuantileLaw(np.array(values))
 
 
-def rehearsal(sharpness: float, prompts: int = 60, samples: int = 16, steps: int = 4) -> Rehearsal:
-    """Responses whose laws are the sharper, the larger ``sharpness`` is; with 0 they are uniform."""
+def test_laws_are_mirrored_for_worst_of_n() -> None:
+    law = QuantileLaw([[0.7, 0.2, 0.1, 0.0], [0.1, 0.2, 0.3, 0.4]])
+    assert law.mirror.mean == pytest.approx(1 - law.mean)
+    assert law.mirror.exceeds(0.8) == pytest.approx(law.cdf(0.2))
+
+
+def test_a_tilted_law_is_that_of_draws_that_are_taken_more_often() -> None:
     random = np.random.default_rng(0)
-    quantiles = (np.tile(np.arange(samples), (prompts, 1)) + 0.5) / samples
-    quantiles = random.permuted(quantiles, axis=1)
-    middles = (np.arange(8) + 0.5) / 8
-    noisy = quantiles[..., None] + random.normal(size=(prompts, samples, steps)) * 0.1
-    weights = np.exp(-sharpness * (middles - noisy[..., None]) ** 2)
-    laws = weights / weights.sum(axis=-1, keepdims=True)
-    return Rehearsal(quantiles, random.integers(10, 50, (prompts, samples)), laws, step=10)
-
-
-@pytest.mark.parametrize("n", [2, 4, 16])
-def test_the_loss_of_early_rejection_is_within_the_limit(n: int) -> None:
-    known = rehearsal(50.0)
-    fitted = fit_rejection(known, n, limit=0.005)
-    assert 0 <= fitted.loss.value <= fitted.loss.high <= 0.005
-    assert fitted.saved.value > 0.1
-    loss, saved = known.run(fitted.rule, known.groups(n))
-    assert (loss.mean(), saved.mean()) == pytest.approx((fitted.loss.value, fitted.saved.value))
-
-
-def test_nothing_is_rejected_where_the_loss_is_not_certain() -> None:
-    assert fit_rejection(rehearsal(50.0, prompts=1), 4, limit=0.002).rule == Rejection(0.0)
-
-
-def test_a_threshold_of_zero_rejects_none() -> None:
-    known = rehearsal(50.0)
-    loss, saved = known.run(Rejection(0.0), known.groups(4))
-    assert not loss.any()
-    assert not saved.any()
-
-
-def test_one_candidate_is_always_left() -> None:
-    known = rehearsal(50.0)
-    loss, _ = known.run(Rejection(1.0), known.groups(4))
-    assert np.all(np.isfinite(loss))
-
-
-@given(laws(most=5), st.floats(0, 1))
-@settings(max_examples=30, deadline=None)
-def test_without_a_finished_candidate_the_likeliest_is_kept(law: QuantileLaw, threshold: float) -> None:
-    rejected = Rejection(threshold).reject(law)
-    assert not rejected[np.argmax(law.best_probabilities())]
-
-
-def test_groups_are_of_different_responses() -> None:
-    groups = rehearsal(1.0).groups(4, repeats=2)
-    assert groups.shape == (60, 8, 4)
-    assert all(len(set(group)) == 4 for group in groups.reshape(-1, 4).tolist())
-    with pytest.raises(InvalidValue, match="n: got 17"):
-        rehearsal(1.0).groups(17)
+    law = QuantileLaw([0.1, 0.4, 0.3, 0.2])
+    policy = QuantileLaw.of_ranks(np.array([0.1, 0.1, 0.2, 0.6]), 4)
+    drawn = random.choice(4, 100_000, p=law.probabilities)
+    kept = drawn[random.random(drawn.size) < policy.probabilities[drawn] / policy.probabilities.max()]
+    assert law.tilt(policy).probabilities == pytest.approx(np.bincount(kept) / kept.size, abs=0.01)
+    assert QuantileLaw.uniform(4).tilt(policy).probabilities == pytest.approx(policy.probabilities)
+    assert QuantileLaw([1.0, 0.0]).tilt(QuantileLaw([0.0, 1.0])).probabilities.tolist() == [1.0, 0.0]
+    assert QuantileLaw.of_ranks(np.full(65, 1 / 65), 8).probabilities == pytest.approx(np.full(8, 1 / 8))

@@ -90,7 +90,10 @@ def test_a_signal_that_is_there_is_learnt(scorer: Path) -> None:
     assert figures["log_score_quarter"] > 0.1
     assert abs(figures["r2_start"]) < 0.1
     assert figures["calibration_predicted"] < 0.8 * figures["calibration_pooled"]
-    assert record.rejection[16].saved > 0.2
+    assert list(record.rejection) == [f"{family}-of-{n}" for family in ("best", "worst") for n in (4, 8, 16)]
+    assert record.rejection["best-of-16"].saved > 0.2
+    assert record.rejection["worst-of-16"].saved > 0.2
+    assert all(share.share > 0 and share.tokens_high < 0.9 for share in record.shares.values())
     assert all(found.loss_high <= CONFIG.limit for found in record.rejection.values())
 
 
@@ -110,7 +113,7 @@ def test_the_card_says_how_sharp_it_is(scorer: Path) -> None:
     _, record = load_scorer(scorer)
     text = write_scorer_section(record)
     assert f"| 1/2 | {record.measured['r2_half']:.3f} [" in text
-    assert "| 4 | " in text
+    assert "| worst-of-4 | " in text
     assert "nan" not in text
     figures = json.loads((scorer / "figures.json").read_text())
     assert len(figures["reliability"]) == 5
