@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from infalign.budgets import allocate_draws
     from infalign.bundle import Bundle, read_bundle
     from infalign.bundling import NewPolicy, join_bundles, write_bundle
     from infalign.calibration import Calibration, CompressedCalibration, Estimator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from infalign.transforms import Exponential, Gaussian, Identity, Log
 
 _HOMES = {
+    "budgets": ("allocate_draws",),
     "bundle": ("Bundle", "read_bundle"),
     "bundling": ("NewPolicy", "join_bundles", "write_bundle"),
     "calibration": ("Calibration", "CompressedCalibration", "Estimator"),
@@ -103,6 +105,7 @@ __all__ = [
     "TargetRejection",
     "Transformation",
     "WorstOfN",
+    "allocate_draws",
     "beta_for_kl",
     "fit_rejection",
     "fit_share",

@@ -19,8 +19,11 @@ from infalign.arrays import Floats, check_finite
 from infalign.errors import InvalidValue
 from infalign.procedures import Procedure
 
-Scope = Literal["prompt", "global"]
-"""Where anchors come from: this very prompt, or all calibrated prompts together."""
+Scope = Literal["prompt", "global", "predicted"]
+"""Where anchors come from: this very prompt, all calibrated prompts together, or a prefix scorer's prediction."""
+MEAN_DISTANCE = 0.8687
+"""√(π/2) log 2, the mean of Kolmogorov's distribution (Marsaglia, Tsang and Wang, Evaluating Kolmogorov's
+distribution, Journal of Statistical Software 8(18), 2003)."""
 
 
 class Estimator(StrEnum):
@@ -61,6 +64,30 @@ class Estimator(StrEnum):
         return np.asarray((np.asarray(rank) + self.prior) / (samples + 2 * self.prior))
 
 
+def equivalent_anchors(distance: float) -> int:
+    """Compute how many anchors of the prompt itself give a calibration as exact as one with a given error.
+
+    The largest error of a quantile by K anchors, Kolmogorov's distance, is 0.8687/√K on average.
+
+    Args:
+        distance: Mean largest error of a quantile, above 0.
+
+    Returns:
+        K, rounded down, and at least 1.
+
+    Raises:
+        InvalidValue: The distance is not above 0.
+
+    Examples:
+        >>> from infalign.calibration import equivalent_anchors
+        >>> equivalent_anchors(0.1086), equivalent_anchors(0.149)
+        (63, 33)
+    """
+    if not distance > 0:
+        raise InvalidValue("distance", distance, "a number above 0")
+    return max(1, int((MEAN_DISTANCE / distance) ** 2))
+
+
 @dataclass(frozen=True)
 class Calibration:
     """The anchors of one prompt, from which the quantile of any reward is read.
@@ -71,7 +98,8 @@ class Calibration:
     Args:
         anchors: (K,) rewards of the reference, in any order. They are kept sorted, in units of the resolution.
         scope: ``prompt`` for anchors of this very prompt; ``global`` for anchors pooled over all calibrated prompts,
-            whose quantiles are comparable only loosely.
+            whose quantiles are comparable only loosely; ``predicted`` for quantiles of a law that a prefix scorer
+            predicts (:meth:`infalign.PrefixScorer.calibration`).
         estimator: How ranks become quantiles.
         resolution: Width of the grid, in rewards.
 

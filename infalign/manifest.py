@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from infalign.arrays import Floats
-from infalign.calibration import Estimator
+from infalign.calibration import Estimator, equivalent_anchors
 from infalign.parsing import check_transformation, parse_procedure
 from infalign.procedures import FixedN, Procedure
 from infalign.rejection import Rejection, RejectionRule, TargetRejection
@@ -110,6 +110,16 @@ class ScorerRecord(_Record):
         if any(low > high for low, high in pairwise(self.edges)):
             raise ValueError("edges must be in increasing order")
         return self
+
+    @property
+    def anchors(self) -> int:
+        """The number of anchors of a prompt itself that are as exact as the calibration that the scorer predicts.
+
+        It follows from the upper end of the interval of the measured error: intervals that are a little too wide do
+        less harm than those that are too narrow.
+        """
+        error = self.measured.get("calibration_predicted_high", self.measured["calibration_predicted"])
+        return equivalent_anchors(error)
 
     def rejection_for(self, procedure: Procedure) -> Rejection:
         """Return the rule of early rejection for a procedure that draws all its candidates.

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from scipy.special import softmax
 
 from infalign.arrays import Floats, check_finite
+from infalign.calibration import Calibration, Estimator
 from infalign.errors import InvalidValue
 from infalign.files import read_record
 from infalign.manifest import ScorerRecord
@@ -93,8 +94,50 @@ class PrefixScorer:
         Returns:
             Quantiles in the shape of ``rewards``, linear between the edges.
         """
-        below = np.concatenate([[0.0], np.cumsum(self.reward_law(outputs).probabilities)])
-        return np.asarray(np.interp(check_finite("rewards", rewards), self.edges, below))
+        return np.asarray(np.interp(check_finite("rewards", rewards), self.edges, self._below(outputs)))
+
+    def calibration(
+        self,
+        outputs: ArrayLike,
+        samples: int,
+        estimator: Estimator = Estimator.JEFFREYS,
+        resolution: float = 1e-4,
+    ) -> Calibration:
+        """Predict the calibration of a prompt that was never calibrated.
+
+        Its anchors are the quantiles (i + ½)/S of the predicted law of the reward. Their number says how exact the
+        prediction is, so intervals, bounds and stopping rules take its error into account.
+
+        Args:
+            outputs: (2 B,) outputs of the classifier at the last token of the prompt, without an activation.
+            samples: S, the number of anchors, such as :attr:`infalign.manifest.ScorerRecord.anchors`.
+            estimator: How ranks become quantiles.
+            resolution: Width of the grid that rewards are compared on.
+
+        Returns:
+            The calibration, of the scope ``predicted``.
+
+        Raises:
+            InvalidValue: There are fewer than one sample, or outputs of another number of bins.
+
+        Examples:
+            >>> import numpy as np
+            >>> from infalign import PrefixScorer
+            >>> scorer = PrefixScorer(np.array([-1.0, 0.0, 2.0]))
+            >>> calibration = scorer.calibration([0.0, 0.0, np.log(3), 0.0], samples=4)
+            >>> calibration.quantile([-2.0, 0.0, 1.5]).round(2).tolist()
+            [0.1, 0.7, 0.9]
+            >>> [round(float(end), 2) for end in calibration.interval(0.0)]
+            [0.25, 0.96]
+        """
+        if samples < 1:
+            raise InvalidValue("samples", samples, "a whole number of at least 1")
+        anchors = np.interp((np.arange(samples) + 0.5) / samples, self._below(outputs), self.edges)
+        return Calibration(anchors, "predicted", estimator, resolution)
+
+    def _below(self, outputs: ArrayLike) -> Floats:
+        """(B + 1,) predicted share of the rewards below each edge."""
+        return np.concatenate([[0.0], np.cumsum(self.reward_law(outputs).probabilities)])
 
     def _check(self, outputs: ArrayLike) -> Floats:
         values = check_finite("outputs", outputs)

@@ -61,7 +61,8 @@ prompts, which it has not learned from:
 {rows}
 
 For a prompt that was never calibrated, it predicts the calibration. The largest error of a quantile is {predicted} on
-average; by the pooled rewards of all prompts it is {pooled}.
+average; by the pooled rewards of all prompts it is {pooled}. The prediction counts as {anchors} anchors of the prompt
+itself; its 95% intervals cover {coverage}.
 
 Early rejection, checked every {checkpoint} tokens, with a loss in quantile of at most {limit:g}:
 
@@ -174,6 +175,8 @@ def write_scorer_section(record: ScorerRecord) -> str:
         rows="\n".join(rows),
         predicted=figure("calibration_predicted"),
         pooled=figure("calibration_pooled"),
+        anchors=record.anchors,
+        coverage=figure("calibration_coverage"),
         checkpoint=record.checkpoint,
         limit=record.limit,
         rejection="\n".join(rejection),

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import betabinom, rankdata
 from torch.nn.utils.rnn import pad_sequence
 
 from infalign.arrays import Floats
+from infalign.calibration import equivalent_anchors
 from infalign.combination import Combination
 from infalign.estimators import Estimate, over_prompts
 from infalign.manifest import RejectionRecord, ShareRecord
@@ -31,6 +32,8 @@ PLACES = {"start": 0.0, "quarter": 0.25, "half": 0.5, "three_quarters": 0.75, "e
 """Where in a response a scorer is measured, as shares of its length."""
 TOP, GROUPS = 0.75, 5
 """The quantile above which a response is in the top quarter, and groups of predicted probabilities."""
+TAIL = 0.025
+"""Probability on either side of a 95% interval."""
 CANDIDATES = (4, 8, 16)
 """The n of best-of-n and worst-of-n that thresholds are fitted for."""
 
@@ -64,7 +67,8 @@ class ScorerFigures:
     places: dict[str, dict[str, Estimate]]
     """R², log-score and rank correlation by the place in a response."""
     calibration: dict[str, Estimate]
-    """Distance of the predicted calibration from the prompt's own, and of the pooled one."""
+    """Distance of the predicted calibration from the prompt's own, and of the pooled one; and how often the 95%
+    intervals of the predicted one cover."""
     reliability: list[dict[str, float]]
     """Predicted and observed share of the top quarter, in groups of equal size."""
 
@@ -219,7 +223,7 @@ def _correlations(predicted: Floats, quantiles: Floats) -> Floats:
 
 
 def _compare_calibrations(predictions: Predictions, combination: Combination) -> dict[str, Estimate]:
-    """Kolmogorov's distance from the prompt's own rewards: of the predicted calibration, and of the pooled one."""
+    """Kolmogorov's distance from the prompt's own rewards, of the predicted and pooled calibrations, and coverage."""
     distances = []
     pooled = combination.table.pooled_calibration
     for outputs, rewards in zip(predictions.prompts, predictions.rewards, strict=True):
@@ -228,7 +232,30 @@ def _compare_calibrations(predictions: Predictions, combination: Combination) ->
         expected = predictions.scorer.predicted_quantile(outputs, ordered), pooled.quantile(ordered)
         distances.append([float(np.max(np.abs(each - ranks))) for each in expected])
     table = np.array(distances)
-    return {"predicted": over_prompts(table[:, 0]), "pooled": over_prompts(table[:, 1])}
+    predicted, pooled_distance = over_prompts(table[:, 0]), over_prompts(table[:, 1])
+    error = predicted.value if np.isnan(predicted.high) else predicted.high
+    return {
+        "predicted": predicted,
+        "pooled": pooled_distance,
+        "coverage": over_prompts(_cover(predictions, equivalent_anchors(error))),
+    }
+
+
+def _cover(predictions: Predictions, anchors: int) -> Floats:
+    """The share of each prompt's rewards that the 95% intervals of the predicted calibration cover.
+
+    A quantile is known only by its rank among the other rewards. So the interval is that of the rank, which is
+    beta-binomial.
+    """
+    shares = []
+    for outputs, rewards in zip(predictions.prompts, predictions.rewards, strict=True):
+        ordered = np.sort(rewards)
+        below, not_above = ordered.searchsorted(rewards, "left"), ordered.searchsorted(rewards, "right")
+        rank = predictions.scorer.calibration(outputs, anchors).rank(rewards)
+        law = betabinom(max(rewards.size - 1, 1), rank + 0.5, anchors - rank + 0.5)
+        middle = (law.cdf(below - 1) + law.cdf(not_above - 1)) / 2
+        shares.append(np.mean((middle > TAIL) & (middle < 1 - TAIL)))
+    return np.array(shares)
 
 
 def _reliability(laws: QuantileLaw, quantiles: Floats) -> list[dict[str, float]]:

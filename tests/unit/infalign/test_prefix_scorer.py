@@ -8,6 +8,7 @@ import pytest
 from infalign import Bundle, InvalidValue, PrefixScorer, read_bundle, write_bundle
 from infalign.bundle import SCORER, SHARED_PARTS
 from infalign.bundling import NewPolicy, rewrite_bundle
+from infalign.calibration import equivalent_anchors
 from infalign.combination import Combination
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing
 from infalign.files import MANIFEST, directory_digest
@@ -132,6 +133,42 @@ def test_the_outputs_of_the_classifier_are_two_laws() -> None:
     assert quantiles[0] == 0
     assert quantiles[-1] == pytest.approx(1)
     assert np.allclose(np.diff(quantiles[1:-1]), scorer.reward_law(outputs[0]).probabilities)
+
+
+def test_a_predicted_calibration_is_that_of_the_predicted_law() -> None:
+    scorer, outputs = PrefixScorer(np.array(EDGES)), np.random.default_rng(0).normal(size=8)
+    calibration = scorer.calibration(outputs, 500)
+    assert (calibration.scope, calibration.samples) == ("predicted", 500)
+    rewards = np.linspace(-2, 10, 50)
+    assert calibration.quantile(rewards) == pytest.approx(scorer.predicted_quantile(outputs, rewards), abs=0.003)
+    with pytest.raises(InvalidValue, match="samples: got 0"):
+        scorer.calibration(outputs, 0)
+
+
+@pytest.mark.parametrize("exactness", [28, 100])
+def test_intervals_of_a_prediction_as_exact_as_its_anchors_cover(exactness: int) -> None:
+    """The rewards are uniform on [0, 8]; what is predicted has the error of the histogram of some draws."""
+    random = np.random.default_rng(0)
+    scorer, hits = PrefixScorer(np.arange(9.0)), []
+    for counts in random.multinomial(exactness, np.full(8, 1 / 8), size=400):
+        quantiles = random.uniform(0, 1, 50)
+        outputs = np.concatenate([np.zeros(8), np.log(counts + 1e-9)])
+        low, high = scorer.calibration(outputs, exactness).interval(8 * quantiles)
+        hits.append(np.mean((low <= quantiles) & (quantiles <= high)))
+    assert 0.94 < np.mean(hits) < 0.98  # within a bin, a histogram is more exact than at its edges
+
+
+def test_the_exactness_of_predictions_follows_from_the_upper_end_of_their_error(tmp_path: Path) -> None:
+    sources = parts(tmp_path)
+    assert record(sources, measured={"calibration_predicted": 0.149}).anchors == 33
+    measured = {"calibration_predicted": 0.149, "calibration_predicted_high": 0.164}
+    assert record(sources, measured=measured).anchors == 28
+    with pytest.raises(InvalidValue, match="distance"):
+        equivalent_anchors(0.0)
+    anchors = np.random.default_rng(0).uniform(size=(2000, 33))
+    ranks = (np.arange(33) + 0.5) / 33
+    distance = np.mean(np.max(np.abs(np.sort(anchors) - ranks), axis=1) + 0.5 / 33)
+    assert equivalent_anchors(distance) == pytest.approx(33, abs=5)
 
 
 def test_outputs_of_another_model_are_refused() -> None:

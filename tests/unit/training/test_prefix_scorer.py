@@ -90,6 +90,8 @@ def test_a_signal_that_is_there_is_learnt(scorer: Path) -> None:
     assert figures["log_score_quarter"] > 0.1
     assert abs(figures["r2_start"]) < 0.1
     assert figures["calibration_predicted"] < 0.8 * figures["calibration_pooled"]
+    assert figures["calibration_coverage"] > 0.85
+    assert 4 <= record.anchors <= 30  # the prompts have 16 responses, by which the error is measured
     assert list(record.rejection) == [f"{family}-of-{n}" for family in ("best", "worst") for n in (4, 8, 16)]
     assert record.rejection["best-of-16"].saved > 0.2
     assert record.rejection["worst-of-16"].saved > 0.2
