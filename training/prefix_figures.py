@@ -27,7 +27,7 @@ from training.models import load_classifier
 from training.prefix_rows import ScoredPrompt
 
 RESPONSES, BATCH = 32, 256
-"""Responses to a prompt that are measured at most, and read at a time."""
+"""Responses to a prompt that are measured, and responses that are read at a time, at most."""
 PLACES = {"start": 0.0, "quarter": 0.25, "half": 0.5, "three_quarters": 0.75, "end": 1.0}
 """Where in a response a scorer is measured, as shares of its length."""
 TOP, GROUPS = 0.75, 5
@@ -90,7 +90,13 @@ class ScorerFigures:
 
 
 @torch.inference_mode()
-def predict(directory: Path, prompts: Sequence[ScoredPrompt], edges: Sequence[float], step: int) -> Predictions:
+def predict(
+    directory: Path,
+    prompts: Sequence[ScoredPrompt],
+    edges: Sequence[float],
+    step: int,
+    responses: int = RESPONSES,
+) -> Predictions:
     """Let a scorer read the rollouts of prompts.
 
     Args:
@@ -98,9 +104,10 @@ def predict(directory: Path, prompts: Sequence[ScoredPrompt], edges: Sequence[fl
         prompts: The rollouts.
         edges: (B + 1,) rewards between which the bins of its law of the reward lie.
         step: Tokens between checkpoints.
+        responses: Responses to a prompt that are read at most.
     """
     model, scorer = load_classifier(directory), PrefixScorer(np.array(edges))
-    shape, count = model_shape(model), min(RESPONSES, len(prompts[0].responses))
+    shape, count = model_shape(model), min(responses, len(prompts[0].responses))
     texts = [(prompt.tokens, tokens) for prompt in prompts for tokens in prompt.responses[:count]]
     lengths = np.array([len(tokens) for _, tokens in texts])
     stops = np.arange(step, int(lengths.max()) + 1, step)
