@@ -10,14 +10,12 @@ import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
 from uuid import uuid4
 
 from infalign.errors import one_line
-from infalign.files import adapter_rank, score_values
+from infalign.files import score_values
 from infalign.imports import quick_imports
 from server.concurrency import gather_all
 from server.engines.base import (
@@ -36,6 +34,7 @@ from server.engines.environment import log_through_root, prepare_environment
 from server.engines.grammar import GrammarCheck
 from server.engines.late import LateEngine
 from server.engines.launch import Launch, check_memory
+from server.engines.lora import LoraAdapters
 from server.engines.outputs import (
     next_token_params,
     read_final,
@@ -85,9 +84,7 @@ class VllmEngines:
         self._plan = Plan(policy, reference, tuple(reward_models), settings, scorer, overrides or Overrides())
         self.context = self._plan.context
         self._score_values = tuple(map(score_values, reward_models))
-        self._adapters = dict(adapters or {})
-        self._lora_requests: dict[str, Any] = {}
-        self._last_adapter_id = self._rank = 0
+        self._adapters = LoraAdapters(adapters or {}, settings.max_adapters)
         self._policy: Engine | None = None
         self._rewards: list[Engine] = []
         self._grammar = GrammarCheck(policy)
@@ -123,7 +120,7 @@ class VllmEngines:
         is_cpu = current_platform.is_cpu()
         if is_cpu:
             set_threads(self._settings, available_cpu_count())
-        launches = await asyncio.to_thread(self._plan.prepare, is_cpu, self._lora_options())
+        launches = await asyncio.to_thread(self._plan.prepare, is_cpu, self._adapters.options())
         if self._plan.has_reference:
             self._reference = LateEngine("reference", partial(self._launch, self._plan.prepare_reference, is_cpu))
         if self._plan.scorer:
@@ -179,7 +176,7 @@ class VllmEngines:
         from vllm.inputs import tokens_input
 
         engine = self._policy_engine() if sampling.policy is not None else await self._reference_engine()
-        adapter = self._lora_request(sampling.policy)
+        adapter = self._adapters.request(sampling.policy)
         try:
             params = sampling_params(sampling, listen is not None)
             async with engine.call() as llm:
@@ -205,21 +202,10 @@ class VllmEngines:
         await self._grammar.check(structure.schema)
 
     async def score(self, tokens: Sequence[list[int]]) -> list[float]:
-        from vllm.exceptions import VLLMClientError
-        from vllm.inputs import tokens_input
-        from vllm.pooling_params import PoolingParams
-
         self._policy_engine()
-        # By default vLLM applies a sigmoid. It saturates, and saturated rewards tie.
-        raw = PoolingParams(task="classify", use_activation=False)
 
         async def score_with(engine: Engine, values: tuple[float, ...], text: list[int]) -> float:
-            try:
-                async with engine.call() as llm:
-                    outputs = llm.encode(tokens_input(text), raw, uuid4().hex)
-                    return compute_reward(await read_outputs(outputs, engine.note_output), values)
-            except VLLMClientError as error:  # the client cannot do anything about it
-                raise RequestFailed(f"the {engine.role} refused to score ({one_line(error)})") from error
+            return compute_reward(await _classify(engine, text), values)
 
         each = zip(self._rewards, self._score_values, tokens, strict=True)
         return await gather_all([score_with(*one) for one in each])
@@ -237,51 +223,16 @@ class VllmEngines:
             raise RequestFailed(f"the {engine.role} refused to judge ({one_line(error)})") from error
 
     async def score_prefix(self, tokens: list[int]) -> list[float]:
-        from vllm.exceptions import VLLMClientError
-        from vllm.inputs import tokens_input
-        from vllm.pooling_params import PoolingParams
-
         self._policy_engine()
         if self._scorer is None:
             raise EnginesDown("there is no prefix scorer")
-        engine = await self._scorer.get()
-        try:
-            async with engine.call() as llm:
-                raw = PoolingParams(task="classify", use_activation=False)
-                return await read_outputs(llm.encode(tokens_input(tokens), raw, uuid4().hex), engine.note_output)
-        except VLLMClientError as error:  # the client cannot do anything about it
-            raise RequestFailed(f"the {engine.role} refused to read ({one_line(error)})") from error
+        return await _classify(await self._scorer.get(), tokens)
 
     async def load(self, policy: str, adapter: Path) -> None:
-        from vllm.lora.request import LoRARequest
-
-        if not self._adapters:
-            raise Refused("the policy is a whole model; adapters can be loaded where the policies are adapters")
-        if adapter_rank(adapter) > self._rank:
-            raise Refused(f"its rank is {adapter_rank(adapter)}; the engine was started for at most {self._rank}")
-        if len(self._lora_requests) >= self._settings.max_adapters:
-            raise Refused(
-                f"{len(self._lora_requests)} adapters are served already, the most that --max-adapters allows"
-            )
-        self._last_adapter_id += 1
-        request = LoRARequest(policy, self._last_adapter_id, str(adapter))
-        engine = self._policy_engine()
-        try:
-            async with engine.call() as llm:
-                await llm.add_lora(request)
-        except EnginesDown:
-            raise
-        except Exception as error:  # errors in the engine's process have no type of their own
-            engine.check()
-            raise Refused(one_line(error)) from error
-        self._lora_requests[policy], self._adapters[policy] = request, adapter
+        await self._adapters.load(self._policy_engine(), policy, adapter)
 
     async def unload(self, policy: str) -> None:
-        request = self._lora_requests.pop(policy)
-        del self._adapters[policy]
-        with suppress(EnginesDown, RequestFailed):
-            async with self._policy_engine().call() as llm:
-                await llm.remove_lora(request.lora_int_id)
+        await self._adapters.unload(self._policy, policy)
 
     async def check(self) -> None:
         self._policy_engine()
@@ -299,33 +250,6 @@ class VllmEngines:
         self._policy, self._rewards, self._reference, self._scorer = None, [], None, None
         for result in futures:
             result.result()
-
-    def _lora_options(self) -> dict[str, Any]:
-        """Options of vLLM for the adapters. Also creates the requests that select them."""
-        if not self._adapters:
-            return {}
-        from vllm.config.lora import MaxLoRARanks
-        from vllm.lora.request import LoRARequest
-
-        self._lora_requests = {
-            name: LoRARequest(name, number, str(path)) for number, (name, path) in enumerate(self._adapters.items(), 1)
-        }
-        self._last_adapter_id = len(self._adapters)
-        rank = max(map(adapter_rank, self._adapters.values()))
-        self._rank = min(size for size in get_args(MaxLoRARanks) if size >= rank)
-        return {
-            "enable_lora": True,
-            "max_loras": max(len(self._adapters), self._settings.max_adapters),
-            "max_lora_rank": self._rank,
-        }
-
-    def _lora_request(self, policy: str | None) -> Any:
-        """Request that selects the adapter of ``policy``; None if the policy is the engine's model itself."""
-        if policy is None or not self._adapters:
-            return None
-        if policy not in self._lora_requests:  # the policy was unloaded after the request came in
-            raise Refused(f"model: the policy {policy} is not served any more", "model")
-        return self._lora_requests[policy]
 
     def _policy_engine(self) -> Engine:
         """The policy's engine, if it is up."""
@@ -347,6 +271,21 @@ class VllmEngines:
         launch = prepare(is_cpu)
         check_memory([launch])
         return launch.run(self._settings.engine_silence)
+
+
+async def _classify(engine: Engine, tokens: list[int]) -> list[float]:
+    """Compute the outputs of a classifier, without an activation function."""
+    from vllm.exceptions import VLLMClientError
+    from vllm.inputs import tokens_input
+    from vllm.pooling_params import PoolingParams
+
+    # By default vLLM applies a sigmoid. It saturates, and saturated rewards tie.
+    raw = PoolingParams(task="classify", use_activation=False)
+    try:
+        async with engine.call() as llm:
+            return await read_outputs(llm.encode(tokens_input(tokens), raw, uuid4().hex), engine.note_output)
+    except VLLMClientError as error:  # the client cannot do anything about it
+        raise RequestFailed(f"the {engine.role} refused to read ({one_line(error)})") from error
 
 
 def _stop_late(late: LateEngine) -> None:
