@@ -69,11 +69,13 @@ class ServedBundle:
     """Rewards that no engine computes, by name."""
     judges: Mapping[str, ReferenceJudge] = field(default_factory=dict)
     """The reference as a judge, by the name of the reward. The tokenizers have theirs among the reward models'."""
+    runs_scorer: bool = True
+    """Whether the engines run the bundle's prefix scorer, if it has one."""
 
     @property
     def scorer(self) -> PrefixScorer | None:
-        """The prefix scorer of the bundle, if it has one."""
-        record = self.bundle.scorer
+        """The prefix scorer of the bundle, if it has one that the engines run."""
+        record = self.bundle.scorer if self.runs_scorer else None
         return None if record is None else PrefixScorer(np.array(record.edges))
 
 

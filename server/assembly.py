@@ -46,13 +46,16 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
     reward_tokenizers = model_tokenizers | {name: judge.tokenizer for name, judge in judges.items()}
     trials = reward_trials(bundle, model_tokenizers)
     engines: Engines
-    if settings.policy_urls or settings.reward_urls or settings.reference_urls:
+    if settings.are_engines_elsewhere:
         from server.engines.remote import RemoteEngines
 
         context = min(map(context_length, (policy_path, *reward_paths.values())))
         are_reference = [name for name in policies if reference or bundle.policies[name].is_reference]
         if judges and not are_reference and not adapters and not settings.reference_urls:
             raise InvalidValue("--reference-urls", None, "servers of the reference, which is a judge of the bundle")
+        if settings.scorer_urls and not bundle.scorer:
+            given = ",".join(settings.scorer_urls)
+            raise InvalidValue("--scorer-urls", given, "none: the bundle has no prefix scorer")
         engines = RemoteEngines(
             settings,
             tuple(policies),
@@ -61,12 +64,14 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
             next(iter(are_reference), None),
             bool(adapters),
             trials,
+            scorer_outputs=2 * (len(bundle.scorer.edges) - 1) if bundle.scorer else 0,
         )
     else:
         from server.engines.overrides import read_overrides
         from server.engines.vllm import VllmEngines
 
-        overrides = read_overrides(settings, tuple(reward_paths), policy_path != bundle.reference)
+        has_reference, has_scorer = policy_path != bundle.reference, bundle.scorer is not None
+        overrides = read_overrides(settings, tuple(reward_paths), has_reference, has_scorer)
         paths = tuple(reward_paths.values())
         scorer = bundle.prefix_scorer if bundle.scorer else None
         local_engines = VllmEngines(
@@ -74,7 +79,9 @@ def assemble(bundle: Bundle, settings: Settings, reference: bool = False) -> tup
         )
         engines = EnginesOnTrial(local_engines, list(trials.values()))
     rewards = {name: open_reward(name, record) for name, record in external.items()}
-    return engines, ServedBundle(bundle, (load_tokenizer(policy_path), reward_tokenizers), policies, rewards, judges)
+    tokenizers = load_tokenizer(policy_path), reward_tokenizers
+    runs_scorer = bool(settings.scorer_urls) or not settings.are_engines_elsewhere
+    return engines, ServedBundle(bundle, tokenizers, policies, rewards, judges, runs_scorer)
 
 
 def load_tokenizer(directory: Path) -> Any:

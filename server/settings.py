@@ -146,6 +146,12 @@ class Settings(BaseModel):
         le=1,
         description="Share of GPU memory of the reference's engine, where calibrations on demand need one of its own.",
     )
+    scorer_gpu_memory: float = Field(
+        0.15,
+        gt=0,
+        le=1,
+        description="Share of GPU memory of the prefix scorer's engine, which starts when it is needed.",
+    )
     calibration_concurrency: int = Field(
         8, ge=1, description="Reference draws at a time, of all calibrations on demand together."
     )
@@ -201,13 +207,14 @@ class Settings(BaseModel):
     policy_urls: Urls = Field((), description="vLLM servers of the policies; none is started here then.")
     reward_urls: NamedUrls = Field((), description="vLLM servers of the reward model; of several, NAME=URL for each.")
     reference_urls: Urls = Field((), description="vLLM servers of the reference, where those of the policies lack it.")
+    scorer_urls: Urls = Field((), description="vLLM servers of the prefix scorer; nothing that needs it without.")
     remote_timeout: float = Field(
         30, gt=0, description="Seconds that a vLLM server may say nothing, on all its calls, before it is set aside."
     )
     engines: Path | None = Field(
         None,
         description="YAML file with settings of the engines by vLLM's names, in sections policy, reference, "
-        "reward and rewards.",
+        "reward, rewards and scorer.",
     )
     policy_engine: EngineValues = Field(
         {}, description="Setting of the policies' engine by vLLM's name, such as max_model_len=4096; again for more."
@@ -218,6 +225,12 @@ class Settings(BaseModel):
     reward_engine: EngineValues = Field(
         {}, description="The same for the engines of all reward models, or with NAME.KEY=VALUE for one of them."
     )
+    scorer_engine: EngineValues = Field({}, description="The same for the prefix scorer's engine.")
+
+    @property
+    def are_engines_elsewhere(self) -> bool:
+        """Whether the engines are vLLM servers."""
+        return any((self.policy_urls, self.reward_urls, self.reference_urls, self.scorer_urls))
 
     def adopt_parser(self, calibrated: str | None) -> "Settings":
         """Return the settings with the parser of reasoning that a bundle was calibrated with, if there was one.
@@ -235,10 +248,12 @@ class Settings(BaseModel):
             raise InvalidValue("--reasoning-parser", self.reasoning_parser, requirement)
         return self.model_copy(update={"reasoning_parser": calibrated})
 
-    @field_validator("engines", "policy_engine", "reference_engine", "reward_engine")
+    @field_validator("engines", "policy_engine", "reference_engine", "reward_engine", "scorer_engine")
     @classmethod
     def _check_engines_are_here(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and any(info.data.get(urls) for urls in ("policy_urls", "reward_urls", "reference_urls")):
+        if value and any(
+            info.data.get(urls) for urls in ("policy_urls", "reward_urls", "reference_urls", "scorer_urls")
+        ):
             raise ValueError("none beside --policy-urls: vLLM servers have settings of their own")
         return value
 

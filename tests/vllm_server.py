@@ -34,6 +34,8 @@ class VllmServer:
         """What is answered in place of a completion or a score."""
         self.spare_trials = False
         """Whether trials are answered as they should be, whatever the fault."""
+        self.outputs = 1
+        """How many outputs a classifier has. Each is one more than that before it."""
         self.pause = 0.0
         """Seconds before each chunk."""
         self.asked: list[dict[str, Any]] = []
@@ -128,8 +130,8 @@ class VllmServer:
         if self.fault and not (self.spare_trials and body["input"] == TRIAL):
             return await self._watched(self.fault(request))
         logit = self.logit(body["input"])
-        probs = [logit] if body["use_activation"] is False else [1.0]
-        return JSONResponse({"data": [{"index": 0, "label": "LABEL_0", "probs": probs, "num_classes": 1}]})
+        probs = [logit + place if body["use_activation"] is False else 1.0 for place in range(self.outputs)]
+        return JSONResponse({"data": [{"index": 0, "label": "LABEL_0", "probs": probs, "num_classes": self.outputs}]})
 
     @staticmethod
     def logit(tokens: list[int]) -> float:

@@ -1,6 +1,8 @@
 """An engine that is launched when it is first needed."""
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -9,6 +11,8 @@ from typing import Any
 
 from infalign.errors import one_line
 from server.engines.base import EnginesDown
+
+log = logging.getLogger("infalign.server")
 
 
 class LateEngine:
@@ -45,11 +49,18 @@ class LateEngine:
             if self._is_closed:
                 raise EnginesDown(f"the {self._role} is shut down")
             if self._future is None or (self._future.done() and self._future.exception()):
-                self._future = self._thread.submit(self._launch)
+                self._future = self._thread.submit(self._start)
         try:
             return await asyncio.shield(asyncio.wrap_future(self._future))
         except Exception as error:
             raise EnginesDown(f"the {self._role} did not start ({one_line(error)})") from error
+
+    def _start(self) -> Any:
+        log.info("the %s is needed, and starts", self._role)
+        start = time.monotonic()
+        engine = self._launch()
+        log.info("the %s is up, after %.0f s", self._role, time.monotonic() - start)
+        return engine
 
     def close(self) -> Any:
         """Wait for a launch that is under way, and allow no further one.

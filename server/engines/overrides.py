@@ -90,6 +90,8 @@ class Overrides:
     """Settings of the reference's engine."""
     rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings of the reward models' engines, by the name of the model."""
+    scorer: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the prefix scorer's engine."""
 
 
 class _File(BaseModel):
@@ -101,9 +103,12 @@ class _File(BaseModel):
     reference: dict[str, Any] = {}
     reward: dict[str, Any] = {}
     rewards: dict[str, dict[str, Any]] = {}
+    scorer: dict[str, Any] = {}
 
 
-def read_overrides(settings: Settings, reward_models: Sequence[str], has_reference: bool) -> Overrides:
+def read_overrides(
+    settings: Settings, reward_models: Sequence[str], has_reference: bool, has_scorer: bool = False
+) -> Overrides:
     """Read and check the operator's settings of the engines. The command line wins over the file.
 
     VLLM is imported only if there are any.
@@ -112,6 +117,7 @@ def read_overrides(settings: Settings, reward_models: Sequence[str], has_referen
         settings: The operator's settings.
         reward_models: Names of the reward models.
         has_reference: Whether the reference has an engine of its own.
+        has_scorer: Whether there is a prefix scorer.
 
     Raises:
         InvalidValue: The file cannot be read, or a name or value is not accepted. The message names nearby names.
@@ -125,10 +131,14 @@ def read_overrides(settings: Settings, reward_models: Sequence[str], has_referen
         *(("reward", f"reward.{name}", file.reward) for name in reward_models),
         *((f"rewards.{name}", f"reward.{name}", values) for name, values in file.rewards.items()),
         *_reward_options(settings.reward_engine, reward_models),
+        ("scorer", "scorer", file.scorer),
+        ("--scorer-engine", "scorer", settings.scorer_engine),
     ]
     merged: dict[str, dict[str, Any]] = {"policy": {}, **{f"reward.{name}": {} for name in reward_models}}
     if has_reference:
         merged["reference"] = {}
+    if has_scorer:
+        merged["scorer"] = {}
     names: _Names | None = None
     for source, engine, values in sources:
         if not values:
@@ -138,7 +148,7 @@ def read_overrides(settings: Settings, reward_models: Sequence[str], has_referen
         names = names or _Names()
         merged[engine] |= names.check(source, values, generates=engine in ("policy", "reference"))
     rewards = {name: merged[f"reward.{name}"] for name in reward_models}
-    return Overrides(merged["policy"], merged.get("reference", {}), rewards)
+    return Overrides(merged["policy"], merged.get("reference", {}), rewards, merged.get("scorer", {}))
 
 
 def _read_file(settings: Settings) -> _File:

@@ -47,6 +47,8 @@ class Plan:
         engines = [(self.policy, self.overrides.policy), *zip(self.rewards, self.reward_overrides, strict=True)]
         if self.has_reference:
             engines.append((self.reference, self.overrides.reference))
+        if self.scorer:
+            engines.append((self.scorer, self.overrides.scorer))
         return min(_context(model, own) for model, own in engines)
 
     def prepare(self, is_cpu: bool, adapter_options: Mapping[str, Any]) -> list[Launch]:
@@ -107,7 +109,7 @@ class Plan:
         """
         if self.scorer is None:
             raise InvalidValue("scorer", None, "a bundle with a prefix scorer")
-        options = EngineOptions(self.settings, self.context, is_cpu).scorer()
+        options = EngineOptions(self.settings, self.context, is_cpu).scorer(self.overrides.scorer)
         return prepare_launch("prefix scorer", self.scorer, options, self.settings)
 
 

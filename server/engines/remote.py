@@ -1,12 +1,11 @@
 """Engines that are vLLM servers, reached over HTTP.
 
-Policies, each reward model and the reference can have any number of servers.
+Policies, each reward model, the reference and the prefix scorer can have any number of servers.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from infalign.errors import InvalidValue, RewardMismatch
@@ -14,9 +13,10 @@ from server.concurrency import gather_all
 from server.engines import wire
 from server.engines.base import Completion, Delta, EnginesDown, NextToken, Refused, Sampling, Structure, compute_reward
 from server.engines.pool import Pool, Server
+from server.engines.roles import Roles, adapter_base, base_model, classifier_context, group_urls
 from server.engines.trial import RewardTrial, fitting_examples
 from server.engines.wire import BadAnswer
-from server.settings import Settings, split_name
+from server.settings import Settings
 
 log = logging.getLogger("infalign.server")
 REMINDER_SECONDS = 60.0
@@ -25,24 +25,6 @@ TRIAL_SAMPLING = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_tokens=1, see
 """Sampling of a policy's trial: one token."""
 TRIAL_TOKENS = [0]
 """Prompt of a trial."""
-
-
-@dataclass(frozen=True)
-class _Roles:
-    """The pools of servers by role. ``reference`` is empty if no servers are given for it."""
-
-    policy: Pool
-    rewards: tuple[Pool, ...]
-    reference: Pool
-
-    @property
-    def pools(self) -> tuple[Pool, ...]:
-        return self.policy, *self.rewards, self.reference
-
-    @property
-    def is_examined(self) -> bool:
-        """Whether every server has been examined at least once."""
-        return all(server.examination_end.is_set() for pool in self.pools for server in pool.servers)
 
 
 class RemoteEngines:
@@ -60,6 +42,7 @@ class RemoteEngines:
             with the base model.
         trials: By name of the reward model, the trial that each of its servers must pass before it is asked.
         interval: Seconds between two examinations of a server.
+        scorer_outputs: Number of outputs of the prefix scorer, if there is one.
 
     Raises:
         InvalidValue: A role has no server, or servers are given for a model that does not exist.
@@ -75,16 +58,17 @@ class RemoteEngines:
         adapters: bool = False,
         trials: Mapping[str, RewardTrial] | None = None,
         interval: float = 5.0,
+        scorer_outputs: int = 0,
     ) -> None:
         if not settings.policy_urls:
             raise InvalidValue("--policy-urls", None, "addresses of the policies' servers, as for the other models")
-        self._urls = _group_urls(settings.reward_urls, tuple(reward_models))
-        self._score_values = reward_models
+        self._urls = group_urls(settings.reward_urls, tuple(reward_models))
+        self._score_values, self._scorer_outputs = reward_models, scorer_outputs
         self._settings, self._policies, self._reference, self._interval = settings, tuple(policies), reference, interval
         self._is_single = len(self._policies) == 1 and not adapters
         self._bundle_context, self._trials = context, trials or {}
         self._mismatches: dict[Server, RewardMismatch] = {}
-        self._roles: _Roles | None = None
+        self._roles: Roles | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch_task: asyncio.Task[list[None]] | None = None
 
@@ -94,8 +78,8 @@ class RemoteEngines:
         if not (roles := self._roles):
             return self._bundle_context
         policy_contexts = [server.context for pool in (roles.policy, roles.reference) for server in pool.responders]
-        reward_contexts = [_reward_context(server) for pool in roles.rewards for server in pool.responders]
-        return min([*policy_contexts, *reward_contexts], default=self._bundle_context)
+        other_contexts = [classifier_context(server) for pool in roles.classifiers for server in pool.responders]
+        return min([*policy_contexts, *other_contexts], default=self._bundle_context)
 
     async def start(self) -> None:
         """Wait until each role has a server that does its work, without a time limit. It may be cancelled.
@@ -107,13 +91,14 @@ class RemoteEngines:
         """
         self._loop = asyncio.get_running_loop()
         self._mismatches.clear()
-        self._roles = roles = _Roles(
+        self._roles = roles = Roles(
             Pool("policy", self._servers(self._settings.policy_urls), _try_policy, self._interval),
             tuple(
                 Pool(f"reward model {name}", self._servers(urls), self._reward_trial(name), self._interval)
                 for name, urls in self._urls.items()
             ),
             Pool("reference", self._servers(self._settings.reference_urls), _try_policy, self._interval),
+            Pool("prefix scorer", self._servers(self._settings.scorer_urls), self._try_scorer, self._interval),
         )
         self._watch_task = watch_task = asyncio.create_task(gather_all([pool.watch() for pool in roles.pools]))
         reminder = self._loop.time() + REMINDER_SECONDS
@@ -152,7 +137,7 @@ class RemoteEngines:
             async def ask(server: Server, model: str) -> float:
                 return await _score(server, model, text, values)
 
-            return await pool.ask(ask, _base_model)
+            return await pool.ask(ask, base_model)
 
         each = zip(self._get_roles().rewards, self._score_values.values(), tokens, strict=True)
         return await gather_all([score_with(*one) for one in each])
@@ -165,7 +150,13 @@ class RemoteEngines:
         return await pool.ask(ask, model_of)
 
     async def score_prefix(self, tokens: list[int]) -> list[float]:
-        raise EnginesDown("no server has the prefix scorer")
+        async def ask(server: Server, model: str) -> list[float]:
+            return await self._read_prefix(server, model, tokens)
+
+        pool = self._get_roles().scorer
+        if not pool.servers:
+            raise EnginesDown("no server has the prefix scorer: give --scorer-urls")
+        return await pool.ask(ask, base_model)
 
     async def load(self, policy: str, adapter: Path) -> None:
         raise Refused("these engines are other servers; load it there, and start this server with a bundle that has it")
@@ -190,14 +181,14 @@ class RemoteEngines:
 
         async def run(server: Server) -> None:
             async def score(tokens: list[int]) -> float:
-                return await _score(server, _base_model(server) or "", tokens, self._score_values[name])
+                return await _score(server, base_model(server) or "", tokens, self._score_values[name])
 
             if trial is None:
                 await score(TRIAL_TOKENS)
                 return
             self._mismatches.pop(server, None)
             try:
-                places = fitting_examples([trial], _reward_context(server))
+                places = fitting_examples([trial], classifier_context(server))
                 rewards = await gather_all([score(trial.tokens[place]) for place in places])
                 trial.check(rewards, places, f"at {server.url}")
             except RewardMismatch as error:
@@ -206,13 +197,22 @@ class RemoteEngines:
 
         return run
 
-    def _refuse_other_rewards(self, roles: "_Roles") -> None:
+    async def _try_scorer(self, server: Server) -> None:
+        await self._read_prefix(server, base_model(server) or "", TRIAL_TOKENS)
+
+    async def _read_prefix(self, server: Server, model: str, tokens: list[int]) -> list[float]:
+        outputs = await wire.score(server.client, model, tokens)
+        if len(outputs) != self._scorer_outputs:
+            raise BadAnswer(f"{len(outputs)} outputs of a prefix scorer that has {self._scorer_outputs}")
+        return outputs
+
+    def _refuse_other_rewards(self, roles: Roles) -> None:
         for pool in roles.rewards:
             mismatches = [self._mismatches[server] for server in pool.servers if server in self._mismatches]
-            if mismatches and pool.outage(_base_model):
+            if mismatches and pool.outage(base_model):
                 raise mismatches[0]
 
-    def _get_roles(self) -> "_Roles":
+    def _get_roles(self) -> Roles:
         if self._roles is None:
             raise EnginesDown("the engines are not up")
         return self._roles
@@ -222,12 +222,12 @@ class RemoteEngines:
         connections = 2 * self._settings.max_sequences
         return [Server(url, self._settings.remote_timeout, connections) for url in urls]
 
-    def _outages(self, roles: "_Roles") -> list[str]:
+    def _outages(self, roles: Roles) -> list[str]:
         """Explain which roles have no server that can be asked."""
         policies = [roles.policy.outage(self._policy_model(name)) for name in self._policies]
-        rewards = [pool.outage(_base_model) for pool in roles.rewards]
-        references = [roles.reference.outage(_base_model)] if roles.reference.servers else []
-        return list(dict.fromkeys(outage for outage in (*policies, *rewards, *references) if outage))
+        others = [*roles.rewards, *(pool for pool in (roles.reference, roles.scorer) if pool.servers)]
+        outages = [*policies, *(pool.outage(base_model) for pool in others)]
+        return list(dict.fromkeys(outage for outage in outages if outage))
 
     def _find_policy(self, policy: str | None) -> tuple[Pool, Callable[[Server], str | None]]:
         """Return the pool that draws for a policy (None: the reference), and how to find the model on a server."""
@@ -235,14 +235,14 @@ class RemoteEngines:
         if policy is not None:
             return roles.policy, self._policy_model(policy)
         if roles.reference.servers:
-            return roles.reference, _base_model
+            return roles.reference, base_model
         if self._reference is not None:
             return roles.policy, self._policy_model(self._reference)
-        if not any(map(_adapter_base, roles.policy.servers)):
+        if not any(map(adapter_base, roles.policy.servers)):
             raise EnginesDown(
                 "no server has the reference: give --reference-urls, or let those of the policies serve adapters on it"
             )
-        return roles.policy, _adapter_base
+        return roles.policy, adapter_base
 
     def _policy_model(self, policy: str) -> Callable[[Server], str | None]:
         def model(server: Server) -> str | None:
@@ -252,21 +252,6 @@ class RemoteEngines:
             return names[0] if len(names) == 1 and self._is_single else None
 
         return model
-
-
-def _group_urls(texts: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """Group the addresses of ``--reward-urls`` by reward model."""
-    urls_by_model: dict[str, list[str]] = {name: [] for name in names}
-    for text in texts:
-        name, url = split_name(text)
-        name = name or (names[0] if len(names) == 1 else "")
-        if name not in urls_by_model:
-            raise InvalidValue("--reward-urls", text, f"NAME=URL with the name of a reward model: {', '.join(names)}")
-        urls_by_model[name].append(url)
-    for name, urls in urls_by_model.items():
-        if not urls:
-            raise InvalidValue("--reward-urls", ",".join(texts) or None, f"a server for the reward model {name}")
-    return urls_by_model
 
 
 async def _score(server: Server, model: str, text: list[int], values: tuple[float, ...]) -> float:
@@ -286,25 +271,7 @@ def _set_on_output(has_output: asyncio.Event, listen: Callable[[Delta], None]) -
     return tell
 
 
-def _reward_context(server: Server) -> int:
-    """The longest text, in tokens, that a reward model's server reads to its end.
-
-    A server that reads in several steps never reaches the last token of its context (vLLM's pull request 48039).
-    """
-    return server.context - 1
-
-
-def _base_model(server: Server) -> str | None:
-    """The name of a server's model that is not an adapter."""
-    return next((card.id for card in server.cards if card.parent is None), None)
-
-
-def _adapter_base(server: Server) -> str | None:
-    """The name of the model that a server's adapters belong to, if it has any."""
-    return next((card.parent for card in server.cards if card.parent is not None), None)
-
-
 async def _try_policy(server: Server) -> None:
     await wire.complete(
-        server.client, _base_model(server) or "", TRIAL_TOKENS, TRIAL_SAMPLING, None, server.watch.note_output
+        server.client, base_model(server) or "", TRIAL_TOKENS, TRIAL_SAMPLING, None, server.watch.note_output
     )

@@ -153,10 +153,6 @@ class EngineOptions:
         """
         return {**self._generation_options(self._settings.reference_gpu_memory, own), "disable_log_stats": True}
 
-    def scorer(self) -> dict[str, Any]:
-        """Return the options of the prefix scorer's engine."""
-        return {**self.reward(1), **self._common_options(self._settings.reference_gpu_memory)}
-
     def reward(self, models: int, own: Mapping[str, Any] = NONE) -> dict[str, Any]:
         """Return the options of a reward model's engine.
 
@@ -164,15 +160,26 @@ class EngineOptions:
             models: The number of reward models, which share their part of the GPU memory; 0 if no engine scores.
             own: What the operator sets for this engine.
         """
+        return self._classifier_options(self._settings.gpu_memory / max(1, models), own)
+
+    def scorer(self, own: Mapping[str, Any] = NONE) -> dict[str, Any]:
+        """Return the options of the prefix scorer's engine.
+
+        Args:
+            own: What the operator sets for this engine.
+        """
+        return self._classifier_options(self._settings.scorer_gpu_memory, own)
+
+    def _classifier_options(self, gpu_memory: float, own: Mapping[str, Any]) -> dict[str, Any]:
         step = max(CPU_REWARD_TOKENS if self._cpu else GPU_REWARD_TOKENS, self._sequences(own))
         return {
             "runner": "pooling",
             "scheduler_cls": SCHEDULER,
             "disable_log_stats": True,
-            # A reward model does not sample, so a long text may be read in several steps.
+            # A classifier does not sample, so a long text may be read in several steps.
             "enable_chunked_prefill": True,
             "max_num_batched_tokens": self._settings.reward_step_tokens or step,
-            **self._common_options(self._settings.gpu_memory / max(1, models)),
+            **self._common_options(gpu_memory),
             **own,
         }
 

@@ -67,7 +67,7 @@ async def check_health(client: httpx.AsyncClient) -> None:
 
 
 async def score(client: httpx.AsyncClient, model: str, tokens: list[int]) -> list[float]:
-    """Get the raw outputs of a reward model.
+    """Get the raw outputs of a reward model or of the prefix scorer.
 
     Args:
         client: The connection to the server.

@@ -1,6 +1,8 @@
 """An engine that is launched when it is first asked for."""
 
 import asyncio
+import logging
+import re
 import threading
 
 import pytest
@@ -11,7 +13,8 @@ from server.engines.late import LateEngine
 pytestmark = pytest.mark.anyio
 
 
-async def test_all_who_ask_get_the_one_that_is_launched_once() -> None:
+async def test_all_who_ask_get_the_one_that_is_launched_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "infalign.server")
     launches: list[object] = []
 
     def launch() -> object:
@@ -24,6 +27,9 @@ async def test_all_who_ask_get_the_one_that_is_launched_once() -> None:
     assert [engine is launches[0] for engine in (*engines, late.engine)] == [True] * 9
     assert len(launches) == 1
     assert late.close() is launches[0]
+    first, last = caplog.messages
+    assert first == "the reference is needed, and starts"
+    assert re.fullmatch(r"the reference is up, after \d+ s", last)
 
 
 async def test_a_failed_launch_can_be_tried_again() -> None:

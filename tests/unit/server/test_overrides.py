@@ -22,15 +22,23 @@ reward:
 rewards:
   safety:
     max_num_seqs: 16
+scorer:
+  max_num_batched_tokens: 512
 """
 REWARDS = ("helpfulness", "safety")
 
 
-def read(path: Path | None = None, text: str = FILE, has_reference: bool = True, **settings: Any) -> Overrides:
+def read(
+    path: Path | None = None,
+    text: str = FILE,
+    has_reference: bool = True,
+    has_scorer: bool = True,
+    **settings: Any,
+) -> Overrides:
     if path is not None:
         (path / "engines.yaml").write_text(text)
         settings["engines"] = path / "engines.yaml"
-    return read_overrides(Settings(**settings), REWARDS, has_reference)
+    return read_overrides(Settings(**settings), REWARDS, has_reference, has_scorer)
 
 
 def refusal(path: Path | None = None, text: str = FILE, **settings: Any) -> str:
@@ -48,6 +56,7 @@ def test_each_engine_has_settings_of_its_own(tmp_path: Path) -> None:
         "helpfulness": {"dtype": "bfloat16", "max_num_seqs": 32},
         "safety": {"dtype": "bfloat16", "max_num_seqs": 16},
     }
+    assert overrides.scorer == {"max_num_batched_tokens": 512}
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
@@ -55,12 +64,14 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         "policy_engine": ["max-model-len=4096", "kv_cache_dtype=fp8"],
         "reference_engine": ["dtype=float16"],
         "reward_engine": ["max_num_seqs=8", "helpfulness.max_num_seqs=4"],
+        "scorer_engine": ["max_num_batched_tokens=256"],
     }
     overrides = read(tmp_path, **options)
     assert overrides.policy.items() >= {"max_model_len": 4096, "kv_cache_dtype": "fp8"}.items()
     assert overrides.policy["tensor_parallel_size"] == 2
     assert overrides.reference == {"dtype": "float16"}
     assert [own["max_num_seqs"] for own in overrides.rewards.values()] == [4, 8]
+    assert overrides.scorer == {"max_num_batched_tokens": 256}
 
 
 def test_values_have_the_types_that_vllm_expects() -> None:
@@ -126,11 +137,12 @@ def test_a_reward_model_may_read_in_steps() -> None:
     assert read(reward_engine=["enable_chunked_prefill=false"]).rewards["safety"] == {"enable_chunked_prefill": False}
 
 
-def test_the_reference_has_settings_only_if_it_has_an_engine() -> None:
-    assert refusal(reference_engine=["dtype=auto"], has_reference=False) == (
-        "--reference-engine: got 'dtype', accepted: settings of an engine of this bundle: "
-        "policy, reward.helpfulness, reward.safety"
-    )
+def test_reference_and_scorer_have_settings_only_if_they_have_an_engine() -> None:
+    for role in ("reference", "scorer"):
+        assert refusal(has_reference=False, has_scorer=False, **{f"{role}_engine": ["dtype=auto"]}) == (
+            f"--{role}-engine: got 'dtype', accepted: settings of an engine of this bundle: "
+            "policy, reward.helpfulness, reward.safety"
+        )
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.anyio
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=8, seed=3, policy="demo")
 PROMPT = [5, 6, 7]
 USAGE = {"usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}}
+SCORER_OUTPUTS = 4
 SOON = 600  # seconds, a bound against hanging
 
 
@@ -36,6 +37,7 @@ async def engines_on(
     policies: Sequence[VllmServer],
     rewards: Sequence[VllmServer],
     references: Sequence[VllmServer] = (),
+    scorers: Sequence[VllmServer] = (),
     names: Sequence[str] = ("demo",),
     silence: float = SOON,
     interval: float = 0.1,
@@ -45,12 +47,14 @@ async def engines_on(
             policy_urls=tuple(server.url for server in policies),
             reward_urls=tuple(server.url for server in rewards),
             reference_urls=tuple(server.url for server in references),
+            scorer_urls=tuple(server.url for server in scorers),
             remote_timeout=silence,
         ),
         names,
         {"reward": ()},
         context=999,
         interval=interval,
+        scorer_outputs=SCORER_OUTPUTS,
     )
     await asyncio.wait_for(engines.start(), SOON)
     try:
@@ -242,6 +246,24 @@ async def test_the_reference_has_servers_of_its_own_or_is_missed(serve: Callable
     async with engines_on([policy], [reward]) as engines:
         with pytest.raises(EnginesDown, match="no server has the reference: give --reference-urls"):
             await engines.generate(PROMPT, replace(SAMPLING, policy=None))
+
+
+async def test_the_prefix_scorer_has_servers_of_its_own_or_is_missed(serve: Callable[..., VllmServer]) -> None:
+    policy, reward, scorer, other = serve("demo"), serve("rm"), serve("ps", max_model_len=51), serve("a reward model")
+    scorer.outputs = SCORER_OUTPUTS
+    async with engines_on([policy], [reward], scorers=[other, scorer]) as engines:
+        assert engines.context == 50
+        assert [await engines.score_prefix([1, 8]) for _ in range(2)] == [[4.0, 5.0, 6.0, 7.0]] * 2
+        assert scorer.asked == [{"model": "ps", "input": [1, 8], "use_activation": False}] * 2
+        assert other.asked == [], "it has one output, so its trial has failed"
+        scorer.stop()
+        await until(lambda: scorer.url in str(engines._outages(engines._get_roles())))
+        with pytest.raises(EnginesDown, match=r"prefix scorer: .* 1 outputs of a prefix scorer that has 4"):
+            await engines.score_prefix([1, 8])
+        assert not await is_up(engines)
+    async with engines_on([policy], [reward]) as engines:
+        with pytest.raises(EnginesDown, match="no server has the prefix scorer: give --scorer-urls"):
+            await engines.score_prefix([1, 8])
 
 
 @pytest.mark.parametrize("in_stream", [False, True])

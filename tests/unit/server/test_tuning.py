@@ -40,6 +40,7 @@ def test_on_gpu_vllm_decides_and_reward_models_share_their_memory() -> None:
     assert reward["max_num_batched_tokens"] == 8192
     assert not {"max_num_batched_tokens", "enable_chunked_prefill"} & options(cpu=False).policy().keys()
     assert options(cpu=False, reference_gpu_memory=0.1).reference()["gpu_memory_utilization"] == 0.1
+    assert options(cpu=False, scorer_gpu_memory=0.2).scorer()["gpu_memory_utilization"] == 0.2
     assert options(cpu=False, block_size=16).policy()["block_size"] == 16
     assert options(cpu=False, reward_step_tokens=512).reward(1)["max_num_batched_tokens"] == 512
 

@@ -105,47 +105,56 @@ def engines(tmp_path: Path) -> VllmEngines:
     return VllmEngines(tmp_path, other, [tmp_path, tmp_path], Settings())
 
 
+async def run_on(engines: VllmEngines, llms: list[FakeLLM]) -> None:
+    """Let engines run that are launched on clients: policy, two reward models, and late reference and scorer."""
+    policy, first, second, reference, scorer = (Engine("x", llm, SOON) for llm in llms)
+    engines._policy, engines._rewards = policy, [first, second]
+    engines._reference, engines._scorer = LateEngine("a", lambda: reference), LateEngine("b", lambda: scorer)
+    await engines._reference.get()
+    await engines._scorer.get()
+
+
 def test_the_context_is_the_smallest_that_an_engine_has(tmp_path: Path) -> None:
     paths = []
-    for name, positions in (("policy", 512), ("reference", 256), ("first", 128), ("second", 1024)):
+    for name, positions in (("policy", 512), ("reference", 256), ("first", 128), ("second", 1024), ("scorer", 256)):
         paths.append(tmp_path / name)
         paths[-1].mkdir()
         (paths[-1] / "config.json").write_text(f'{{"max_position_embeddings": {positions}}}')
-    policy, reference, *rewards = paths
+    policy, reference, *rewards, scorer = paths
 
-    def context(own_reference: bool = True, **overrides: Any) -> int:
+    def context(own_reference: bool = True, own_scorer: bool = False, **overrides: Any) -> int:
         return VllmEngines(
-            policy, reference if own_reference else policy, rewards, Settings(), overrides=Overrides(**overrides)
+            policy,
+            reference if own_reference else policy,
+            rewards,
+            Settings(),
+            overrides=Overrides(**overrides),
+            scorer=scorer if own_scorer else None,
         ).context
 
     assert context() == 128
     assert context(rewards={"first": {"max_model_len": 1024}, "second": {}}) == 256
     assert context(rewards={"first": {"max_model_len": 1024}, "second": {}}, own_reference=False) == 512
     assert context(policy={"max_model_len": 64}) == 64
+    assert context(own_scorer=True, scorer={"max_model_len": 32}) == 32
     assert context(policy={"max_model_len": -1}, reference={"max_model_len": None}) == 128
 
 
 async def test_engines_stop_side_by_side(engines: VllmEngines) -> None:
-    together = threading.Barrier(4)
-    llms = [FakeLLM(on_shutdown=lambda: together.wait(SOON)) for _ in range(4)]
-    policy, *rewards, reference = (Engine("x", llm, SOON) for llm in llms)
-    engines._policy, engines._rewards = policy, rewards
-    engines._reference = LateEngine("reference", lambda: reference)
-    await engines._reference.get()
+    together = threading.Barrier(5)
+    llms = [FakeLLM(on_shutdown=lambda: together.wait(SOON)) for _ in range(5)]
+    await run_on(engines, llms)
     await engines.check()
     await asyncio.to_thread(engines.stop)
-    assert [len(llm.shutdowns) >= 1 for llm in llms] == [True] * 4
+    assert [len(llm.shutdowns) >= 1 for llm in llms] == [True] * 5
     with pytest.raises(EnginesDown, match="not up"):
         await engines.check()
 
 
-@pytest.mark.parametrize("sick", range(4))
+@pytest.mark.parametrize("sick", range(5))
 async def test_every_engine_is_checked(engines: VllmEngines, sick: int) -> None:
-    llms = [FakeLLM() for _ in range(4)]
-    policy, *rewards, reference = (Engine("x", llm, SOON) for llm in llms)
-    engines._policy, engines._rewards = policy, rewards
-    engines._reference = LateEngine("reference", lambda: reference)
-    await engines._reference.get()
+    llms = [FakeLLM() for _ in range(5)]
+    await run_on(engines, llms)
     llms[sick].errored = True
     with pytest.raises(EnginesDown, match="has died"):
         await engines.check()
