@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from infalign.bundle import Bundle
 from infalign.home import home
+from infalign.manifest import ScorerRecord
 from infalign.prefix_scorer import PrefixScorer
 from infalign.rewards import OpenReward, ReferenceJudge
 from server.access.callers import Keyring
@@ -48,7 +49,7 @@ from server.middleware.request_log import RequestLogMiddleware
 from server.observability.metrics import Metrics
 from server.observability.tracing import Tracing, create_tracing
 from server.protocol.answers import ErrorAnswer
-from server.routes import adapters, calibrations, decoding, openai, operations
+from server.routes import adapters, budgets, calibrations, decoding, openai, operations
 from server.routes.errors import install_error_handlers
 from server.routes.serving import Serving
 from server.settings import Settings
@@ -73,10 +74,9 @@ class ServedBundle:
     """Whether the engines run the bundle's prefix scorer, if it has one."""
 
     @property
-    def scorer(self) -> PrefixScorer | None:
-        """The prefix scorer of the bundle, if it has one that the engines run."""
-        record = self.bundle.scorer if self.runs_scorer else None
-        return None if record is None else PrefixScorer(np.array(record.edges))
+    def scorer(self) -> ScorerRecord | None:
+        """The record of the prefix scorer, if there is one that can be used."""
+        return self.bundle.scorer if self.runs_scorer else None
 
 
 def create_app(
@@ -122,7 +122,8 @@ def create_app(
     tracing = tracing or create_tracing(settings)
     catalogue, admission = Catalogue(served_bundle.policies), Admission(settings.max_requests, metrics)
     regret = Regret(client, metrics, settings.regret_share, catalogue.use, lambda: admission.is_busy)
-    prefixes = Prefixes(engines, served_bundle.scorer, metrics) if served_bundle.scorer else None
+    scorer = served_bundle.scorer
+    prefixes = Prefixes(engines, PrefixScorer(np.array(scorer.edges)), scorer, metrics) if scorer else None
     decoder = Decoder(client, calibrator, metrics, drift, laws, regret, tracing, prefixes)
     keyring, audit_log = Keyring(settings.keys), AuditLog(settings.audit_log, console)
 
@@ -158,8 +159,8 @@ def create_app(
         settings,
         metrics,
     )
-    for router in (decoding.router, calibrations.router, openai.router, adapters.router, operations.router):
-        app.include_router(router)
+    for routes in (decoding, calibrations, budgets, openai, adapters, operations):
+        app.include_router(routes.router)
     _add_head_routes(app)
     install_error_handlers(app)
     # Each middleware wraps those added before it, so the last one sees a request first.

@@ -31,6 +31,23 @@ MARKS = {"<think>": 1, "</think>": 2, "<tool_call>": 3, "</tool_call>": 4}
 KNOWN = "known question"
 
 
+BINS = 10
+SCORER = ScorerRecord(
+    reference="r",
+    reward_model="w",
+    calibration="c",
+    chat_template="t",
+    trunk="reward",
+    edges=tuple(digit - 0.5 for digit in range(BINS + 1)),
+    checkpoint=4,
+    limit=0.002,
+    rejection={},
+    shares={},
+    measured={"calibration_predicted": 0.2},
+)
+"""A scorer whose bins each hold one digit."""
+
+
 class CharacterTokenizer:
     """One token a character."""
 
@@ -207,6 +224,15 @@ class FakeEngines:
             raise EnginesDown("an engine has died")
         if not self.started.is_set():
             raise EnginesDown("the engines are not up")
+
+
+class Predicting(FakeEngines):
+    """Predicts that the rewards of all responses to a prompt are spread evenly up to the prompt's last digit."""
+
+    async def score_prefix(self, tokens: list[int]) -> list[float]:
+        outputs = await super().score_prefix(tokens)
+        highest = int(chr(tokens[-1]))
+        return [*outputs[:BINS], *(0.0 if digit <= highest else -50.0 for digit in range(BINS))]
 
 
 class ScriptedEngines(FakeEngines):

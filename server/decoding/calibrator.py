@@ -1,6 +1,7 @@
 """Finds the calibration of a prompt: the reference rewards that its quantiles are computed from.
 
-A calibration comes from the bundle, from draws on demand, or, if the prompt has none, from all prompts pooled.
+A calibration comes from the bundle or from draws on demand. If the prompt has none, it comes from the prefix scorer, if
+that is asked for, or from all prompts pooled.
 """
 
 import asyncio
@@ -21,13 +22,14 @@ from infalign.reasoning import ATTEMPTS
 from infalign.table import CalibrationTable
 from server.concurrency import Shared, gather_all
 from server.decoding.engine_client import EngineClient
+from server.decoding.prefixes import Prefixes
 from server.decoding.reader import Prompt
 from server.decoding.store import Rewards, Store
 from server.engines import Sampling
 from server.errors import NoAnswer, PromptTooLong
 
-Source = Literal["bundle", "cache", "drawn", "pooled"]
-"""Where reference rewards come from: the bundle, the store, draws just now, or all prompts pooled."""
+Source = Literal["bundle", "cache", "drawn", "predicted", "pooled"]
+"""Where reference rewards come from: the bundle, the store, draws just now, the prefix scorer, or other prompts."""
 DEPENDS_ON = {"reference", "reward_model", "chat_template", "sampling", "samples", "resolution", "reasoning_parser"}
 """Fields of the bundle's calibration record on which reference rewards depend."""
 
@@ -44,11 +46,13 @@ class ReferenceRewards:
     key: str
     combination: Combination
     source: Source
+    predicted: Calibration | None = None
+    """The calibration that the prefix scorer predicts, if the source is the scorer."""
 
     @cached_property
     def calibration(self) -> Calibration:
-        """The calibration of the prompt (scope ``prompt``), or of all prompts pooled (scope ``global``)."""
-        return self.combination.table.lookup(self.key)
+        """The calibration of the prompt (scope ``prompt``), its prediction, or that of all prompts (``global``)."""
+        return self.predicted or self.combination.table.lookup(self.key)
 
 
 class Calibrator:
@@ -87,6 +91,23 @@ class Calibrator:
             Unavailable: The engines are not up, or have died.
         """
         return self._find_in_bundle(prompt) or await self._work.get(prompt.key, lambda: self._find_or_draw(prompt))
+
+    async def predict(self, prompt: Prompt, prefixes: Prefixes) -> ReferenceRewards:
+        """Return the reference rewards for a prompt. If it is not calibrated, return those that the scorer predicts.
+
+        Args:
+            prompt: The prompt.
+            prefixes: Reads the prompt with the prefix scorer. The bundle has one reward model: the scorer predicts
+                what several combine to for a calibrated prompt, which is on another scale than for this one.
+
+        Raises:
+            EngineError: The prefix scorer is alive but failed at this prompt.
+            Unavailable: The prefix scorer is not up, or has died.
+        """
+        found = await self.find(prompt)
+        if found.source != "pooled":
+            return found
+        return replace(found, source="predicted", predicted=await prefixes.calibration(prompt, self._combination.table))
 
     async def pooled_quantiles(self) -> PooledQuantiles:
         """Return what pooled quantiles say about the prompts' own. It is computed once, in a thread."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from infalign.calibration import Calibration
 from infalign.stopping import Target
@@ -22,6 +23,7 @@ from server.observability.account import engine_call, note_decoding
 from server.observability.metrics import Metrics
 from server.observability.tracing import Tracing
 from server.protocol.answers import Candidate, Scored, Stopping
+from server.protocol.fields import Calibrate
 
 
 class Decoder:
@@ -113,14 +115,14 @@ class Decoder:
         return result
 
     async def score(
-        self, conversation: Conversation, responses: Sequence[str], calibrate: bool = False
+        self, conversation: Conversation, responses: Sequence[str], calibrate: Calibrate = False
     ) -> tuple[list[Scored], Calibration]:
         """Score given responses.
 
         Args:
             conversation: What the responses answer.
             responses: The responses.
-            calibrate: Calibrate the prompt first if it is not calibrated.
+            calibrate: What to do first if the prompt is not calibrated.
 
         Returns:
             Reward and quantile of each response, in order, and the calibration of the quantiles.
@@ -147,7 +149,7 @@ class Decoder:
         """
         return await self._look_up_rewards(await self.client.reader.read(conversation, 0), calibrate=True)
 
-    async def _look_up_standing(self, prompt: Prompt, calibrate: bool) -> Standing:
+    async def _look_up_standing(self, prompt: Prompt, calibrate: Calibrate) -> Standing:
         with self.tracing.span("calibration") as span:
             references = await self._look_up_rewards(prompt, calibrate)
             calibration = references.calibration
@@ -156,8 +158,10 @@ class Decoder:
             )
         return Standing(self.client.reward_models, prompt.key, references.combination, calibration)
 
-    async def _look_up_rewards(self, prompt: Prompt, calibrate: bool) -> ReferenceRewards:
-        if calibrate:
+    async def _look_up_rewards(self, prompt: Prompt, calibrate: Calibrate) -> ReferenceRewards:
+        if calibrate == "predict" and self.prefixes:
+            references = await self.calibrator.predict(prompt, self.prefixes)
+        elif calibrate:
             with engine_call():  # the draws may be those of another request
                 references = await self.calibrator.calibrate(prompt)
         else:
@@ -167,9 +171,11 @@ class Decoder:
 
     async def _describe(self, stop: Stop, job: Job, selected: Candidate, standing: Standing) -> Stopping:
         """Describe for the client when draws stopped, and how sure the selected candidate is."""
-        miss_probability, basis = None, None
-        if isinstance(stop.rule, Target) and standing.calibration.scope == "prompt":
-            miss_probability, basis = stop.rule.miss_probability(selected.reward, standing.calibration), "prompt"
+        miss_probability: float | None = None
+        basis: Literal["prompt", "predicted", "pooled"] | None = None
+        scope = standing.calibration.scope
+        if isinstance(stop.rule, Target) and scope != "global":
+            miss_probability, basis = stop.rule.miss_probability(selected.reward, standing.calibration), scope
         elif isinstance(stop.rule, Target):
             pooled = await self.calibrator.pooled_quantiles()
             miss_probability, basis = pooled.miss_probability(selected.quantile, stop.rule), "pooled"

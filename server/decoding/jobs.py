@@ -10,6 +10,7 @@ from server.decoding.reader import Conversation
 from server.engines import Delta, Sampling
 from server.engines.turns import Turn
 from server.protocol.answers import Candidate, Stopping
+from server.protocol.fields import Calibrate
 
 LEAST_COST, LARGEST_COST = 1e-9, 0.4999999
 """Range of the cost of a draw, in quantile, that a cost per token may lead to."""
@@ -45,8 +46,8 @@ class Job:
     """How many scored candidates are enough if others fail or time runs out."""
     seconds: float
     """The time that the job may take."""
-    calibrate: bool = False
-    """Whether to calibrate the prompt first if it is not calibrated."""
+    calibrate: Calibrate = False
+    """What to do first if the prompt is not calibrated."""
     top: int = 1
     """How many candidates are selected."""
     answers: int = 1

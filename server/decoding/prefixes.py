@@ -3,8 +3,11 @@
 import numpy as np
 
 from infalign.arrays import Floats
+from infalign.calibration import Calibration
+from infalign.manifest import ScorerRecord
 from infalign.prefix_scorer import PrefixScorer
 from infalign.quantile_law import QuantileLaw
+from infalign.table import CalibrationTable
 from server.decoding.engine_client import translate_errors
 from server.decoding.reader import Prompt
 from server.engines import Engines, RequestFailed
@@ -18,11 +21,12 @@ class Prefixes:
     Args:
         engines: The engines, which have the classifier.
         scorer: Reads the outputs of the classifier.
+        record: How the scorer was made, and how it is used.
         metrics: Observes durations.
     """
 
-    def __init__(self, engines: Engines, scorer: PrefixScorer, metrics: Metrics) -> None:
-        self._engines, self.scorer, self._metrics = engines, scorer, metrics
+    def __init__(self, engines: Engines, scorer: PrefixScorer, record: ScorerRecord, metrics: Metrics) -> None:
+        self._engines, self.scorer, self.record, self._metrics = engines, scorer, record, metrics
 
     async def law(self, prompt: Prompt, tokens: list[int]) -> QuantileLaw:
         """Predict the law of the final quantile of a response.
@@ -39,6 +43,23 @@ class Prefixes:
             Unavailable: The scorer is not up, or has died.
         """
         return self.scorer.quantile_law(await self.read([*prompt.tokens, *tokens]))
+
+    async def calibration(self, prompt: Prompt, table: CalibrationTable) -> Calibration:
+        """Predict the calibration of a prompt: the law of the rewards of all responses to it.
+
+        Args:
+            prompt: The prompt.
+            table: The calibrations of other prompts. The prediction has their estimator and resolution.
+
+        Returns:
+            A calibration of the scope ``predicted``.
+
+        Raises:
+            EngineError: The scorer is alive but failed at this prompt.
+            Unavailable: The scorer is not up, or has died.
+        """
+        outputs = await self.read(prompt.tokens)
+        return self.scorer.calibration(outputs, self.record.anchors, table.estimator, table.resolution)
 
     async def read(self, tokens: list[int]) -> Floats:
         """Compute the outputs of the classifier.

@@ -137,6 +137,9 @@ class Metrics:
             buckets=(*LATENCY, 300, 600),
             registry=registry,
         )
+        self.budget_prompts = Counter(
+            "infalign_budget_prompts", "Prompts that a budget of draws was split over.", registry=registry
+        )
         self.store_bytes = Gauge(
             "infalign_calibration_store_bytes", "Size of the file of calibrations drawn on demand.", registry=registry
         )

@@ -5,18 +5,21 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from infalign.calibration import Scope
 from server.engines import TokenLogprob
 
 GREEDY = "true if temperature 0, top_k 1 or min_p 1 makes all candidates the same; otherwise left out"
 """Description of the field ``greedy``."""
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """Base class of answers."""
+
     # JSON has no NaN and no infinity, so an answer with such a number is an error.
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
-class ErrorInfo(_Answer):
+class ErrorInfo(Answer):
     """What went wrong."""
 
     message: str
@@ -25,13 +28,13 @@ class ErrorInfo(_Answer):
     code: str | None
 
 
-class ErrorAnswer(_Answer):
+class ErrorAnswer(Answer):
     """The body of every error."""
 
     error: ErrorInfo
 
 
-class Scored(_Answer):
+class Scored(Answer):
     """A reward, and its quantile among the reference's rewards."""
 
     index: int
@@ -42,14 +45,14 @@ class Scored(_Answer):
     quantile_high: float
 
 
-class FunctionCall(_Answer):
+class FunctionCall(Answer):
     """The function that is called."""
 
     name: str
     arguments: str = Field(description="JSON as the policy wrote it, which may not be valid")
 
 
-class ToolCall(_Answer):
+class ToolCall(Answer):
     """A call that an answer makes."""
 
     id: str
@@ -80,14 +83,14 @@ class Candidate(Scored):
         return tokens
 
 
-class CalibrationInfo(_Answer):
-    """The reference rewards behind the quantiles: those of this prompt, or of all calibrated prompts pooled."""
+class CalibrationInfo(Answer):
+    """The reference rewards behind the quantiles: of this prompt, predicted for it, or of all calibrated prompts."""
 
-    scope: Literal["prompt", "global"]
-    samples: int
+    scope: Scope
+    samples: int = Field(description="number of rewards; of predicted ones, how many drawn ones they are worth")
 
 
-class Theory(_Answer):
+class Theory(Answer):
     """What n independent draws from the reference would give."""
 
     n: int = Field(description="number of scored candidates; 1 if greedy")
@@ -95,7 +98,7 @@ class Theory(_Answer):
     kl_bound: float = Field(description="nats: log n - (n-1)/n")
 
 
-class Usage(_Answer):
+class Usage(Answer):
     """Token counts: the prompt once, and the completions of all N candidates."""
 
     prompt_tokens: int
@@ -103,14 +106,14 @@ class Usage(_Answer):
     total_tokens: int
 
 
-class Missing(_Answer):
+class Missing(Answer):
     """Candidates that failed or ran out of time, if the request accepts fewer than N."""
 
     asked: int = Field(description="N")
     reasons: dict[str, int] = Field(description="error code -> number of candidates that failed with it")
 
 
-class Stopping(_Answer):
+class Stopping(Answer):
     """When draws stopped, and why, if the request has a stopping rule."""
 
     reason: Literal["target", "cost", "cap", "greedy", "timeout"] = Field(
@@ -126,14 +129,14 @@ class Stopping(_Answer):
     miss_probability: float | None = Field(
         None, description="probability that the true quantile of the first selected candidate misses the target"
     )
-    basis: Literal["prompt", "pooled"] | None = Field(
+    basis: Literal["prompt", "predicted", "pooled"] | None = Field(
         None,
-        description="where miss_probability comes from: the prompt's own reference rewards, or how the quantiles of "
-        "other prompts differ from their pooled ones",
+        description="where miss_probability comes from: the prompt's own reference rewards, those that are predicted "
+        "for it, or how the quantiles of other prompts differ from their pooled ones",
     )
 
 
-class DecodingAnswer(_Answer):
+class DecodingAnswer(Answer):
     """Answer of ``/v1/best-of-n`` and ``/v1/worst-of-n``."""
 
     id: str
@@ -151,7 +154,7 @@ class DecodingAnswer(_Answer):
     usage: Usage
 
 
-class OpenAIAnswer(_Answer):
+class OpenAIAnswer(Answer):
     """Answer of the OpenAI endpoints. The fields from ``procedure`` on are extensions."""
 
     id: str
@@ -168,7 +171,7 @@ class OpenAIAnswer(_Answer):
     greedy: bool | None = Field(None, description=GREEDY)
 
 
-class ModelCard(_Answer):
+class ModelCard(Answer):
     """A name that requests may use as their ``model``."""
 
     id: str
@@ -177,26 +180,26 @@ class ModelCard(_Answer):
     owned_by: str = "infalign"
 
 
-class ModelsAnswer(_Answer):
+class ModelsAnswer(Answer):
     """Answer of ``GET /v1/models``."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
-class AdaptersAnswer(_Answer):
+class AdaptersAnswer(Answer):
     """Answer of ``POST /v1/adapters``."""
 
     loaded: list[str] = Field(description="names of the policies that are served in addition now")
 
 
-class CalibrationAnswer(_Answer):
+class CalibrationAnswer(Answer):
     """Answer of ``/v1/calibrations``."""
 
     object: Literal["calibration"] = "calibration"
     model: str
     prompt_key: str = Field(description="hash that identifies the prompt in calibrations")
-    scope: Literal["prompt", "global"]
+    scope: Scope
     samples: int = Field(description="K, the number of reference rewards of this prompt")
     cached: bool = Field(
         description="true if nothing was drawn: the bundle or an earlier request had calibrated the prompt"
@@ -206,7 +209,7 @@ class CalibrationAnswer(_Answer):
     )
 
 
-class RewardsAnswer(_Answer):
+class RewardsAnswer(Answer):
     """Answer of ``/v1/rewards``."""
 
     model: str

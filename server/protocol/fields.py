@@ -1,6 +1,6 @@
 """The base class of request bodies, and types of their fields."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
@@ -45,10 +45,18 @@ def _check_empty(value: Any) -> Any:
     return value
 
 
+def _check_calibrate(value: Any) -> Any:
+    if not (isinstance(value, bool) or value == "predict"):
+        raise ValueError("true, false or predict")
+    return value
+
+
 Encodable = BeforeValidator(check_encodable)
 Text = Annotated[str, Encodable]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """A positive integer that fits 32 bits."""
+Calibrate = Annotated[bool | Literal["predict"], BeforeValidator(_check_calibrate)]
+"""Whether a prompt that is not calibrated is calibrated first, by draws from the reference, or only predicted."""
 Ignored = Annotated[Any, Field(exclude=True, description="accepted and ignored")]
 """A field that OpenAI's clients send and that does not change the response."""
 Unsupported = Annotated[

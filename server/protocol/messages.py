@@ -1,5 +1,6 @@
 """The chat messages or the raw prompt of a request."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -129,6 +130,26 @@ Prompt = Annotated[
 ]
 
 
+def check_last_turn(messages: Sequence[Message], continued: bool) -> None:
+    """Check that an answer can follow a conversation.
+
+    Args:
+        messages: The conversation.
+        continued: Whether the answer continues the last turn.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    last = messages[-1]
+    if not continued and last.role == "assistant":
+        raise ValueError(
+            "a last turn that is not the assistant's, unless it is to be continued "
+            "(continue_final_message: true, add_generation_prompt: false)"
+        )
+    if continued and (last.role != "assistant" or last.tool_calls):
+        raise ValueError("a last turn of the assistant's, without tool_calls, for continue_final_message")
+
+
 class ChatFields(Body):
     """Fields that say how messages become a prompt."""
 
@@ -164,17 +185,8 @@ class ChatFields(Body):
     @field_validator("messages", check_fields=False)
     @classmethod
     def _check_last_turn(cls, messages: list[Message] | None, info: ValidationInfo) -> list[Message] | None:
-        continued = info.data.get("continue_final_message")
-        if messages is None or continued is None:
-            return messages
-        last = messages[-1]
-        if not continued and last.role == "assistant":
-            raise ValueError(
-                "a last turn that is not the assistant's, unless it is to be continued "
-                "(continue_final_message: true, add_generation_prompt: false)"
-            )
-        if continued and (last.role != "assistant" or last.tool_calls):
-            raise ValueError("a last turn of the assistant's, without tool_calls, for continue_final_message")
+        if messages is not None and "continue_final_message" in info.data:
+            check_last_turn(messages, info.data["continue_final_message"])
         return messages
 
     @property

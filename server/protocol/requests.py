@@ -5,13 +5,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
-from server.protocol.fields import Body, Count, Encodable, Ignored, Text, Unsupported
+from server.protocol.fields import Body, Calibrate, Count, Encodable, Ignored, Text, Unsupported
 from server.protocol.messages import ChatFields, Messages, MessagesOrPrompt, Prompt
 from server.protocol.schemas import check_schema
 from server.protocol.stopping import StoppingFields
 
 DEFAULT_N = 8
 """Number of candidates if a request does not say it."""
+CALIBRATE = (
+    "if this prompt is not calibrated yet: true calibrates it first, with K draws from the reference; predict lets the "
+    "bundle's prefix scorer predict the reference's rewards, without a draw"
+)
+"""Description of the field ``calibrate``."""
 Stop = Annotated[str, Field(min_length=1, max_length=200), Encodable]
 """A stop string."""
 
@@ -69,9 +74,7 @@ class SamplingFields(Body):
     min_candidates: Count | None = Field(
         None, description="answer with at least so many candidates if others fail or time runs out; all N if left out"
     )
-    calibrate: bool = Field(
-        False, description="calibrate this prompt first, with K draws from the reference, if it is not calibrated yet"
-    )
+    calibrate: Calibrate = Field(False, description=CALIBRATE)
     return_candidates: bool = Field(False, description="return all N candidates, not only the selected ones")
     user: Annotated[str, Field(max_length=200), Encodable] | None = Field(
         None, description="the end user, for the audit log"
@@ -221,5 +224,5 @@ class RewardsRequest(MessagesOrPrompt):
     """Body of ``/v1/rewards``."""
 
     model: str | None = None
-    calibrate: bool = Field(False, description="calibrate this prompt first if it is not calibrated yet")
+    calibrate: Calibrate = Field(False, description=CALIBRATE)
     responses: list[Text] = Field(min_length=1, max_length=4096, description="responses to score")

@@ -18,6 +18,7 @@ from server.routes.dependencies import require_role
 from server.routes.disconnects import run_while_connected
 from server.routes.jobs import make_conversation, make_job
 from server.routes.results import calibration_info, extension_fields, json_answer, render, select_candidates, usage
+from server.routes.scorer import check_calibrate
 from server.routes.serving import Serving, ServingDep
 from server.routes.streaming import STREAMED, json_event, stream
 
@@ -48,6 +49,7 @@ async def rewards(body: RewardsRequest, request: Request, serving: ServingDep) -
     """Score responses that the client provides."""
     model = serving.catalogue.choose(body.model, Standard()).policy
     serving.check_n("responses", len(body.responses))
+    check_calibrate(serving, body.calibrate)
     conversation = make_conversation(serving, body)
     work = serving.run(lambda: serving.decoder.score(conversation, body.responses, body.calibrate))
     placements, calibration = await run_while_connected(request, work)

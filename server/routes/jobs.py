@@ -1,6 +1,7 @@
 """Creates the decoder's job for a request, and checks it against the key's roles and the operator's limits."""
 
 import random
+from collections.abc import Sequence
 
 from starlette.requests import Request
 
@@ -13,10 +14,11 @@ from server.decoding.reader import Conversation
 from server.engines import Sampling, Structure
 from server.errors import BadRequest
 from server.middleware.audit import ProbeCall
-from server.protocol.messages import MessagesOrPrompt
+from server.protocol.messages import ChatFields, Message, MessagesOrPrompt
 from server.protocol.requests import ChatRequest, GenerationRequest, ResponseFormat
 from server.routes.dependencies import read_caller
 from server.routes.rules import make_rule
+from server.routes.scorer import check_calibrate
 from server.routes.serving import Serving
 
 MAX_LOGPROBS = 100_000
@@ -55,8 +57,10 @@ async def make_job(
         UnknownModel: There is no such model.
         Forbidden: The key lacks the role that the procedure or the candidates require.
         BadRequest: The request exceeds the operator's limits, selects more candidates than it draws, has a stopping
-            rule that does not fit, or has messages that the chat template does not accept.
+            rule that does not fit, has messages that the chat template does not accept, or needs a prefix scorer
+            where there is none.
     """
+    check_calibrate(serving, body.calibrate)
     choice = serving.catalogue.choose(body.model, procedure)
     rule = make_rule(body, serving.catalogue, choice.procedure)
     if choice.procedure != procedure:
@@ -93,6 +97,20 @@ def make_conversation(serving: Serving, body: ChatRequest | MessagesOrPrompt) ->
     """
     if isinstance(body, MessagesOrPrompt) and body.prompt is not None:
         return Conversation(prompt=body.prompt)
+    return make_chat(serving, body, body.messages or [])
+
+
+def make_chat(serving: Serving, body: ChatFields, messages: Sequence[Message]) -> Conversation:
+    """Create a conversation from messages.
+
+    Args:
+        serving: The objects that serve requests.
+        body: The request, with the fields that say how messages become a prompt.
+        messages: The messages.
+
+    Raises:
+        BadRequest: The request has tools, but nothing on this server reads their calls.
+    """
     if body.offered_tools and serving.settings.tool_parser is None:
         raise BadRequest(
             f"tools: got a list of {len(body.offered_tools)}, accepted: none, as this server was started without "
@@ -100,7 +118,7 @@ def make_conversation(serving: Serving, body: ChatRequest | MessagesOrPrompt) ->
             "tools",
         )
     return Conversation(
-        messages=tuple(message.template_message for message in body.messages or ()),
+        messages=tuple(message.template_message for message in messages),
         tools=body.offered_tools,
         variables=body.chat_template_kwargs,
         is_continued=body.continue_final_message,

@@ -174,7 +174,9 @@ def test_every_file_of_engine_settings_shown_is_one(tmp_path: Path) -> None:
     assert shown
     for block in shown:
         (tmp_path / "engines.yaml").write_text(block)
-        read_overrides(Settings(engines=tmp_path / "engines.yaml"), ("reward", "safety"), has_reference=True)
+        read_overrides(
+            Settings(engines=tmp_path / "engines.yaml"), ("reward", "safety"), has_reference=True, has_scorer=True
+        )
 
 
 def test_every_fixed_engine_setting_shown_is_one() -> None:

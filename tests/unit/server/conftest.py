@@ -6,9 +6,10 @@ from typing import Any
 import httpx
 import pytest
 
+from infalign.manifest import ScorerRecord
 from server.app import ServedBundle, create_app
 from server.settings import Settings
-from tests.fakes import FakeEngines, fake_served
+from tests.fakes import SCORER, FakeEngines, fake_served
 
 
 @pytest.fixture
@@ -48,4 +49,15 @@ async def client_of(app: Any) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def client(app: Any) -> AsyncIterator[httpx.AsyncClient]:
     async with client_of(app) as client:
+        yield client
+
+
+@asynccontextmanager
+async def serve_scorer(
+    engines: FakeEngines, scorer: ScorerRecord | None = SCORER, **options: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a server whose bundle has a prefix scorer."""
+    app = create_app(Settings(max_n=16), engines, fake_served(scorer=scorer, **options))
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        await engines.started.wait()
         yield client
