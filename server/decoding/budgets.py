@@ -5,7 +5,7 @@ prefix scorer predicts that, so nothing is drawn.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from infalign.quantile_law import QuantileLaw
 from server.concurrency import gather_all
 from server.decoding.prefixes import Prefixes
 from server.decoding.reader import Conversation, Reader
+from server.errors import BadRequest
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Allocation:
 
 
 async def allocate(
-    reader: Reader, prefixes: Prefixes, conversations: Sequence[Conversation], total: int, least: int, most: int
+    reader: Reader, prefixes: Prefixes, conversations: Mapping[str, Conversation], total: int, least: int, most: int
 ) -> Allocation:
     """Split a budget of draws over prompts, so that the expected rewards of the best responses add up to the most.
 
     Args:
         reader: Tokenizes prompts.
         prefixes: Reads prompts with the prefix scorer.
-        conversations: The prompts.
+        conversations: The prompts, by the field of the request that each comes from.
         total: Draws for all prompts together, at least ``least`` for each.
         least: The fewest draws of a prompt.
         most: The most draws of a prompt.
@@ -52,11 +53,14 @@ async def allocate(
         Unavailable: The prefix scorer is not up, or has died.
     """
 
-    async def predict(conversation: Conversation) -> Floats:
-        prompt = await reader.read(conversation, 0)
+    async def predict(field: str, conversation: Conversation) -> Floats:
+        try:
+            prompt = await reader.read(conversation, 0)
+        except BadRequest as error:
+            raise type(error)(f"{field}: {error}", field) from error
         return await prefixes.read(prompt.tokens)
 
-    outputs = np.array(await gather_all([predict(conversation) for conversation in conversations]))
+    outputs = np.array(await gather_all([predict(*item) for item in conversations.items()]))
     law, edges = prefixes.scorer.reward_law(outputs), prefixes.scorer.edges
     return await asyncio.to_thread(_allocate, law, edges, total, least, most)
 

@@ -26,8 +26,9 @@ async def budgets(body: BudgetsRequest, request: Request, serving: ServingDep) -
     model = serving.catalogue.choose(body.model, Standard()).policy
     prefixes = require_scorer(serving, "budgets: cannot be split")
     most = _check_limits(serving, body)
-    conversations = [Conversation(prompt=prompt) for prompt in body.prompts]
-    conversations += [make_chat(serving, body, messages) for messages in body.conversations]
+    conversations = {f"prompts.{place}": Conversation(prompt=prompt) for place, prompt in enumerate(body.prompts)}
+    for place, messages in enumerate(body.conversations):
+        conversations[f"conversations.{place}"] = make_chat(serving, body, messages)
     reader = serving.decoder.client.reader
     work = serving.run(lambda: allocate(reader, prefixes, conversations, body.total, body.least, most))
     allocation = await run_while_connected(request, work)

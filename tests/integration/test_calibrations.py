@@ -54,3 +54,30 @@ def test_an_unknown_prompt_is_calibrated_by_the_reference(server: str, bundle: B
     deviation = np.sqrt((1 / DRAWS + 1 / k) / 12)
     print(f"\nmean quantile of {DRAWS} draws of the reference: {quantiles.mean():.3f} ± {deviation:.3f}")
     assert abs(quantiles.mean() - 0.5) < 4 * deviation
+
+
+def test_an_unknown_prompt_is_predicted_without_a_draw(server: str, bundle: Bundle) -> None:
+    assert bundle.scorer is not None
+    asked = [{"role": "user", "content": "The lamp from last week flickers. Can I send it back?"}]
+    with httpx.Client(base_url=server, timeout=300) as client:
+        body = {"messages": asked, "n": 4, "seed": 3, "calibrate": "predict", "return_candidates": True}
+        decoded = client.post("/v1/best-of-n", json=body).json()
+        assert decoded["calibration"] == {"scope": "predicted", "samples": bundle.scorer.anchors}
+        assert client.post("/v1/best-of-n", json=body).json()["candidates"] == decoded["candidates"]
+        own = client.post("/v1/calibrations", json={"messages": asked}).json()
+        assert own["cached"] is False, "nothing was drawn for the prediction"
+        texts = [candidate["text"] for candidate in decoded["candidates"]]
+        scored = client.post("/v1/rewards", json={"messages": asked, "responses": texts}).json()["rewards"]
+    errors = [abs(a["quantile"] - b["quantile"]) for a, b in zip(decoded["candidates"], scored, strict=True)]
+    print(f"\nerrors of predicted quantiles: {', '.join(f'{error:.2f}' for error in errors)}")
+    assert max(errors) < 0.6  # 0.15 on average over prompts, at the worst reward
+
+
+def test_a_budget_is_split(server: str) -> None:
+    prompts = ("Hello", "My order arrived broken. What now?", "Is my drill still under warranty?")
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    with httpx.Client(base_url=server, timeout=300) as client:
+        answer = client.post("/v1/budgets", json={"conversations": conversations, "total": 24}).json()
+    assert sum(one["n"] for one in answer["conversations"]) == answer["total"] == 24
+    assert answer["expected_reward"] >= answer["even_reward"]
+    assert all(one["gain"] > 0 for one in answer["conversations"] if one["n"] > 1)

@@ -92,7 +92,8 @@ async def test_several_rewards_are_split_by_what_they_combine_to(engines: Predic
         ({"prompts": ["a"], "total": 8, "n": 3}, "n", "no such key"),
         ({"conversations": [[]], "total": 8}, "conversations.0", ""),
         ({"conversations": [[*CHAT, ANSWERED]], "total": 8}, "conversations", "last turn"),
-        ({"prompts": ["a" * 300], "total": 8}, "prompt", "accepted: at most 200"),
+        ({"prompts": ["a" * 300], "total": 8}, "prompts.0", "accepted: at most 200"),
+        ({"conversations": [[{"role": "user", "content": "a" * 300}]], "total": 8}, "conversations.0", "at most 200"),
         (
             {"conversations": [CHAT], "tools": [TOOL], "total": 8},
             "tools",

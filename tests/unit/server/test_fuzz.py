@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 
 from server.app import create_app
 from server.settings import Settings
-from tests.fakes import FakeEngines, fake_served
+from tests.fakes import SCORER, FakeEngines, fake_served
 
 EXAMPLES = int(os.environ.get("INFALIGN_FUZZ", "40"))
 """Requests per endpoint and kind."""
@@ -30,7 +30,7 @@ def engines() -> FakeEngines:
 
 @pytest.fixture(scope="module")
 def url(engines: FakeEngines) -> Iterator[str]:
-    app = create_app(Settings(max_n=8, deadline=5), engines, fake_served())
+    app = create_app(Settings(max_n=8, deadline=5), engines, fake_served(scorer=SCORER))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()

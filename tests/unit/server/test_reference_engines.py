@@ -1,4 +1,4 @@
-"""Which engines a bundle gets whose reference is a judge."""
+"""Which engines a bundle gets whose reference is a judge, or that has a prefix scorer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from infalign import InvalidValue
 from infalign.rewards import ReferenceJudgeReward, save_reward
 from server import assembly
 from server.settings import Settings
-from tests.fakes import CharacterTokenizer, fake_served
+from tests.fakes import SCORER, CharacterTokenizer, fake_served
 
 
 @pytest.fixture
@@ -44,3 +44,20 @@ def test_servers_elsewhere_must_have_the_reference(bundle: Any, monkeypatch: pyt
     monkeypatch.setattr(type(bundle.policy()), "is_reference", True)
     remote, _ = assembly.assemble(bundle, Settings(**urls))
     assert remote._reference == "fake", "the policy is its own reference"
+
+
+def test_servers_elsewhere_run_the_prefix_scorer_only_if_they_are_named(bundle: Any) -> None:
+    urls: dict[str, Any] = {"policy_urls": ("http://policy",), "reference_urls": ("http://reference",)}
+    with pytest.raises(InvalidValue, match="--scorer-urls: got 'http://s', accepted: none: the bundle has no prefix"):
+        assembly.assemble(bundle, Settings(**urls, scorer_urls=("http://s",)))
+    bundle = replace(bundle, scorer=SCORER)
+    (bundle.path / "scorer").mkdir()
+    (bundle.path / "scorer" / "config.json").write_text('{"max_position_embeddings": 64}')
+    remote: Any
+    remote, served = assembly.assemble(bundle, Settings(**urls, scorer_urls=("http://s",)))
+    assert (served.scorer, remote._scorer_outputs) == (SCORER, 20)
+    _, served = assembly.assemble(bundle, Settings(**urls))
+    assert served.scorer is None
+    local: Any
+    local, served = assembly.assemble(bundle, Settings())
+    assert (served.scorer, local._engines._plan.scorer) == (SCORER, bundle.path / "scorer")
