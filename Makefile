@@ -1,5 +1,7 @@
 .DEFAULT_GOAL := help
 export PYTHON
+# Where the environment forbids bytecode, as in many containers, each process would compile torch and vLLM anew.
+export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help setup setup-dev serve test lint format lock load soak fuzz bench bench-serving figures pool reproduce docs docs-serve reference
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin

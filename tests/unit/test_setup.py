@@ -1,4 +1,4 @@
-"""``make setup`` finds a Python that the locked requirements serve, or says what to do."""
+"""``make`` finds a Python that the locked requirements serve, or says what to do, and lets it keep bytecode."""
 
 import os
 import subprocess
@@ -71,3 +71,9 @@ def test_a_python_that_was_named_is_taken_or_refused_by_name(folder: Path) -> No
     assert refusal.stderr == f"make: PYTHON={folder}/bin/old is not Python 3.11, 3.12 or 3.13\n"
     done = make_venv(folder, PYTHON=os.path.realpath(sys.executable))
     assert done.returncode == 0, done.stderr
+
+
+def test_bytecode_is_kept_though_the_environment_forbids_it() -> None:
+    makes = ["make", "--silent", "--eval", 'shown: ; @echo "<$$PYTHONDONTWRITEBYTECODE>"', "shown"]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    assert subprocess.check_output(makes, cwd=ROOT, env=environment, text=True) == "<>\n"
