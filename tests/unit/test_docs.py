@@ -3,9 +3,8 @@
 import importlib
 import json
 import re
+import runpy
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from infalign import BestOfN, Cost, point
 from infalign.cli import COMMANDS
 from server.engines.overrides import FIXED, FIXED_DRAWS_ON_CPU, FIXED_ON_CPU, read_overrides
 from server.settings import Settings
+from tests.commands import run_here
 from tools import reference
 from tools.markdown import slug
 from training.config import Config
@@ -69,23 +69,27 @@ ALONE = [(page, block) for page in TEXTS for block in blocks("python", page) if 
 
 
 @pytest.mark.parametrize(("page", "snippet"), ALONE, ids=[page for page, _ in ALONE])
-def test_the_snippets_that_need_no_server_run(page: str, snippet: str) -> None:
-    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+def test_the_snippets_that_need_no_server_run(
+    page: str, snippet: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "snippet.py").write_text(snippet, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "snippet.py"), run_name="__main__")
+    written = capsys.readouterr().out
+    assert written.strip()
     if page == "docs/results/theory.md":
-        assert done.stdout.startswith("0.8715")
+        assert written.startswith("0.8715")
 
 
-def test_the_frontier_commands_shown_run(tmp_path: Path) -> None:
+def test_the_frontier_commands_shown_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("infalign frontier ")]
     assert any(line in TEXTS["README.md"] for line in lines)
-    script = f'infalign() {{ "{sys.executable}" -c "from infalign.cli import main; main()" "$@"; }}\n' + "\n".join(
-        lines
-    )
-    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "optimal" in done.stdout
+    written = ""
+    for line in lines:
+        done = run_here(*shlex.split(line, comments=True)[1:])
+        assert done.returncode == 0, done.stderr
+        written += done.stdout
+    assert "optimal" in written
     assert (tmp_path / "frontier.svg").exists()
 
 
