@@ -1,5 +1,6 @@
 """What all tests have in common."""
 
+import gc
 import signal
 from typing import Any
 
@@ -21,6 +22,16 @@ FIRST = (
 def pytest_configure() -> None:
     """Let Ctrl-C reach the processes of tests: a shell starts what it puts in the background with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Keep the garbage collector to the objects of one file.
+
+    A training collects garbage several times. Among the objects of all files and libraries, that takes a second.
+    """
+    gc.collect()  # what the file before has left
+    gc.freeze()
 
 
 def file_of(nodeid: str) -> str:

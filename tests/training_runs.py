@@ -17,6 +17,7 @@ TINY = {
     "ctrl.prompts": 2,
     "ctrl.generations": 2,
     "compute.save_every": 2,
+    "evaluation.draws": 16,
     "model.scratch.hidden": 32,
     "model.scratch.layers": 1,
 }

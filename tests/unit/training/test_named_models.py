@@ -50,7 +50,7 @@ def test_a_policy_is_aligned_by_names_and_reuses_what_bundle_made(policy: Path, 
     plan = call("train", *names, *QUICK, "--plan")
     states = dict(line.split()[:2] for line in plan.splitlines()[1:6])
     assert states == dict.fromkeys(("data", "sft", "reward", "rollouts", "calibrate"), "reused"), plan
-    output = call("train", *names, *QUICK)
+    output = call("train", *names, *QUICK, "--set", "evaluation.draws=8")
     assert output.count("  reused") == 5, output
     aligned = read_bundle(home / "bundles" / "reference-best-of-4")
     assert f"{aligned.path}\n" in output
