@@ -1,8 +1,6 @@
 """Numbers of thousands of digits, wherever text becomes a number: an error in one line, never an internal one."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import httpx
@@ -12,6 +10,7 @@ from infalign.errors import InvalidValue
 from infalign.parsing import parse_procedure, parse_transformation
 from tests.asgi import Exchange
 from tests.bad_requests import BEST, CALIBRATIONS, CHAT, REWARDS, TEXT, WORST
+from tests.commands import run_here
 from tests.openapi import make_schema
 
 pytestmark = pytest.mark.anyio
@@ -114,7 +113,7 @@ def test_a_transformation_is_finite(text: str) -> None:
     ids=lambda arguments: " ".join(arguments)[:40],
 )
 def test_a_command_answers_in_one_line(arguments: tuple[str, ...]) -> None:
-    done = subprocess.run([sys.executable, "-m", "infalign", *arguments], capture_output=True, text=True)
+    done = run_here(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("infalign: ")

@@ -1,13 +1,10 @@
 import subprocess
 import sys
+from subprocess import CompletedProcess
 
 import pytest
 
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from infalign.cli import main; main()", *arguments], capture_output=True, text=True
-    )
+from tests.commands import run_here
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["serve", "--help"], ["frontier", "--help"]])
@@ -45,7 +42,6 @@ def test_the_library_imports_neither_torch_nor_a_server() -> None:
         (["train", "demo", "--set", "transformation=sqrt"], "transformation: got 'sqrt', accepted: identity, log"),
         (["serve", "--max-n", "0"], "--max-n: got '0'"),
         (["serve", "--port", "70000"], "--port: got '70000'"),
-        (["serve", "/nowhere", "--port", "0"], "/nowhere: no bundle here"),
         (["frontier", "-t", "exp(0)"], "'--transformation': t: got 0.0"),
         (
             ["frontier", "--transformation", "sqrt"],
@@ -62,7 +58,15 @@ def test_the_library_imports_neither_torch_nor_a_server() -> None:
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
-    done = run(*arguments)
+    check_mistake(run_here(*arguments), message)
+
+
+def test_a_mistake_of_the_server_is_one_line_and_exit_code_2() -> None:
+    command = [sys.executable, "-m", "infalign", "serve", "/nowhere", "--port", "0"]
+    check_mistake(subprocess.run(command, capture_output=True, text=True), "/nowhere: no bundle here")
+
+
+def check_mistake(done: "CompletedProcess[str]", message: str) -> None:
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
