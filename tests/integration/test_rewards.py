@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from infalign.files import digest, hash_files, reward_models
 from infalign.templates import prompt_key, render_prompt
 from tests.commands import run_here
 from tests.integration.conftest import serving
-from tests.training_runs import command, copy_stages, environment
+from tests.training_runs import command, copy_stages
 from training.adoption import turn_sign
 from training.rollouts import read_rollouts
 from training.scorer import Scorer
@@ -57,8 +56,7 @@ def rewarded(harm: Path, weight: float = WEIGHTS["harm"]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def bundle(home: Path, harm: Path) -> Bundle:
-    train = [*command(home / "bundle"), *rewarded(harm)]
-    done = subprocess.run(train, env=environment(home), capture_output=True, text=True)
+    done = run_here(*command(home / "bundle")[1:], *rewarded(harm), INFALIGN_HOME=str(home))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("reused") == 2  # data and sft: the run has the same name
     return read_bundle(home / "bundle")

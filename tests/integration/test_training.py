@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from infalign import read_bundle
+from tests.commands import run_here
 from tests.training_runs import INFALIGN, command, copy_stages, environment
 
 
@@ -17,15 +18,22 @@ def finished(runs: Path) -> dict[str, float]:
     return {path.name: path.stat().st_mtime for path in runs.glob("[a-z]*-*")}
 
 
-def train(home: Path, *more: str) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run([*command(home / "bundle"), *more], env=environment(home), capture_output=True, text=True)
+def train(home: Path) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(command(home / "bundle"), env=environment(home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def train_here(home: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    """The same in this process, where the weights need not be those of another run bit for bit."""
+    done = run_here(*command(home / "bundle")[1:], *more, INFALIGN_HOME=str(home))
     assert done.returncode == 0, done.stderr
     return done
 
 
 def plan(home: Path) -> "subprocess.CompletedProcess[str]":
-    """What a run would do, without the imports that doing it takes."""
-    return train(home, "--plan")
+    """What a run would do."""
+    return train_here(home, "--plan")
 
 
 def weights(home: Path, stage: str) -> bytes:
@@ -125,7 +133,7 @@ def test_the_other_solver_learns_from_the_rollouts_and_settles(tmp_path: Path, t
         "ctrl.generations": 4,
         "ctrl.learning_rate": 0.0003,
     }
-    done = train(tmp_path, *(part for key, value in changes.items() for part in ("--set", f"{key}={value}")))
+    done = train_here(tmp_path, *(part for key, value in changes.items() for part in ("--set", f"{key}={value}")))
     assert done.stderr.count("reused") == 6
     metrics = [json.loads(line) for line in next(tmp_path.glob("runs/demo/ctrl-*/metrics.jsonl")).open()]
     assert metrics[-1]["step"] == 30
