@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from infalign.bundling import NewPolicy, join_bundles, write_bundle
     from infalign.calibration import Calibration, CompressedCalibration, Estimator
     from infalign.combination import Combination
+    from infalign.controlled import Controlled
     from infalign.cost import Cost
     from infalign.errors import BundleError, InfAlignError, InvalidValue, NotConverged
     from infalign.estimators import Estimate, over_prompts
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from infalign.goodness import Goodness
     from infalign.manifest import Alignment
     from infalign.optimum import Optimal, optimal
-    from infalign.parsing import parse_procedure, parse_transformation
+    from infalign.parsing import parse_decoding, parse_procedure, parse_transformation
     from infalign.poisson import BestOfPoisson
     from infalign.policies import AnchoredPolicies, Policy, beta_for_kl
     from infalign.pooling import PooledQuantiles
@@ -41,6 +42,7 @@ _HOMES = {
     "bundling": ("NewPolicy", "join_bundles", "write_bundle"),
     "calibration": ("Calibration", "CompressedCalibration", "Estimator"),
     "combination": ("Combination",),
+    "controlled": ("Controlled",),
     "cost": ("Cost",),
     "errors": ("BundleError", "InfAlignError", "InvalidValue", "NotConverged"),
     "estimators": ("Estimate", "over_prompts"),
@@ -48,7 +50,7 @@ _HOMES = {
     "goodness": ("Goodness",),
     "manifest": ("Alignment",),
     "optimum": ("Optimal", "optimal"),
-    "parsing": ("parse_procedure", "parse_transformation"),
+    "parsing": ("parse_decoding", "parse_procedure", "parse_transformation"),
     "poisson": ("BestOfPoisson",),
     "policies": ("AnchoredPolicies", "Policy", "beta_for_kl"),
     "pooling": ("PooledQuantiles",),
@@ -75,6 +77,7 @@ __all__ = [
     "CalibrationTable",
     "Combination",
     "CompressedCalibration",
+    "Controlled",
     "Cost",
     "Estimate",
     "Estimator",
@@ -112,6 +115,7 @@ __all__ = [
     "join_bundles",
     "optimal",
     "over_prompts",
+    "parse_decoding",
     "parse_procedure",
     "parse_transformation",
     "point",

@@ -2,6 +2,7 @@
 
 import re
 
+from infalign.controlled import Controlled
 from infalign.errors import InvalidValue
 from infalign.poisson import BestOfPoisson
 from infalign.procedures import BestOfN, Procedure, Standard, WorstOfN
@@ -11,6 +12,7 @@ from infalign.transforms import Exponential, Gaussian, Identity, Log
 NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?"
 PROCEDURES = "standard, best-of-N or worst-of-N with N from 1 to 999999, or best-of-poisson(MU) with MU > 0"
 TRANSFORMATIONS = "identity, log, exp(T) with T other than 0 such as exp(10) or exp(-10), optimal, or gaussian"
+CONTROLLED = re.compile(r"controlled-([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 PLAIN: dict[str, type[Transformation]] = {"identity": Identity, "log": Log, "gaussian": Gaussian}
 """Transformations without a parameter, by their written forms."""
 
@@ -25,7 +27,8 @@ def parse_procedure(text: str) -> Procedure:
         The procedure. Its ``str`` is the written form.
 
     Raises:
-        InvalidValue: The text is none of these forms, or its number is out of range.
+        InvalidValue: The text is none of these forms, or its number is out of range. The form of controlled decoding is
+            refused too, since its selected quantile has no closed form. :func:`parse_decoding` reads it.
 
     Examples:
         >>> from infalign import parse_procedure
@@ -39,7 +42,32 @@ def parse_procedure(text: str) -> Procedure:
         return BestOfN(n) if match[1] == "best" else WorstOfN(n)
     if match := re.fullmatch(rf"best-of-poisson\(({NUMBER})\)", text):
         return BestOfPoisson(float(match[1]))
+    if CONTROLLED.fullmatch(text):
+        reason = "controlled decoding is for requests alone, as its selected quantile has no closed form"
+        raise InvalidValue("procedure", text, f"{PROCEDURES}; {reason}")
     raise InvalidValue("procedure", text, PROCEDURES)
+
+
+def parse_decoding(text: str) -> Procedure | Controlled:
+    """Make what answers are decoded by of a written form.
+
+    Args:
+        text: What :func:`parse_procedure` reads, or ``controlled-KxM``: blocks of M tokens, each the best of K.
+
+    Returns:
+        The procedure. Its ``str`` is the written form.
+
+    Raises:
+        InvalidValue: The text is none of these forms, or its number is out of range.
+
+    Examples:
+        >>> from infalign import parse_decoding
+        >>> parse_decoding("controlled-4x16")
+        Controlled(k=4, block=16)
+    """
+    if match := CONTROLLED.fullmatch(text):
+        return Controlled(int(match[1]), int(match[2]))
+    return parse_procedure(text)
 
 
 def parse_transformation(
