@@ -49,12 +49,16 @@ from server.middleware.request_log import RequestLogMiddleware
 from server.observability.metrics import Metrics
 from server.observability.tracing import Tracing, create_tracing
 from server.protocol.answers import ErrorAnswer
-from server.routes import adapters, budgets, calibrations, decoding, openai, operations
+from server.routes import adapters, budgets, calibrations, controlled, decoding, openai, operations
 from server.routes.errors import install_error_handlers
 from server.routes.serving import Serving
 from server.settings import Settings
 
 log = logging.getLogger("infalign.server")
+
+
+BLOCK_CHECKPOINTS = 4
+"""Checkpoints of the prefix scorer in a block of controlled decoding, unless a request says it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ class ServedBundle:
     def scorer(self) -> ScorerRecord | None:
         """The record of the prefix scorer, if there is one that can be used."""
         return self.bundle.scorer if self.runs_scorer else None
+
+    @property
+    def block(self) -> int | None:
+        """Tokens of a block of controlled decoding, if there is a prefix scorer."""
+        return None if self.scorer is None else BLOCK_CHECKPOINTS * self.scorer.checkpoint
 
 
 def create_app(
@@ -120,7 +129,8 @@ def create_app(
     laws = RankLaws({name: manifest.policies.get(name) for name in served_bundle.policies})
     drift = Drift(served_bundle.policies, laws, manifest.sampling, metrics)
     tracing = tracing or create_tracing(settings)
-    catalogue, admission = Catalogue(served_bundle.policies), Admission(settings.max_requests, metrics)
+    catalogue = Catalogue(served_bundle.policies, served_bundle.block)
+    admission = Admission(settings.max_requests, metrics)
     regret = Regret(client, metrics, settings.regret_share, catalogue.use, lambda: admission.is_busy)
     scorer = served_bundle.scorer
     prefixes = Prefixes(engines, PrefixScorer(np.array(scorer.edges)), scorer, metrics) if scorer else None
@@ -159,7 +169,7 @@ def create_app(
         settings,
         metrics,
     )
-    for routes in (decoding, calibrations, budgets, openai, adapters, operations):
+    for routes in (decoding, controlled, calibrations, budgets, openai, adapters, operations):
         app.include_router(routes.router)
     _add_head_routes(app)
     install_error_handlers(app)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,19 @@ LAW = SamplingLaw(max_tokens=8)
 MARKS = {"<think>": 1, "</think>": 2, "<tool_call>": 3, "</tool_call>": 4}
 """Tokens that are not one character."""
 KNOWN = "known question"
+SCORER = ScorerRecord(
+    reference="r",
+    reward_model="w",
+    calibration="c",
+    chat_template="t",
+    trunk="reward",
+    edges=tuple(float(edge) for edge in range(11)),
+    checkpoint=1,
+    limit=0.002,
+    rejection={},
+    measured={},
+)
+"""The record of the prefix scorer that FakeEngines have."""
 
 
 BINS = 10
@@ -94,6 +108,21 @@ class CharacterTokenizer:
         if isinstance(text, list):
             return {"input_ids": [[ord(character) for character in each] for each in text]}
         return {"input_ids": [ord(character) for character in text]}
+
+    def decode(self, tokens: Sequence[int], **options: Any) -> str:
+        return "".join(map(chr, tokens))
+
+
+class ByteTokenizer(CharacterTokenizer):
+    """One token a byte, so that a character may need several."""
+
+    def __call__(self, text: str | list[str], **options: Any) -> dict[str, Any]:
+        if isinstance(text, list):
+            return {"input_ids": [list(each.encode()) for each in text]}
+        return {"input_ids": list(text.encode())}
+
+    def decode(self, tokens: Sequence[int], **options: Any) -> str:
+        return bytes(tokens).decode(errors="replace")
 
 
 class FakeEngines:
@@ -263,6 +292,50 @@ class ScriptedEngines(FakeEngines):
         return await super().score(tokens)
 
 
+class WritingEngines(FakeEngines):
+    """Writes one token after another: a random one of several under a seed, and a full stop at the end.
+
+    The reward of what it writes is the last digit, and the prefix scorer expects that of what is not finished.
+
+    Args:
+        alphabet: The characters. One that the tokenizer spells in two bytes is completed by the next draw.
+        context: As in FakeEngines.
+    """
+
+    def __init__(self, alphabet: str = "0123456789.", context: int = 400) -> None:
+        super().__init__(context)
+        self.alphabet = alphabet
+        self.blocks = 0
+        """Continuations that were drawn."""
+        self.die_after: int | None = None
+        """The number of continuations after which the engine dies."""
+
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
+    ) -> Completion:
+        if self.die_after is not None and self.blocks >= self.die_after:
+            self.dead = True
+        await super().generate(prompt, sampling)
+        self.blocks += 1
+        rng, written, pending = random.Random(sampling.seed), list[int](), list[int]()
+        if prompt[-1] == "é".encode()[0]:
+            pending = ["é".encode()[1]]
+        while len(written) < sampling.max_tokens and "." not in map(chr, written):
+            if not pending:
+                is_early = len(written) < sampling.min_tokens
+                letter = self.alphabet[0] if sampling.greedy else rng.choice(self.alphabet.rstrip("." * is_early))
+                pending = list(letter.encode())
+            written.append(pending.pop(0))
+            if listen:
+                listen(Delta("?", token_ids=(written[-1],)))
+        logprobs = tuple(TokenLogprob(chr(token), -0.5, ((chr(token), -0.5),)) for token in written)
+        ended = written[-1] == ord(".")
+        text = bytes(written).decode(errors="replace").rstrip(".")
+        return Completion(
+            text, len(written), "stop" if ended else "length", None if sampling.logprobs is None else logprobs
+        )
+
+
 def _last_digit(text: str) -> float:
     return float(text[-1]) if text[-1:].isdecimal() else -1.0
 
@@ -272,12 +345,13 @@ def fake_served(
     weights: Mapping[str, float] | None = None,
     prompts: Sequence[str] = (KNOWN,),
     scorer: ScorerRecord | None = None,
+    tokenizer: CharacterTokenizer | None = None,
 ) -> ServedBundle:
     """A bundle in memory that has calibrated each of ``prompts`` with ``anchors``.
 
     With ``weights`` it has so many reward models, every other of which says 9 less what the others say.
     """
-    tokenizer = CharacterTokenizer()
+    tokenizer = tokenizer or CharacterTokenizer()
     keys = tuple(prompt_key(render_prompt(tokenizer, [{"role": "user", "content": prompt}])) for prompt in prompts)
     weights = weights or {"reward": 1.0}
     rewards = np.array([anchors] * len(keys), dtype=float)

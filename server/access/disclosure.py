@@ -6,7 +6,8 @@ ranked by reward.
 
 from dataclasses import dataclass
 
-from infalign.procedures import FixedN, WorstOfN
+from infalign.controlled import ServedProcedure
+from infalign.procedures import WorstOfN
 
 
 def upper_half(count: int) -> int:
@@ -23,9 +24,9 @@ def draws_to_show(top: int) -> int:
 class Disclosure:
     """What a request asks to see."""
 
-    procedure: FixedN
+    procedure: ServedProcedure
     draws: int
-    """N, the number of candidates. Under standard decoding, the number of answers."""
+    """N, the number of candidates. Under standard and controlled decoding, the number of answers."""
     top: int
     """How many candidates are selected."""
     candidates: bool

@@ -4,9 +4,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
+from infalign.controlled import Controlled
 from infalign.procedures import Standard
 from server.concurrency import gather_at_least
+from server.decoding.blocks import Blocks
 from server.decoding.engine_client import EngineClient, Scores
 from server.decoding.jobs import CandidateDelta, CandidateFinished, CandidateScored, Event, Job
 from server.decoding.reader import Prompt
@@ -30,6 +33,7 @@ class Candidates:
         client: Draws and scores single candidates.
         tracing: Gets a span for each draw and each score.
         listen: Called with every event.
+        blocks: Draws the candidates, under controlled decoding.
     """
 
     def __init__(
@@ -40,7 +44,9 @@ class Candidates:
         client: EngineClient,
         tracing: Tracing,
         listen: Callable[[Event], None] | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
+        self._blocks = blocks
         self._job, self._prompt, self._lookup = job, prompt, lookup
         self._client, self._tracing, self._listen = client, tracing, listen
         self._done_count = 0
@@ -145,14 +151,15 @@ class Candidates:
 
     async def _draw(self, index: int) -> Turn:
         # The text of candidates that will be ranked is shown only when they are finished.
-        live = self._listen and isinstance(self._job.procedure, Standard)
+        live = self._listen and isinstance(self._job.procedure, Standard | Controlled)
         sampling = replace(self._job.sampling, seed=self._job.sampling.seed + index)
 
         def grow(delta: Delta) -> None:
             self._notify(CandidateDelta(index, delta))
 
         with self._tracing.span("generate", job_attributes(self._job, index)) as span:
-            turn = await self._client.draw(self._prompt, sampling, grow if live else None)
+            draw = self._blocks.draw if self._blocks else partial(self._client.draw, self._prompt)
+            turn = await draw(sampling, grow if live else None)
             span.set(turn_attributes(self._prompt, sampling, turn))
         return turn
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from scipy.special import logit
 
+from infalign.controlled import Controlled, ServedProcedure
 from infalign.errors import InvalidValue, shorten
-from infalign.parsing import parse_procedure
+from infalign.parsing import parse_decoding, parse_procedure
 from infalign.procedures import BestOfN, FixedN, Procedure, Standard, WorstOfN
 from server.errors import BadRequest, UnknownModel
 
@@ -20,6 +21,8 @@ TARGET = re.compile(r"0?\.[0-9]{1,9}")
 """A target quantile in a name."""
 LISTED_N = (2, 4, 8, 16)
 """The N of the names that are listed. Any other N is accepted too."""
+LISTED_K = (2, 4, 8)
+"""The K of the names with controlled decoding that are listed. Any other K is accepted too."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,18 @@ class Choice:
     """The policy and the procedure that answer a request."""
 
     policy: str
-    procedure: FixedN
+    procedure: ServedProcedure
+
+    def draws(self, procedure: ServedProcedure, asked: int | None) -> int:
+        """Return how many candidates are drawn.
+
+        Args:
+            procedure: The procedure that the request asked for beside the model's name.
+            asked: How many candidates it asked for, if it did.
+        """
+        if isinstance(self.procedure, Controlled):
+            return asked or 1
+        return asked or self.procedure.n if self.procedure == procedure else self.procedure.n
 
 
 class Catalogue:
@@ -35,9 +49,12 @@ class Catalogue:
 
     Args:
         policies: By policy name, the procedure that the policy was aligned for.
+        block: Tokens of a block of controlled decoding, unless a request says it. None if there is no prefix scorer,
+            which it needs.
     """
 
-    def __init__(self, policies: Mapping[str, str]) -> None:
+    def __init__(self, policies: Mapping[str, str], block: int | None = None) -> None:
+        self.block = block
         self._procedures: dict[str, Procedure] = {name: parse_procedure(text) for name, text in policies.items()}
         self._use_counts: Counter[str] = Counter()
         self._release_events: dict[str, asyncio.Event] = {}
@@ -51,13 +68,15 @@ class Catalogue:
         """Return the names to list: first those without a procedure, then those with one.
 
         Args:
-            max_n: The largest N to list.
+            max_n: The largest N or K to list.
         """
         plain = [*self._procedures, *([AUTO] if len(self._procedures) > 1 else [])]
         procedures = [f"{kind}-of-{n}" for kind in ("best", "worst") for n in LISTED_N if n <= max_n]
+        if self.block:
+            procedures += [str(Controlled(k, self.block)) for k in LISTED_K if k <= max_n]
         return [*plain, *(f"{name}:{procedure}" for name in plain for procedure in procedures)]
 
-    def choose(self, model: str | None, procedure: FixedN) -> Choice:
+    def choose(self, model: str | None, procedure: ServedProcedure) -> Choice:
         """Choose the policy and the procedure for a request.
 
         Args:
@@ -66,7 +85,8 @@ class Catalogue:
 
         Raises:
             UnknownModel: There is no such policy.
-            BadRequest: The name has another procedure than the rest of the request.
+            BadRequest: The name has another procedure than the rest of the request, or the procedure is controlled
+                decoding and there is no prefix scorer.
         """
         model = model or AUTO
         name = model.partition(":")[0]
@@ -76,6 +96,12 @@ class Catalogue:
                 f"model: got {shorten(model)}, accepted: the procedure of the request, {procedure}", "model"
             )
         procedure = named_procedure or procedure
+        if isinstance(procedure, Controlled) and self.block is None:
+            raise BadRequest(
+                f"model: got {procedure} decoding, accepted: standard, best-of-N or worst-of-N, as this bundle has no "
+                "prefix scorer",
+                "model",
+            )
         if name in self._procedures:
             return Choice(name, procedure)
         if name != AUTO:
@@ -84,7 +110,7 @@ class Catalogue:
             min(self._procedures, key=lambda policy: _distance(self._procedures[policy], procedure)), procedure
         )
 
-    def suffix_procedure(self, model: str | None) -> FixedN | None:
+    def suffix_procedure(self, model: str | None) -> ServedProcedure | None:
         """Return the procedure after the colon of a model's name, if it has one.
 
         Args:
@@ -106,7 +132,7 @@ class Catalogue:
         """
         return self._read_suffix(model)[1]
 
-    def _read_suffix(self, model: str | None) -> tuple[FixedN | None, float | None]:
+    def _read_suffix(self, model: str | None) -> tuple[ServedProcedure | None, float | None]:
         model = model or AUTO
         _, colon, suffix = model.partition(":")
         if not colon:
@@ -114,14 +140,14 @@ class Catalogue:
         form, at, number = suffix.partition("@")
         target = float(number) if TARGET.fullmatch(number) else None
         try:
-            procedure = parse_procedure(form)
+            procedure = parse_decoding(form)
         except InvalidValue:
             procedure = None
         selects = isinstance(procedure, BestOfN | WorstOfN)
-        if not isinstance(procedure, FixedN) or (at and not (target and selects)):
+        if not isinstance(procedure, FixedN | Controlled) or (at and not (target and selects)):
             raise UnknownModel(
                 f"model: got {shorten(model)}, accepted: after the colon, best-of-N or worst-of-N, perhaps with a "
-                "target quantile as in best-of-16@0.95",
+                "target quantile as in best-of-16@0.95, or controlled-KxM",
                 "model",
             )
         return procedure, target
@@ -164,11 +190,16 @@ class Catalogue:
     def _unknown_model(self, model: str | None) -> UnknownModel:
         names = ", ".join(self.names(0))
         return UnknownModel(
-            f"model: got {shorten(model)}, accepted: {names}, each also with :best-of-N or :worst-of-N", "model"
+            f"model: got {shorten(model)}, accepted: {names}, each also with :best-of-N, :worst-of-N, :controlled-KxM",
+            "model",
         )
 
 
-def _distance(procedure: Procedure, other_procedure: Procedure) -> float:
-    """Distance of two procedures on a scale where best-of-n is log n, standard decoding 0, and worst-of-n −log n."""
-    first, second = logit([procedure.expected_quantile, other_procedure.expected_quantile])
+def _distance(aligned: Procedure, procedure: ServedProcedure) -> float:
+    """Distance of two procedures on a scale where best-of-n is log n, standard decoding 0, and worst-of-n −log n.
+
+    Controlled decoding stands where best-of-K is.
+    """
+    selecting = BestOfN(procedure.k) if isinstance(procedure, Controlled) else procedure
+    first, second = logit([aligned.expected_quantile, selecting.expected_quantile])
     return float(abs(first - second))

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from infalign.calibration import Calibration
+from infalign.controlled import Controlled
 from infalign.stopping import Target
 from server.concurrency import gather_all
+from server.decoding.blocks import Blocks
 from server.decoding.calibrator import Calibrator, ReferenceRewards
 from server.decoding.candidates import Candidates
 from server.decoding.drift import Drift
@@ -27,7 +29,7 @@ from server.protocol.fields import Calibrate
 
 
 class Decoder:
-    """Decodes by best-of-N, worst-of-N, or standard decoding.
+    """Decodes by best-of-N, worst-of-N, controlled or standard decoding.
 
     Args:
         client: Draws and scores single candidates.
@@ -89,7 +91,8 @@ class Decoder:
                 if job.calibrate:
                     async with asyncio.timeout_at(until):
                         await lookup
-                group = Candidates(job, prompt, lookup, self.client, self.tracing, listen)
+                blocks = self._make_blocks(job, prompt, lookup)
+                group = Candidates(job, prompt, lookup, self.client, self.tracing, listen, blocks)
                 stop = None
                 if job.rule is None:
                     candidates = await group.gather(until)
@@ -103,10 +106,14 @@ class Decoder:
         order = job.procedure.ranking([candidate.reward for candidate in candidates])
         ranked = [candidates[i] for i in order]
         stopping = await self._describe(stop, job, ranked[0], standing) if stop else None
-        result = DecodingResult(ranked, standing.calibration, len(prompt.tokens), group.failures, stopping)
+        drawn_tokens = blocks.drawn_tokens if blocks else None
+        result = DecodingResult(
+            ranked, standing.calibration, len(prompt.tokens), group.failures, stopping, drawn_tokens
+        )
         self._record_metrics(result, label)
-        if not group.failures:
+        if not (group.failures or blocks):
             # Later waves are drawn only for prompts whose anchors were hard to beat, which would bias the drift.
+            # Answers of controlled decoding are selected, so they do not show what the policy draws.
             unbiased = stop.waves[0] if stop else job.draws
             rewards = [candidate.reward for candidate in candidates if candidate.index < unbiased]
             self.drift.observe(job.sampling, prompt.key, standing.calibration, rewards)
@@ -148,6 +155,11 @@ class Decoder:
             Unavailable: The engines are not up, or have died.
         """
         return await self._look_up_rewards(await self.client.reader.read(conversation, 0), calibrate=True)
+
+    def _make_blocks(self, job: Job, prompt: Prompt, lookup: "asyncio.Task[Standing]") -> Blocks | None:
+        if not (isinstance(job.procedure, Controlled) and self.prefixes):
+            return None
+        return Blocks(job.procedure, prompt, lookup, self.client, self.prefixes, self.tracing)
 
     async def _look_up_standing(self, prompt: Prompt, calibrate: Calibrate) -> Standing:
         with self.tracing.span("calibration") as span:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from infalign.calibration import Calibration
+from infalign.controlled import ServedProcedure
 from infalign.cost import Cost
 from infalign.procedures import FixedN
 from infalign.stopping import StoppingRule
@@ -37,11 +38,11 @@ class Job:
     """What the decoder is to do for one request."""
 
     conversation: Conversation
-    procedure: FixedN
+    procedure: ServedProcedure
     sampling: Sampling
     """How candidates are drawn. Candidate i has the seed ``sampling.seed + i``."""
     draws: int
-    """N, the number of candidates. Under standard decoding, the number of answers, which are not ranked."""
+    """N, the number of candidates. Of standard and controlled decoding, the number of answers, which are not ranked."""
     min_candidates: int
     """How many scored candidates are enough if others fail or time runs out."""
     seconds: float
@@ -97,6 +98,8 @@ class DecodingResult:
     """Number of failed candidates by error code."""
     stopping: Stopping | None = None
     """When and why draws stopped, for a job with a rule."""
+    drawn_tokens: int | None = None
+    """All tokens that were drawn, under controlled decoding, where candidates are a part of them."""
 
     @property
     def by_index(self) -> list[Candidate]:
@@ -105,5 +108,10 @@ class DecodingResult:
 
     @property
     def completion_tokens(self) -> int:
+        """All tokens that were drawn."""
+        return self.candidate_tokens if self.drawn_tokens is None else self.drawn_tokens
+
+    @property
+    def candidate_tokens(self) -> int:
         """Tokens of all candidates."""
         return sum(candidate.completion_tokens for candidate in self.candidates)

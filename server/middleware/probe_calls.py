@@ -7,12 +7,19 @@ from contextlib import suppress
 
 from starlette.types import Receive, Scope
 
-from infalign.procedures import BestOfN, FixedN, WorstOfN
+from infalign.controlled import ServedProcedure
+from infalign.procedures import BestOfN, WorstOfN
 from server.access.disclosure import Disclosure
 from server.decoding.catalogue import Catalogue
 from server.errors import ServerError
 from server.middleware.audit import ProbeCall
-from server.protocol.requests import ChatRequest, CompletionRequest, DecodingRequest, GenerationRequest
+from server.protocol.requests import (
+    ChatRequest,
+    CompletionRequest,
+    ControlledRequest,
+    DecodingRequest,
+    GenerationRequest,
+)
 
 WORST_OF_N = "/v1/worst-of-n"
 BODIES: Mapping[str, type[GenerationRequest]] = {
@@ -20,6 +27,7 @@ BODIES: Mapping[str, type[GenerationRequest]] = {
     "/v1/completions": CompletionRequest,
     "/v1/best-of-n": DecodingRequest,
     WORST_OF_N: DecodingRequest,
+    "/v1/controlled": ControlledRequest,
 }
 """Body models of the routes that decode."""
 BODY_SECONDS = 5.0
@@ -49,11 +57,12 @@ async def read_body(receive: Receive, limit: int) -> bytes | None:
     return None
 
 
-def _read_procedure(path: str, body: GenerationRequest, catalogue: Catalogue) -> tuple[FixedN, int]:
+def _read_procedure(path: str, body: GenerationRequest, catalogue: Catalogue) -> tuple[ServedProcedure, int | None]:
     if isinstance(body, DecodingRequest):
         kind = WorstOfN if path == WORST_OF_N else BestOfN
-        procedure: FixedN = body.procedure(kind, catalogue.suffix_procedure(body.model))
-        return procedure, procedure.n
+        return body.procedure(kind, catalogue.suffix_procedure(body.model)), None
+    if isinstance(body, ControlledRequest):
+        return body.procedure(catalogue.suffix_procedure(body.model), catalogue.block), body.n
     _, procedure, draws = body.drawing
     return procedure, draws
 
@@ -72,11 +81,11 @@ def describe_call(scope: Scope, catalogue: Catalogue, raw: bytes | None) -> Prob
     path, key = scope["path"], scope["caller"].name
     try:
         body = BODIES[path].model_validate(json.loads(raw or b""))
-        procedure, draws = _read_procedure(path, body, catalogue)
+        procedure, asked = _read_procedure(path, body, catalogue)
         choice = catalogue.choose(body.model, procedure)
+        draws = choice.draws(procedure, asked)
     except (ValueError, RecursionError, ServerError):
         return ProbeCall(key, None, None, WorstOfN.family, None, None) if path == WORST_OF_N else None
-    draws = draws if choice.procedure == procedure else choice.procedure.n
     disclosure = Disclosure(choice.procedure, draws, body.top, body.return_candidates)
     if not (disclosure.is_worst_of_n or disclosure.unfiltered):
         return None

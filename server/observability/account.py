@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from infalign.procedures import FixedN
+from infalign.controlled import ServedProcedure
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Account:
     request_id: str
     keep_text: bool = False
     start: float = field(init=False)
-    procedure: FixedN | None = None
+    procedure: ServedProcedure | None = None
     """The decoding procedure, as soon as the request is known to decode."""
     n: int | None = None
     model: str | None = None
@@ -81,7 +81,7 @@ def engine_call() -> Iterator[None]:
         account.end_call()
 
 
-def note_decoding(procedure: FixedN, n: int, model: str | None, prompt: str) -> None:
+def note_decoding(procedure: ServedProcedure, n: int, model: str | None, prompt: str) -> None:
     """Note what the request decodes.
 
     Args:

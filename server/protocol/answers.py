@@ -98,8 +98,22 @@ class Theory(Answer):
     kl_bound: float = Field(description="nats: log n - (n-1)/n")
 
 
+class Control(Answer):
+    """How an answer grew, if it was drawn by controlled decoding."""
+
+    k: int = Field(description="continuations that each block was selected from; 1 if greedy")
+    block: int = Field(description="tokens of a block")
+    blocks: int = Field(description="number of blocks of all answers")
+    drawn_tokens: int = Field(description="tokens of all continuations")
+    discarded_tokens: int = Field(description="tokens of these that are in no answer")
+    kl_bound: float = Field(
+        description="nats: blocks of an answer x (log k - (k-1)/k). Its mean over answers bounds the KL divergence "
+        "from the model that was decoded"
+    )
+
+
 class Usage(Answer):
-    """Token counts: the prompt once, and the completions of all N candidates."""
+    """Token counts: the prompt once, and everything that was drawn: all N candidates, or all continuations."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -154,6 +168,23 @@ class DecodingAnswer(Answer):
     usage: Usage
 
 
+class ControlledAnswer(Answer):
+    """Answer of ``/v1/controlled``."""
+
+    id: str
+    object: Literal["decoding"] = "decoding"
+    created: int
+    model: str
+    procedure: str
+    selected: list[Candidate] = Field(description="the answers, in the order they were drawn")
+    candidates: list[Candidate] | None = None
+    missing: Missing | None = None
+    greedy: bool | None = Field(None, description=GREEDY)
+    calibration: CalibrationInfo
+    controlled: Control
+    usage: Usage
+
+
 class OpenAIAnswer(Answer):
     """Answer of the OpenAI endpoints. The fields from ``procedure`` on are extensions."""
 
@@ -166,6 +197,7 @@ class OpenAIAnswer(Answer):
     procedure: str
     calibration: CalibrationInfo
     stopping: Stopping | None = None
+    controlled: Control | None = None
     candidates: list[Candidate] | None = None
     missing: Missing | None = None
     greedy: bool | None = Field(None, description=GREEDY)

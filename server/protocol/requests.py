@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from infalign.controlled import Controlled, ServedProcedure
 from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
 from server.protocol.fields import Body, Calibrate, Count, Encodable, Ignored, Text, Unsupported
 from server.protocol.messages import ChatFields, Messages, MessagesOrPrompt, Prompt
@@ -17,6 +18,8 @@ CALIBRATE = (
     "bundle's prefix scorer predict the reference's rewards, without a draw"
 )
 """Description of the field ``calibrate``."""
+DEFAULT_K = 4
+"""Number of continuations of controlled decoding if a request does not say it."""
 Stop = Annotated[str, Field(min_length=1, max_length=200), Encodable]
 """A stop string."""
 
@@ -100,7 +103,9 @@ class DecodingRequest(StoppingFields, SamplingFields, MessagesOrPrompt):
     logprobs: int | None = Field(None, ge=0, le=20, description="log-probability of each token, and so many others'")
     stream: bool = Field(False, description="send an event whenever a candidate is finished or scored, then the answer")
 
-    def procedure(self, kind: type[BestOfN] | type[WorstOfN], named_procedure: FixedN | None) -> BestOfN | WorstOfN:
+    def procedure(
+        self, kind: type[BestOfN] | type[WorstOfN], named_procedure: ServedProcedure | None
+    ) -> BestOfN | WorstOfN:
         """Return the procedure that the request asks for.
 
         Args:
@@ -109,6 +114,42 @@ class DecodingRequest(StoppingFields, SamplingFields, MessagesOrPrompt):
                 the default.
         """
         return kind(self.n or (named_procedure.n if isinstance(named_procedure, kind) else DEFAULT_N))
+
+
+class ControlledRequest(SamplingFields, MessagesOrPrompt):
+    """Body of ``/v1/controlled``."""
+
+    DRAWS_FIELD: ClassVar = "n"
+    TOP_FIELD: ClassVar = "n"
+    k: Count | None = Field(
+        None,
+        description="K, the number of continuations that each block is selected from; by default the K in the model's "
+        "name, or 4",
+    )
+    block: Count | None = Field(
+        None,
+        description="tokens of a block; by default those in the model's name, or four checkpoints of the prefix "
+        "scorer, as in the names that are listed",
+    )
+    n: Count = Field(1, description="how many answers are drawn, each for itself")
+    logprobs: int | None = Field(None, ge=0, le=20, description="log-probability of each token, and so many others'")
+    stream: bool = Field(False, description="send the text of each block as soon as it is selected, then the answer")
+
+    @property
+    def top(self) -> int:
+        """How many answers are returned: all."""
+        return self.n
+
+    def procedure(self, named_procedure: ServedProcedure | None, block: int | None) -> Controlled:
+        """Return the procedure that the request asks for.
+
+        Args:
+            named_procedure: The procedure in the model's name, such as ``demo:controlled-4x16``, if there is one. Its
+                numbers are the defaults.
+            block: Tokens of a block if neither says it. None if there is no prefix scorer.
+        """
+        named = named_procedure if isinstance(named_procedure, Controlled) else Controlled(DEFAULT_K, block or 1)
+        return Controlled(self.k or named.k, self.block or named.block)
 
 
 class _OpenAI(StoppingFields, SamplingFields):
@@ -202,7 +243,7 @@ class CompletionRequest(_OpenAI):
         return self.logprobs
 
 
-GenerationRequest = ChatRequest | CompletionRequest | DecodingRequest
+GenerationRequest = ChatRequest | CompletionRequest | DecodingRequest | ControlledRequest
 """A request that draws candidates."""
 
 

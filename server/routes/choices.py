@@ -107,9 +107,9 @@ Form = ChatForm | CompletionForm
 class Chunks:
     """Creates the chunks of one stream.
 
-    Under standard decoding (``live``), text is sent as it grows. Otherwise the chunks during decoding add nothing to
-    any choice. They tell what happens to each candidate in the extra field ``candidate``. The selected candidates
-    follow when all are ranked.
+    Under standard and controlled decoding (``live``), text is sent as it grows. Otherwise the chunks during decoding
+    add nothing to any choice. They tell what happens to each candidate in the extra field ``candidate``. The selected
+    candidates follow when all are ranked.
     """
 
     form: Form

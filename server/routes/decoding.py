@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -66,30 +65,27 @@ async def _decode(
     )
     if not body.stream:
         result = await run_while_connected(request, serving.decode(request, job))
-        return await render(result, lambda: json_answer(_answer(body, job, result)))
+        return await render(result, lambda: json_answer(_answer(body, job, result, kind)))
 
     def to_events(event: Event | DecodingResult) -> Iterator[ServerSentEvent]:
         if isinstance(event, DecodingResult):
-            yield json_event(_answer(body, job, event).model_dump(mode="json", exclude_none=True), "answer")
+            yield json_event(_answer(body, job, event, kind).model_dump(mode="json", exclude_none=True), "answer")
         elif not isinstance(event, CandidateDelta):
             yield json_event(describe_event(event, job.sees_all, body.return_candidates), "candidate")
 
     return await stream(request, lambda listen: serving.decode(request, job, listen), to_events)
 
 
-def _answer(body: DecodingRequest, job: Job, result: DecodingResult) -> DecodingAnswer:
+def _answer(
+    body: DecodingRequest, job: Job, result: DecodingResult, kind: type[BestOfN] | type[WorstOfN]
+) -> DecodingAnswer:
+    n = 1 if job.sampling.greedy else len(result.candidates)
     return DecodingAnswer(
         id=f"decoding-{uuid4().hex}",
         created=int(time.time()),
         model=job.sampling.policy or "",
         selected=select_candidates(job, result),
-        theory=_theory(job, result),
+        theory=Theory(n=n, expected_quantile=kind(n).expected_quantile, kl_bound=kind(n).kl_bound),
         usage=usage(result),
         **extension_fields(body, job, result),
     )
-
-
-def _theory(job: Job, result: DecodingResult) -> Theory:
-    draws = 1 if job.sampling.greedy else len(result.candidates)
-    procedure = replace(job.procedure, n=draws)
-    return Theory(n=draws, expected_quantile=procedure.expected_quantile, kl_bound=procedure.kl_bound)

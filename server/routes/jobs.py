@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 
-from infalign.procedures import FixedN
+from infalign.controlled import Controlled, ServedProcedure
 from server.access.callers import Caller
 from server.access.disclosure import Disclosure
 from server.decoding.catalogue import Choice
@@ -16,6 +16,7 @@ from server.errors import BadRequest
 from server.middleware.audit import ProbeCall
 from server.protocol.messages import ChatFields, Message, MessagesOrPrompt
 from server.protocol.requests import ChatRequest, GenerationRequest, ResponseFormat
+from server.routes.blocks import check_controlled
 from server.routes.dependencies import read_caller
 from server.routes.rules import make_rule
 from server.routes.scorer import check_calibrate
@@ -30,7 +31,7 @@ async def make_job(
     request: Request,
     body: GenerationRequest,
     conversation: Conversation,
-    procedure: FixedN,
+    procedure: ServedProcedure,
     field: str,
     *,
     draws: int | None = None,
@@ -46,7 +47,7 @@ async def make_job(
         conversation: The messages or the prompt in the body.
         procedure: The procedure that the body asks for. The model's name may ask for another one.
         field: The body's field that sets N.
-        draws: N. By default it is the procedure's. Under standard decoding, it is the number of answers.
+        draws: N. By default it is the procedure's. Under standard and controlled decoding, it is the number of answers.
         max_tokens: The largest length of a response. By default it is the sampling law's.
         logprobs: How many alternatives to each token are reported. None reports no log-probabilities.
 
@@ -57,20 +58,23 @@ async def make_job(
         UnknownModel: There is no such model.
         Forbidden: The key lacks the role that the procedure or the candidates require.
         BadRequest: The request exceeds the operator's limits, selects more candidates than it draws, has a stopping
-            rule that does not fit, has messages that the chat template does not accept, or needs a prefix scorer
-            where there is none.
+            rule that does not fit or fields that controlled decoding does not have, has messages that the chat
+            template does not accept, or needs a prefix scorer where there is none.
     """
     check_calibrate(serving, body.calibrate)
     choice = serving.catalogue.choose(body.model, procedure)
     rule = make_rule(body, serving.catalogue, choice.procedure)
     if choice.procedure != procedure:
-        field, draws = "model", None
-    n = draws or choice.procedure.n
+        field = "model"
+    n = choice.draws(procedure, draws)
     if body.top > n:
         top = body.TOP_FIELD
         raise BadRequest(f"{top}: got {body.top}, accepted: at most {n}, the candidates of {choice.procedure}", top)
     caller = await _check_permission(serving, request, body, conversation, choice, n, field)
-    serving.check_n(field, n)
+    if isinstance(choice.procedure, Controlled):
+        check_controlled(serving, body, conversation, choice.procedure, n, field)
+    else:
+        serving.check_n(field, n)
     limit = serving.law.max_tokens if max_tokens is None else max_tokens
     _check_limits(body, n, limit, logprobs, serving.settings.deadline)
     return Job(

@@ -8,6 +8,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from infalign.controlled import Controlled
 from infalign.errors import shorten
 from infalign.procedures import Standard
 from server.decoding.jobs import DecodingResult, Event, Job
@@ -56,9 +57,11 @@ async def models(serving: ServingDep) -> ModelsAnswer:
 @router.get("/models/{name}")
 async def model(name: str, serving: ServingDep) -> ModelCard:
     """Return one of the listed models, or any other name that requests may use as their ``model``."""
-    n = serving.catalogue.choose(name, Standard()).procedure.n
+    procedure = serving.catalogue.choose(name, Standard()).procedure
+    n = procedure.k if isinstance(procedure, Controlled) else procedure.n
     if n > serving.settings.max_n:
-        raise UnknownModel(f"model: got {shorten(name)}, accepted: N of at most {serving.settings.max_n}", "model")
+        most = serving.settings.max_n
+        raise UnknownModel(f"model: got {shorten(name)}, accepted: N or K of at most {most}", "model")
     return ModelCard(id=name)
 
 
@@ -103,7 +106,7 @@ async def _stream(
     form: Form,
     head: dict[str, Any],
 ) -> EventSourceResponse:
-    chunks = Chunks(form, head, isinstance(job.procedure, Standard), job.sees_all, body.return_candidates)
+    chunks = Chunks(form, head, isinstance(job.procedure, Standard | Controlled), job.sees_all, body.return_candidates)
 
     def to_events(event: Event | DecodingResult) -> Iterator[ServerSentEvent]:
         if not isinstance(event, DecodingResult):

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import Response
 from pydantic import BaseModel
 
 from infalign.calibration import Calibration
+from infalign.controlled import Controlled, ServedProcedure
 from server.access.disclosure import upper_half
 from server.decoding.jobs import DecodingResult, Job
 from server.observability.account import note_selected
-from server.protocol.answers import CalibrationInfo, Candidate, Missing, Usage
+from server.protocol.answers import CalibrationInfo, Candidate, Control, Missing, Usage
 from server.protocol.requests import GenerationRequest
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ def calibration_info(calibration: Calibration) -> CalibrationInfo:
 
 
 def usage(result: DecodingResult) -> Usage:
-    """Return the token counts: the prompt once, and all candidates."""
+    """Return the token counts: the prompt once, and everything that was drawn."""
     completion_tokens = result.completion_tokens
     return Usage(
         prompt_tokens=result.prompt_tokens,
@@ -52,11 +54,32 @@ def extension_fields(body: GenerationRequest, job: Job, result: DecodingResult) 
         "procedure": str(job.procedure),
         "calibration": calibration_info(result.calibration),
         "stopping": result.stopping,
+        "controlled": _control(job.procedure, job.sampling.greedy, result),
         "candidates": result.by_index if body.return_candidates else None,
         "missing": Missing(asked=job.draws, reasons=result.failures) if result.failures else None,
         # Greedy sampling makes all candidates the same.
-        "greedy": True if job.sampling.greedy and job.draws > 1 else None,
+        "greedy": True if job.sampling.greedy and _has_choice(job) else None,
     }
+
+
+def _has_choice(job: Job) -> bool:
+    return job.draws > 1 or (isinstance(job.procedure, Controlled) and job.procedure.k > 1)
+
+
+def _control(procedure: ServedProcedure, greedy: bool, result: DecodingResult) -> Control | None:
+    """Describe controlled decoding. All blocks but the last of an answer are full, so its length says how many."""
+    if not isinstance(procedure, Controlled):
+        return None
+    used = replace(procedure, k=1) if greedy else procedure
+    blocks = sum(used.blocks(candidate.completion_tokens) for candidate in result.candidates)
+    return Control(
+        k=used.k,
+        block=used.block,
+        blocks=blocks,
+        drawn_tokens=result.completion_tokens,
+        discarded_tokens=result.completion_tokens - result.candidate_tokens,
+        kl_bound=used.kl_bound(blocks / len(result.candidates)),
+    )
 
 
 async def render(result: DecodingResult, work: Callable[[], T]) -> T:

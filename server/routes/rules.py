@@ -1,16 +1,19 @@
 """Creates the stopping rule that a request asks for."""
 
+from infalign.controlled import ServedProcedure
 from infalign.cost import Cost
 from infalign.errors import shorten
-from infalign.procedures import BestOfN, FixedN, WorstOfN
+from infalign.procedures import BestOfN, WorstOfN
 from infalign.stopping import StoppingRule, Target
 from server.decoding.catalogue import Catalogue
 from server.decoding.jobs import TokenCost
 from server.errors import BadRequest
-from server.protocol.requests import GenerationRequest
+from server.protocol.requests import ControlledRequest, GenerationRequest
 
 
-def make_rule(body: GenerationRequest, catalogue: Catalogue, procedure: FixedN) -> StoppingRule | TokenCost | None:
+def make_rule(
+    body: GenerationRequest, catalogue: Catalogue, procedure: ServedProcedure
+) -> StoppingRule | TokenCost | None:
     """Create the stopping rule from a request's fields and the model's name.
 
     Args:
@@ -25,6 +28,8 @@ def make_rule(body: GenerationRequest, catalogue: Catalogue, procedure: FixedN) 
         BadRequest: The name and the fields disagree, the procedure draws one candidate, or ``target_bound`` has
             nothing to bound.
     """
+    if isinstance(body, ControlledRequest):
+        return None
     field, target = body.rule_field, catalogue.suffix_target(body.model)
     if target is not None and field is not None and target != body.target_quantile:
         asked = f"{field}: {getattr(body, field):g}"

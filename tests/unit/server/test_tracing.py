@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from server.app import create_app
 from server.observability.tracing import NoTracing, OpenTelemetry, create_tracing
 from server.settings import Settings
-from tests.fakes import KNOWN, FakeEngines, fake_served
+from tests.fakes import KNOWN, SCORER, FakeEngines, WritingEngines, fake_served
 from tests.unit.server.conftest import client_of
 
 pytestmark = pytest.mark.anyio
@@ -41,6 +41,25 @@ async def traced(engines: FakeEngines, spans: InMemorySpanExporter) -> AsyncIter
 
 def named(spans: InMemorySpanExporter, name: str) -> list[Any]:
     return [span for span in spans.get_finished_spans() if span.name == name]
+
+
+async def test_a_block_is_a_span_of_its_answer(spans: InMemorySpanExporter) -> None:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    app = create_app(
+        Settings(), engines := WritingEngines(), fake_served(scorer=SCORER), tracing=OpenTelemetry(provider)
+    )
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        await engines.started.wait()
+        answer = (await client.post("/v1/controlled", json={"messages": ASKED, "k": 3, "block": 2})).json()
+    [drawn] = named(spans, "generate")
+    blocks = named(spans, "block")
+    assert {span.parent.span_id for span in blocks} == {drawn.context.span_id}
+    assert [span.attributes["infalign.block"] for span in blocks] == list(range(answer["controlled"]["blocks"]))
+    for span in blocks:
+        assert span.attributes["infalign.options"] == 3
+        assert 0 <= span.attributes["infalign.option"] < 3
+        assert 0 <= span.attributes["infalign.expected_quantile"] <= 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
