@@ -4,9 +4,10 @@ Source: blockwise best-of-K of Mudgal et al., Controlled Decoding, arXiv 2310.17
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,19 @@ class Draft:
     def sure_text(self) -> str:
         """The text that no further token changes."""
         return self.text.text if self.finish_reason else self.text.settled
+
+
+class Promise(NamedTuple):
+    """What a continuation promises. Promises are compared by the quantile first."""
+
+    quantile: float
+    """The expected quantile of its answer, or the quantile if the answer is finished."""
+    reward: float = -math.inf
+    """The reward of a finished answer. Rewards above all of the reference's have the same quantile."""
+
+
+NO_PROMISE = Promise(0.0)
+"""Of a continuation that is compared with no other."""
 
 
 class Blocks:
@@ -79,19 +93,16 @@ class Blocks:
             Unavailable: The engines are not up, or have died.
         """
         text = Detokenizer(self._client.reader.policy, self._prompt.tokens, sampling.stop, sampling.min_tokens)
-        draft = Draft(text, logprobs=None if sampling.logprobs is None else ())
+        draft, block = Draft(text, logprobs=None if sampling.logprobs is None else ()), 0
         with self._client.metrics.generation_seconds.time():
-            for block in count():
+            while draft.finish_reason is None:
                 new = await self._grow(draft, sampling, block)
                 delta = _difference(draft, new)
                 if listen and (delta.text or delta.logprobs):
                     listen(delta)
-                draft = new
-                if draft.finish_reason:
-                    text_drawn = draft.sure_text
-                    completion = Completion(text_drawn, len(draft.tokens), draft.finish_reason, draft.logprobs)
-                    return Turn(completion, text_drawn, text_drawn)
-        raise AssertionError("blocks end at max_tokens")
+                draft, block = new, block + 1
+        answer = draft.sure_text
+        return Turn(Completion(answer, len(draft.tokens), draft.finish_reason, draft.logprobs), answer, answer)
 
     async def _grow(self, draft: Draft, sampling: Sampling, block: int) -> Draft:
         """Continue an answer by the best of K blocks; the first of equals."""
@@ -99,15 +110,15 @@ class Blocks:
         with self._tracing.span("block", {"infalign.block": block, "infalign.options": size}) as span:
             work = [self._try(draft, sampling, block, option, size > 1) for option in range(size)]
             options = await gather_all(work)
-            best = int(np.argmax([value for _, value in options]))
-            selected, value = options[best]
-            span.set({"infalign.option": best, "infalign.expected_quantile": value if size > 1 else None})
+            best = max(range(size), key=lambda option: options[option][1])
+            selected, promise = options[best]
+            span.set({"infalign.option": best, "infalign.expected_quantile": promise.quantile if size > 1 else None})
         return selected
 
     async def _try(
         self, draft: Draft, sampling: Sampling, block: int, option: int, is_compared: bool
-    ) -> tuple[Draft, float]:
-        """Draw one continuation, and compute the quantile that its answer is expected to have."""
+    ) -> tuple[Draft, Promise]:
+        """Draw one continuation, and compute what it promises."""
         left = sampling.max_tokens - len(draft.tokens)
         size = min(self._procedure.block, left)
         block_sampling = replace(
@@ -120,7 +131,7 @@ class Blocks:
         tokens, completion = await self._continue(draft, block_sampling)
         self.drawn_tokens += len(tokens)
         new = _append(draft, tokens, completion, is_last=size == left)
-        return new, await self._value(new) if is_compared else 0.0
+        return new, await self._value(new) if is_compared else NO_PROMISE
 
     async def _continue(self, draft: Draft, sampling: Sampling) -> tuple[list[int], Completion]:
         tokens: list[int] = []
@@ -137,18 +148,18 @@ class Blocks:
         with engine_call():
             return tokens, await translate_errors(generate(), sampling)
 
-    async def _value(self, draft: Draft) -> float:
-        """Return the quantile of a finished answer, and the expected quantile of one that goes on."""
+    async def _value(self, draft: Draft) -> Promise:
+        """Return what a continuation promises."""
         if draft.finish_reason is None:
-            return float((await self._prefixes.law(self._prompt, list(draft.tokens))).mean)
+            return Promise(float((await self._prefixes.law(self._prompt, list(draft.tokens))).mean))
         scores = await self._client.score_candidate(self._prompt.conversation, draft.text.text)
         standing = await asyncio.shield(self._lookup)
         scored = standing.locate([scores.rewards])[0]
         if standing.calibration.scope == "prompt":
-            return scored.quantile
+            return Promise(scored.quantile, scored.reward)
         # Among the answers to other prompts, all quantiles of a hard prompt are low. The scorer's are its own.
         outputs = await self._prefixes.read(self._prompt.tokens)
-        return float(self._prefixes.scorer.predicted_quantile(outputs, scored.reward))
+        return Promise(float(self._prefixes.scorer.predicted_quantile(outputs, scored.reward)), scored.reward)
 
 
 def block_seed(seed: int, block: int, option: int) -> int:

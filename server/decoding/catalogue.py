@@ -98,7 +98,7 @@ class Catalogue:
         procedure = named_procedure or procedure
         if isinstance(procedure, Controlled) and self.block is None:
             raise BadRequest(
-                f"model: got {procedure} decoding, accepted: standard, best-of-N or worst-of-N, as this bundle has no "
+                f"model: got {procedure} decoding, accepted: standard, best-of-N or worst-of-N, as this server has no "
                 "prefix scorer",
                 "model",
             )

@@ -11,6 +11,8 @@ import pytest
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI, OpenAI
 
+from training.data import corpus
+
 ASKED = [{"role": "user", "content": "My bicycle has weak brakes. What should I do?"}]
 EVAL = """
 from inspect_ai import Task, task
@@ -81,6 +83,27 @@ def test_a_target_stops_draws_and_the_answer_says_so(client: openai.OpenAI) -> N
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(**fields, extra_body={"target_quantile": 0.8})
     assert refused.value.param == "target_quantile"
+
+
+def test_controlled_text_comes_block_by_block_and_is_better_than_a_draw(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"model": "demo:controlled-4x8", "messages": ASKED, "seed": 5}
+    whole: Any = client.chat.completions.create(**fields)
+    parts: list[Any] = list(client.chat.completions.create(**fields, stream=True))
+    texts = [part.choices[0].delta.content for part in parts if part.choices[0].delta.content]
+    assert "".join(texts) == whole.choices[0].message.content
+    assert len(texts) == whole.controlled["blocks"] > 1
+    assert parts[-1].controlled == whole.controlled
+    assert whole.usage.completion_tokens == whole.controlled["drawn_tokens"]
+    prompts, means = corpus.prompts()[:: len(corpus.prompts()) // 5], {}
+    for model in ("demo", "demo:controlled-4x8"):
+        quantiles = []
+        for prompt in prompts:
+            messages: Any = [{"role": "user", "content": prompt.text}]
+            answer = client.chat.completions.create(model=model, messages=messages, seed=1, n=4)
+            quantiles += [choice.model_extra["quantile"] for choice in answer.choices if choice.model_extra]
+        means[model] = sum(quantiles) / len(quantiles)
+    print(f"\nmean quantile over {len(prompts)} prompts: {means}")
+    assert means["demo:controlled-4x8"] > means["demo"]
 
 
 def test_openai_async_and_text_completions(server: str) -> None:

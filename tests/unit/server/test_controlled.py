@@ -16,7 +16,7 @@ from infalign import Controlled, PrefixScorer
 from server.app import ServedBundle, create_app
 from server.decoding.blocks import block_seed
 from server.decoding.reader import Conversation
-from server.engines import EnginesDown, RequestFailed, Sampling
+from server.engines import Completion, EnginesDown, RequestFailed, Sampling
 from server.errors import BadRequest
 from server.protocol.requests import ControlledRequest
 from server.routes.blocks import check_controlled
@@ -53,6 +53,13 @@ async def serving(
         yield client
 
 
+async def draw(seed: int, tokens: int) -> Completion:
+    """A continuation without a full stop."""
+    engines = WritingEngines("0123456789")
+    await engines.start()
+    return await engines.generate([1], Sampling(1.0, 1.0, 0, tokens, seed, "fake"))
+
+
 async def oracle(procedure: Controlled, seed: int, max_tokens: int = 8) -> str:
     """What blockwise best-of-K writes to the known question, with every continuation drawn and read one by one."""
     engines, read = WritingEngines(), PrefixScorer(np.array(SCORER.edges))
@@ -82,6 +89,15 @@ async def test_each_block_is_the_best_of_k(client: httpx.AsyncClient, form: str)
         answer = (await client.post(CONTROLLED, json={"messages": ASKED, "k": k, "block": block, "seed": seed})).json()
         assert answer["procedure"] == form
         assert answer["selected"][0]["text"] == await oracle(Controlled(k, block), seed)
+
+
+async def test_answers_above_all_anchors_are_compared_by_reward() -> None:
+    async with serving(WritingEngines("0123456789"), fake_served(anchors=(0, 1, 2), scorer=SCORER)) as client:
+        for seed in range(5):
+            body = {"messages": ASKED, "k": 8, "block": 8, "seed": seed}
+            [selected] = (await client.post(CONTROLLED, json=body)).json()["selected"]
+            drawn = [(await draw(block_seed(seed, 0, k), 8)).text for k in range(8)]
+            assert selected["text"] == max(drawn, key=lambda text: int(text[-1]))
 
 
 async def test_the_answer_says_what_was_drawn(client: httpx.AsyncClient, engines: WritingEngines) -> None:
@@ -379,6 +395,12 @@ async def test_a_bundle_without_a_prefix_scorer_says_so() -> None:
             assert "no prefix scorer" in answer.json()["error"]["message"]
         names = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
     assert not any("controlled" in name for name in names)
+
+
+async def test_servers_elsewhere_have_no_prefix_scorer() -> None:
+    async with serving(WritingEngines(), policy_urls=("http://127.0.0.1:9",)) as client:
+        answer = await client.post(CONTROLLED, json={"messages": ASKED})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
 
 
 async def test_auto_answers_with_the_policy_for_best_of_k() -> None:
