@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from infalign.arrays import Floats
 from infalign.calibration import Estimator, equivalent_anchors
+from infalign.controlled import Controlled
 from infalign.parsing import check_transformation, parse_procedure
 from infalign.procedures import FixedN, Procedure
 from infalign.rejection import Rejection, RejectionRule, TargetRejection
@@ -121,7 +122,7 @@ class ScorerRecord(_Record):
         error = self.measured.get("calibration_predicted_high", self.measured["calibration_predicted"])
         return equivalent_anchors(error)
 
-    def rejection_for(self, procedure: Procedure) -> Rejection:
+    def rejection_for(self, procedure: Procedure | Controlled) -> Rejection:
         """Return the rule of early rejection for a procedure that draws all its candidates.
 
         Between and beyond the procedures that were fitted, a threshold is a share of the probability 1/n that every

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from infalign import Bundle, CalibrationTable, Combination, Estimator
-from infalign.manifest import CalibrationRecord, Manifest, PolicyRecord, SamplingLaw, ScorerRecord
+from infalign.manifest import Alignment, CalibrationRecord, Manifest, PolicyRecord, SamplingLaw, ScorerRecord
 from infalign.templates import prompt_key, render_prompt
 from server.app import ServedBundle
 from server.engines import (
@@ -30,21 +30,6 @@ LAW = SamplingLaw(max_tokens=8)
 MARKS = {"<think>": 1, "</think>": 2, "<tool_call>": 3, "</tool_call>": 4}
 """Tokens that are not one character."""
 KNOWN = "known question"
-SCORER = ScorerRecord(
-    reference="r",
-    reward_model="w",
-    calibration="c",
-    chat_template="t",
-    trunk="reward",
-    edges=tuple(float(edge) for edge in range(11)),
-    checkpoint=1,
-    limit=0.002,
-    rejection={},
-    measured={},
-)
-"""The record of the prefix scorer that FakeEngines have."""
-
-
 BINS = 10
 SCORER = ScorerRecord(
     reference="r",
@@ -53,13 +38,16 @@ SCORER = ScorerRecord(
     chat_template="t",
     trunk="reward",
     edges=tuple(digit - 0.5 for digit in range(BINS + 1)),
-    checkpoint=4,
+    checkpoint=1,
     limit=0.002,
     rejection={},
     shares={},
     measured={"calibration_predicted": 0.2},
 )
-"""A scorer whose bins each hold one digit."""
+"""The record of the prefix scorer that FakeEngines have. Its bins each hold one digit."""
+STRONG = Alignment(procedure="best-of-4", transformation="exp(10)", beta=0.1, measured={})
+WEAK = Alignment(procedure="best-of-4", transformation="exp(10)", beta=0.3, measured={"kl": 0.2})
+"""An alignment whose candidates seldom reach a high target, so that waves are larger."""
 
 
 class CharacterTokenizer:
@@ -264,6 +252,61 @@ class Predicting(FakeEngines):
         return [*outputs[:BINS], *(0.0 if digit <= highest else -50.0 for digit in range(BINS))]
 
 
+class SteppedEngines(FakeEngines):
+    """Draws a response token by token, each of one character, and is sure of how it will end.
+
+    Args:
+        texts: The responses, by the seed.
+    """
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(context=4000)
+        self.texts = texts
+        self.pauses: dict[int, int] = {}
+        """By seed, further turns of the event loop between two tokens."""
+        self.stalls: dict[int, int] = {}
+        """By seed, tokens after which a draw hangs until the engine dies."""
+        self.prefix_pause = 0
+        """Turns of the event loop that the prefix scorer takes."""
+        self.prefix_outputs: list[float] | None = None
+        """What the prefix scorer gives in place of a law."""
+        self.tokens: dict[int, int] = {}
+        """By seed, how many tokens were drawn."""
+        self.aborted: list[int] = []
+        """Seeds of draws that did not end."""
+
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, listen: Callable[[Delta], None] | None = None
+    ) -> Completion:
+        self._check_up()
+        self.running += 1
+        self.drawn.append(sampling)
+        seed, text = sampling.seed, self.texts[sampling.seed % len(self.texts)]
+        try:
+            for place, token in enumerate(text):
+                while self.stalls.get(seed) == place and not self.dead:
+                    await asyncio.sleep(0.001)
+                await _turns(1 + self.pauses.get(seed, 0))
+                self._check_up()
+                self.tokens[seed] = place + 1
+                if listen:
+                    listen(Delta(token, token_ids=(ord(token),)))
+            if seed in self.faults:
+                raise self.faults[seed]
+        except asyncio.CancelledError:
+            self.aborted.append(seed)
+            raise
+        finally:
+            self.running -= 1
+        logprobs = tuple(TokenLogprob(token, -0.5, ((token, -0.5),)) for token in text)
+        return Completion(text, len(text), "stop", None if sampling.logprobs is None else logprobs)
+
+    async def score_prefix(self, tokens: list[int]) -> list[float]:
+        await _turns(self.prefix_pause)
+        outputs = await super().score_prefix(tokens)
+        return [3 * output for output in outputs] if self.prefix_outputs is None else self.prefix_outputs
+
+
 class ScriptedEngines(FakeEngines):
     """Answers with one of several texts, by the seed, and keeps what it was given to continue and to score.
 
@@ -336,6 +379,12 @@ class WritingEngines(FakeEngines):
         )
 
 
+async def _turns(count: int) -> None:
+    """Wait for turns of the event loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 def _last_digit(text: str) -> float:
     return float(text[-1]) if text[-1:].isdecimal() else -1.0
 
@@ -346,6 +395,7 @@ def fake_served(
     prompts: Sequence[str] = (KNOWN,),
     scorer: ScorerRecord | None = None,
     tokenizer: CharacterTokenizer | None = None,
+    alignment: Alignment = STRONG,
 ) -> ServedBundle:
     """A bundle in memory that has calibrated each of ``prompts`` with ``anchors``.
 
@@ -371,11 +421,7 @@ def fake_served(
         format=3,
         name="fake",
         created="now",
-        policies={
-            "fake": PolicyRecord(
-                path="policy", digest="p", procedure="best-of-4", transformation="exp(10)", beta=0.1, measured={}
-            )
-        },
+        policies={"fake": PolicyRecord(path="policy", digest="p", **dict(alignment))},
         reference="r",
         reward_model="w",
         calibration="c",

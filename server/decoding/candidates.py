@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from operator import itemgetter
 
 from infalign.controlled import Controlled
 from infalign.procedures import Standard
@@ -24,7 +24,7 @@ from server.protocol.answers import Candidate, FunctionCall, Scored, ToolCall
 
 
 class Candidates:
-    """Draws and scores the candidates of one job, all at once or in waves.
+    """Draws and scores the candidates of one job: all at once, in waves, or one by one.
 
     Args:
         job: What to decode.
@@ -47,7 +47,7 @@ class Candidates:
         blocks: Blocks | None = None,
     ) -> None:
         self._blocks = blocks
-        self._job, self._prompt, self._lookup = job, prompt, lookup
+        self._job, self.prompt, self._lookup = job, prompt, lookup
         self._client, self._tracing, self._listen = client, tracing, listen
         self._done_count = 0
         self._answered: dict[int, tuple[Turn, Scores]] = {}
@@ -99,12 +99,94 @@ class Candidates:
         finally:
             self._client.metrics.aborted_candidates.inc(size - (self._done_count - done_before))
         for place, (turn, scores) in result.results.items():
-            if scores is None:
-                self._failure_codes[NoAnswer.code] += 1
+            self.add(first + place, turn, scores)
+        for failure in result.failures:
+            self.add_failure(failure)
+
+    def begin(self, size: int) -> range:
+        """Count candidates that are about to be drawn one by one.
+
+        Args:
+            size: Number of candidates.
+
+        Returns:
+            Their indexes.
+        """
+        self.drawn += size
+        return range(self.drawn - size, self.drawn)
+
+    def abandon(self, size: int) -> None:
+        """Count candidates that were begun one by one, and failed or are of no use any more."""
+        self._client.metrics.aborted_candidates.inc(size)
+
+    async def draw_one(self, index: int, watch: Callable[[Delta], None] | None = None) -> Turn:
+        """Draw one candidate.
+
+        Args:
+            index: Its index.
+            watch: Called with what is new, before its parts are separated.
+
+        Raises:
+            BadRequest: The engine does not accept the sampling.
+            EngineError: The engine is alive but failed at this candidate.
+            Unavailable: The engines are not up, or have died.
+        """
+        # The text of candidates that will be ranked is shown only when they are finished.
+        live = self._listen and isinstance(self._job.procedure, Standard | Controlled)
+        sampling = replace(self._job.sampling, seed=self._job.sampling.seed + index)
+
+        def grow(delta: Delta) -> None:
+            self.notify(CandidateDelta(index, delta))
+
+        with self._tracing.span("generate", job_attributes(self._job, index)) as span:
+            listener = grow if live else None
+            if self._blocks:
+                turn = await self._blocks.draw(sampling, listener)
             else:
-                self._answered[first + place] = turn, scores
-        self.errors += result.failures
-        self._failure_codes.update(map(failure_code, result.failures))
+                turn = await self._client.draw(self.prompt, sampling, listener, watch)
+            span.set(turn_attributes(self.prompt, sampling, turn))
+        return turn
+
+    async def score_one(self, index: int, turn: Turn) -> Scores | None:
+        """Score a candidate that is drawn.
+
+        Args:
+            index: Its index.
+            turn: The candidate.
+
+        Returns:
+            Its rewards; None if it came to no answer.
+
+        Raises:
+            BadRequest: A reward model's chat template does not accept the conversation.
+            EngineError: A reward model is alive but failed at this candidate.
+            Unavailable: The engines are not up, or have died.
+        """
+        return None if turn.scored is None else (await self._score(index, turn.scored))[0]
+
+    def add(self, index: int, turn: Turn, scores: Scores | None) -> None:
+        """Add a candidate that is drawn and scored, or that came to no answer."""
+        if scores is None:
+            self._failure_codes[NoAnswer.code] += 1
+        else:
+            self._answered[index] = turn, scores
+
+    def add_failure(self, failure: BaseException) -> None:
+        """Note what a candidate has raised; a TimeoutError if time ran out."""
+        self.errors.append(failure)
+        self._failure_codes[failure_code(failure)] += 1
+
+    def tell(self, index: int, turn: Turn, scores: Scores | None, standing: Standing) -> None:
+        """Tell whoever listens that a candidate is drawn and scored."""
+        self.notify(CandidateFinished(index, turn))
+        if scores and self._listen:
+            placement = standing.locate([scores.rewards])[0]
+            self.notify(CandidateScored(self._candidate(index, turn, scores.unread, placement)))
+
+    def notify(self, event: Event) -> None:
+        """Tell whoever listens of an event."""
+        if self._listen:
+            self._listen(event)
 
     async def find_standing(self, until: float) -> Standing:
         """Wait for the prompt's calibration.
@@ -120,20 +202,24 @@ class Candidates:
         """Return the candidates that are scored so far, by index."""
         if not self._answered:
             return []
-        placements = standing.locate([scores.rewards for _, scores in self._answered.values()])
+        answered = sorted(self._answered.items(), key=itemgetter(0))
+        placements = standing.locate([scores.rewards for _, (_, scores) in answered])
         return [
             self._candidate(index, turn, scores.unread, placement)
-            for (index, (turn, scores)), placement in zip(self._answered.items(), placements, strict=True)
+            for (index, (turn, scores)), placement in zip(answered, placements, strict=True)
         ]
 
-    def check_answers(self) -> None:
+    def check_answers(self, rejected: int = 0) -> None:
         """Check that enough candidates came to an answer.
+
+        Args:
+            rejected: How many others were not drawn to the end. They count, except if no candidate has an answer.
 
         Raises:
             NoAnswer: Fewer than the job needs, as the reasoning of others was cut off.
         """
         count = len(self._answered)
-        if self._failure_codes[NoAnswer.code] and count < self._job.answers:
+        if self._failure_codes[NoAnswer.code] and (not count or count + rejected < self._job.answers):
             raise NoAnswer(
                 f"max_tokens: of {self.drawn} responses, {count} came to an answer; reasoning takes more than "
                 f"{self._job.sampling.max_tokens} tokens here",
@@ -141,27 +227,13 @@ class Candidates:
             )
 
     async def _run(self, index: int) -> tuple[Turn, Scores | None]:
-        turn = await self._draw(index)
-        self._notify(CandidateFinished(index, turn))
+        turn = await self.draw_one(index)
+        self.notify(CandidateFinished(index, turn))
         scores, placement = (None, None) if turn.scored is None else await self._score(index, turn.scored)
         self._done_count += 1
         if scores and placement:
-            self._notify(CandidateScored(self._candidate(index, turn, scores.unread, placement)))
+            self.notify(CandidateScored(self._candidate(index, turn, scores.unread, placement)))
         return turn, scores
-
-    async def _draw(self, index: int) -> Turn:
-        # The text of candidates that will be ranked is shown only when they are finished.
-        live = self._listen and isinstance(self._job.procedure, Standard | Controlled)
-        sampling = replace(self._job.sampling, seed=self._job.sampling.seed + index)
-
-        def grow(delta: Delta) -> None:
-            self._notify(CandidateDelta(index, delta))
-
-        with self._tracing.span("generate", job_attributes(self._job, index)) as span:
-            draw = self._blocks.draw if self._blocks else partial(self._client.draw, self._prompt)
-            turn = await draw(sampling, grow if live else None)
-            span.set(turn_attributes(self._prompt, sampling, turn))
-        return turn
 
     async def _score(self, index: int, text: str) -> tuple[Scores, Scored | None]:
         """Score a candidate. Also compute its quantile if somebody listens or the span is recorded."""
@@ -173,10 +245,6 @@ class Candidates:
                 placement = standing.locate([scores.rewards])[0]
                 span.set(score_attributes(placement))
         return scores, placement
-
-    def _notify(self, event: Event) -> None:
-        if self._listen:
-            self._listen(event)
 
     def _candidate(self, index: int, turn: Turn, unread: int, placement: Scored) -> Candidate:
         calls = [

@@ -13,11 +13,12 @@ from server.decoding.calibrator import Calibrator, ReferenceRewards
 from server.decoding.candidates import Candidates
 from server.decoding.drift import Drift
 from server.decoding.engine_client import EngineClient
-from server.decoding.jobs import DecodingResult, Event, Job
+from server.decoding.jobs import DecodingResult, Event, Job, Rejections
 from server.decoding.prefixes import Prefixes
 from server.decoding.rank_laws import RankLaws
 from server.decoding.reader import Conversation, Prompt
 from server.decoding.regret import Regret
+from server.decoding.rounds import Rounds
 from server.decoding.standing import Standing
 from server.decoding.waves import Stop, Waves
 from server.errors import DeadlineExceeded
@@ -93,8 +94,11 @@ class Decoder:
                         await lookup
                 blocks = self._make_blocks(job, prompt, lookup)
                 group = Candidates(job, prompt, lookup, self.client, self.tracing, listen, blocks)
-                stop = None
-                if job.rule is None:
+                stop, rejections = None, Rejections() if job.early_rejection else None
+                if job.rejects and self.prefixes:
+                    rounds = Rounds(job, group, self.prefixes, self.laws)
+                    candidates, stop, rejections = await rounds.gather(until)
+                elif job.rule is None:
                     candidates = await group.gather(until)
                 else:
                     candidates, stop = await Waves(job, group, self.laws).gather(until)
@@ -106,19 +110,23 @@ class Decoder:
         order = job.procedure.ranking([candidate.reward for candidate in candidates])
         ranked = [candidates[i] for i in order]
         stopping = await self._describe(stop, job, ranked[0], standing) if stop else None
-        drawn_tokens = blocks.drawn_tokens if blocks else None
         result = DecodingResult(
-            ranked, standing.calibration, len(prompt.tokens), group.failures, stopping, drawn_tokens
+            ranked,
+            standing.calibration,
+            len(prompt.tokens),
+            group.failures,
+            stopping,
+            rejections,
+            blocks.drawn_tokens if blocks else None,
         )
         self._record_metrics(result, label)
-        if not (group.failures or blocks):
+        if not (group.failures or blocks or job.rejects):
             # Later waves are drawn only for prompts whose anchors were hard to beat, which would bias the drift.
             # Answers of controlled decoding are selected, so they do not show what the policy draws.
-            unbiased = stop.waves[0] if stop else job.draws
+            unbiased = stop.waves[0] if stop and stop.waves else job.draws
             rewards = [candidate.reward for candidate in candidates if candidate.index < unbiased]
             self.drift.observe(job.sampling, prompt.key, standing.calibration, rewards)
-        if stop and stop.reason in ("target", "cost"):
-            self.regret.consider(job, prompt, standing, stop.drawn, ranked[0].quantile)
+        self._consider_regret(job, prompt, standing, result)
         return result
 
     async def score(
@@ -195,11 +203,20 @@ class Decoder:
             reason=stop.reason,
             drawn=stop.drawn,
             asked=job.draws,
-            waves=len(stop.waves),
+            waves=len(stop.waves) if stop.waves else None,
             threshold=stop.rule.stop_quantile(standing.calibration) if stop.rule else None,
             miss_probability=miss_probability,
             basis=basis,
         )
+
+    def _consider_regret(self, job: Job, prompt: Prompt, standing: Standing, result: DecodingResult) -> None:
+        """Perhaps measure what was lost by drawing less than all N candidates to the end."""
+        stopping, rejections = result.stopping, result.rejections or Rejections()
+        reason = stopping.reason if stopping else "cap"
+        if reason in ("target", "cost") or (job.rejects and reason == "cap"):
+            undrawn = range(stopping.drawn if stopping else job.draws, job.draws)
+            indexes = [*rejections.rejected, *rejections.aborted, *undrawn]
+            self.regret.consider(job, prompt, standing, indexes, result.candidates[0].quantile)
 
     def _record_metrics(self, result: DecodingResult, label: str) -> None:
         metrics, scope = self.metrics, result.calibration.scope
@@ -212,11 +229,17 @@ class Decoder:
         metrics.ties.inc(len(result.candidates) - distinct)
         if stopping := result.stopping:
             metrics.stops.labels(label, stopping.reason).inc()
-            metrics.waves.observe(stopping.waves)
+            if stopping.waves:
+                metrics.waves.observe(stopping.waves)
             if stopping.reason != "timeout":
                 saved_draws = stopping.asked - stopping.drawn
                 metrics.saved_draws.inc(saved_draws)
-                metrics.saved_tokens.inc(saved_draws * result.completion_tokens / len(result.candidates))
+                metrics.saved_tokens.labels("stopping").inc(saved_draws * result.mean_tokens)
+        if rejections := result.rejections:
+            metrics.rejected_candidates.labels(label).inc(len(rejections.rejected))
+            for by, lengths in (("rejection", rejections.rejected), ("stopping", rejections.aborted)):
+                saved = sum(result.mean_tokens - tokens for tokens in lengths.values())
+                metrics.saved_tokens.labels(by).inc(max(saved, 0))
 
 
 def _deadline_exceeded(job: Job) -> DeadlineExceeded:

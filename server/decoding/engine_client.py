@@ -87,13 +87,20 @@ class EngineClient:
         except EnginesDown as error:
             raise Unavailable("the engines cannot answer now") from error
 
-    async def draw(self, prompt: Prompt, sampling: Sampling, listen: Callable[[Delta], None] | None = None) -> Turn:
+    async def draw(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        listen: Callable[[Delta], None] | None = None,
+        watch: Callable[[Delta], None] | None = None,
+    ) -> Turn:
         """Draw one response, and separate its parts.
 
         Args:
             prompt: The prompt.
             sampling: How the response is drawn.
-            listen: Called with the new text as the response grows.
+            listen: Called with the new text of each part as the response grows.
+            watch: Called with what the engine tells as the response grows, if nobody listens.
 
         Raises:
             BadRequest: The engine does not accept the sampling.
@@ -101,12 +108,18 @@ class EngineClient:
             Unavailable: The engines are not up, or have died.
         """
         with self.metrics.generation_seconds.time(), engine_call():
-            return await translate_errors(self._draw(prompt, sampling, listen), sampling)
+            return await translate_errors(self._draw(prompt, sampling, listen, watch), sampling)
 
-    async def _draw(self, prompt: Prompt, sampling: Sampling, listen: Callable[[Delta], None] | None) -> Turn:
+    async def _draw(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        listen: Callable[[Delta], None] | None,
+        watch: Callable[[Delta], None] | None,
+    ) -> Turn:
         parser = prompt.parser
         listener = parser.stream(listen) if listen else None
-        completion = await self.engines.generate(prompt.tokens, parser.adapt(sampling), listener)
+        completion = await self.engines.generate(prompt.tokens, parser.adapt(sampling), listener or watch)
         if listener:
             listener(None)
         return parser.read(completion)

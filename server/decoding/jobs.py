@@ -1,6 +1,7 @@
 """Jobs of the decoder, the events while it works on them, and their results."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from infalign.calibration import Calibration
 from infalign.controlled import ServedProcedure
@@ -59,6 +60,13 @@ class Job:
     """When to stop before N candidates. None always draws N."""
     replaces_failures: bool = False
     """With a rule: whether further draws, up to N, take the place of candidates that fail."""
+    early_rejection: bool = False
+    """Whether candidates that will hardly be selected are not drawn to the end."""
+
+    @property
+    def rejects(self) -> bool:
+        """Whether candidates can be rejected. Those of greedy sampling are all the same."""
+        return self.early_rejection and self.draws > 1 and not self.sampling.greedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,33 @@ class CandidateScored:
     candidate: Candidate
 
 
-Event = CandidateDelta | CandidateFinished | CandidateScored
+@dataclass(frozen=True, slots=True)
+class CandidateRejected:
+    """Event: a candidate is not drawn to the end, because it will hardly be selected."""
+
+    index: int
+    tokens: int
+    """How many tokens were drawn of it."""
+
+
+Event = CandidateDelta | CandidateFinished | CandidateScored | CandidateRejected
+
+
+@dataclass(frozen=True)
+class Rejections:
+    """The candidates of one job that were not drawn to the end. Each has its index and its number of tokens."""
+
+    rejected: Mapping[int, int] = field(default_factory=dict)
+    """Those that would hardly have been selected."""
+    aborted: Mapping[int, int] = field(default_factory=dict)
+    """Those that were still drawn when a stopping rule was met."""
+    unread: int = 0
+    """How many candidates the prefix scorer failed to read."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all these candidates."""
+        return sum((*self.rejected.values(), *self.aborted.values()))
 
 
 @dataclass(frozen=True)
@@ -98,6 +132,8 @@ class DecodingResult:
     """Number of failed candidates by error code."""
     stopping: Stopping | None = None
     """When and why draws stopped, for a job with a rule."""
+    rejections: Rejections | None = None
+    """What was not drawn to the end, for a job with early rejection."""
     drawn_tokens: int | None = None
     """All tokens that were drawn, under controlled decoding, where candidates are a part of them."""
 
@@ -107,11 +143,23 @@ class DecodingResult:
         return sorted(self.candidates, key=lambda candidate: candidate.index)
 
     @property
+    def compared(self) -> int:
+        """Number of candidates that the selected ones were chosen from. Those that were rejected count."""
+        return len(self.candidates) + (len(self.rejections.rejected) if self.rejections else 0)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean tokens of the candidates that were drawn to the end."""
+        return self.candidate_tokens / len(self.candidates)
+
+    @property
     def completion_tokens(self) -> int:
-        """All tokens that were drawn."""
-        return self.candidate_tokens if self.drawn_tokens is None else self.drawn_tokens
+        """All tokens that were drawn, also of candidates that were not drawn to the end."""
+        if self.drawn_tokens is not None:
+            return self.drawn_tokens
+        return self.candidate_tokens + (self.rejections.tokens if self.rejections else 0)
 
     @property
     def candidate_tokens(self) -> int:
-        """Tokens of all candidates."""
+        """Tokens of the candidates that were drawn to the end."""
         return sum(candidate.completion_tokens for candidate in self.candidates)

@@ -11,6 +11,7 @@ from infalign.table import CalibrationTable
 from server.decoding.engine_client import translate_errors
 from server.decoding.reader import Prompt
 from server.engines import Engines, RequestFailed
+from server.errors import ServerError
 from server.observability.account import engine_call
 from server.observability.metrics import Metrics
 
@@ -75,10 +76,16 @@ class Prefixes:
             Unavailable: The scorer is not up, or has died.
         """
         with self._metrics.prefix_seconds.time(), engine_call():
-            return await translate_errors(self._read(tokens))
+            try:
+                return await translate_errors(self._read(tokens))
+            except ServerError:
+                self._metrics.prefix_failures.inc()
+                raise
 
     async def _read(self, tokens: list[int]) -> Floats:
         outputs = np.array(await self._engines.score_prefix(tokens), dtype=np.float64)
         if outputs.shape != (2 * self.scorer.bins,) or not np.all(np.isfinite(outputs)):
-            raise RequestFailed(f"the prefix scorer gave {outputs.tolist()}, not {2 * self.scorer.bins} finite numbers")
+            raise RequestFailed(
+                f"the prefix scorer gave {outputs.size} numbers, not {2 * self.scorer.bins} finite ones"
+            )
         return outputs

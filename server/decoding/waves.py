@@ -8,6 +8,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Literal
 
+from infalign.arrays import Floats
 from infalign.cost import Cost
 from infalign.stopping import StoppingRule
 from server.access.disclosure import draws_to_show
@@ -30,15 +31,12 @@ class Stop:
     """When and why the draws of one job stopped."""
 
     reason: Reason
-    waves: tuple[int, ...]
-    """Sizes of the waves."""
+    drawn: int
+    """How many candidates were drawn, or at least begun."""
     rule: StoppingRule | None
     """The rule; None if time ran out before a cost per token became a cost per draw, or with greedy sampling."""
-
-    @property
-    def drawn(self) -> int:
-        """How many candidates were drawn."""
-        return sum(self.waves)
+    waves: tuple[int, ...] | None = None
+    """Sizes of the waves. None with early rejection, where candidates follow each other one by one."""
 
 
 class Waves:
@@ -84,7 +82,7 @@ class Waves:
         if reason in ("cap", "timeout"):
             self._check(candidates, reason)
         rule = None if isinstance(self._rule, TokenCost) else self._rule
-        return candidates, Stop(reason, tuple(sizes), rule)
+        return candidates, Stop(reason, group.drawn, rule, tuple(sizes))
 
     async def _size(self, standing: Standing) -> int:
         """Compute the size of the next wave."""
@@ -92,13 +90,8 @@ class Waves:
             return self._least
         if not isinstance(self._rule, StoppingRule):
             return max(FIRST_WAVE, self._least)
-        samples = standing.calibration.samples
-        name, law_samples = self._job.sampling.policy or "", min(samples, MAX_LAW_SAMPLES)
-        if self._laws.is_known(name, law_samples):
-            law = self._laws.get(name, law_samples)
-        else:
-            law = await asyncio.to_thread(self._laws.get, name, law_samples)
-        return self._rule.waves(samples, law, self._least)[0]
+        law = await predict_ranks(self._laws, self._job.sampling.policy, standing)
+        return self._rule.waves(standing.calibration.samples, law, self._least)[0]
 
     def _stops(self, candidates: list[Candidate], standing: Standing, is_late: bool) -> Reason | None:
         """Return why no further wave is to be drawn; None if one is."""
@@ -107,7 +100,7 @@ class Waves:
             return "greedy"
         rewards = [candidate.reward for candidate in candidates]
         if is_enough and isinstance(self._rule, StoppingRule) and self._rule.reaches(rewards, standing.calibration):
-            return "cost" if isinstance(self._rule, Cost) else "target"
+            return reason_of(self._rule)
         is_capped = self._group.drawn >= self._job.draws
         if is_late and not (is_capped and len(candidates) == self._job.draws):
             return "timeout"
@@ -120,3 +113,25 @@ class Waves:
         if self._group.errors and len(candidates) < self._job.min_candidates:
             raise self._group.errors[0]
         self._group.check_answers()
+
+
+def reason_of(rule: StoppingRule) -> Reason:
+    """Return why draws stop when a rule is met."""
+    return "cost" if isinstance(rule, Cost) else "target"
+
+
+async def predict_ranks(laws: RankLaws, policy: str | None, standing: Standing) -> Floats | None:
+    """Predict the ranks of a policy's candidates. It takes a moment if they were never predicted.
+
+    Args:
+        laws: Predicts them.
+        policy: Name of the policy.
+        standing: Where rewards for the prompt stand.
+
+    Returns:
+        Probabilities of the ranks; None if they cannot be predicted.
+    """
+    name, samples = policy or "", min(standing.calibration.samples, MAX_LAW_SAMPLES)
+    if laws.is_known(name, samples):
+        return laws.get(name, samples)
+    return await asyncio.to_thread(laws.get, name, samples)

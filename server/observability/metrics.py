@@ -37,6 +37,11 @@ class Metrics:
             buckets=LATENCY,
             registry=registry,
         )
+        self.prefix_failures = Counter(
+            "infalign_prefix_failures",
+            "Beginnings of responses that the prefix scorer failed to read.",
+            registry=registry,
+        )
         self.rejected = Counter(
             "infalign_rejected", "Requests refused before any work, by reason.", ("reason",), registry=registry
         )
@@ -65,14 +70,22 @@ class Metrics:
         self.saved_draws = Counter(
             "infalign_saved_draws", "Candidates below N that stopping rules left undrawn.", registry=registry
         )
+        self.rejected_candidates = Counter(
+            "infalign_rejected_candidates",
+            "Candidates that early rejection did not draw to the end.",
+            ("procedure",),
+            registry=registry,
+        )
         self.saved_tokens = Counter(
             "infalign_saved_tokens",
-            "Estimated tokens of those candidates: so many times the mean of the request's candidates.",
+            "Estimated tokens that were not drawn, if candidates have the mean length of the request's complete ones.",
+            ("by",),
             registry=registry,
         )
         self.regret = Histogram(
             "infalign_regret",
-            "Best quantile of all N candidates minus that of the selected one, for a share of stopped requests.",
+            "Best quantile of all N candidates minus that of the selected one, for a share of requests that drew less.",
+            ("by",),
             buckets=REGRET,
             registry=registry,
         )
@@ -80,7 +93,10 @@ class Metrics:
             "infalign_candidates", "Candidates drawn and scored.", ("procedure",), registry=registry
         )
         self.candidate_tokens = Counter(
-            "infalign_candidate_tokens", "Tokens of all candidates.", ("procedure",), registry=registry
+            "infalign_candidate_tokens",
+            "Tokens of all candidates, and of those that were not drawn to the end.",
+            ("procedure",),
+            registry=registry,
         )
         self.aborted_candidates = Counter(
             "infalign_aborted_candidates", "Candidates abandoned or failed before they were scored.", registry=registry

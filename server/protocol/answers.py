@@ -93,7 +93,7 @@ class CalibrationInfo(Answer):
 class Theory(Answer):
     """What n independent draws from the reference would give."""
 
-    n: int = Field(description="number of scored candidates; 1 if greedy")
+    n: int = Field(description="number of candidates that were scored or rejected; 1 if greedy")
     expected_quantile: float
     kl_bound: float = Field(description="nats: log n - (n-1)/n")
 
@@ -113,7 +113,7 @@ class Control(Answer):
 
 
 class Usage(Answer):
-    """Token counts: the prompt once, and everything that was drawn: all N candidates, or all continuations."""
+    """Token counts: the prompt once, and everything that was drawn, also what was rejected or discarded."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -136,7 +136,9 @@ class Stopping(Answer):
     )
     drawn: int = Field(description="candidates that were drawn, including those that failed")
     asked: int = Field(description="N, the most that could be drawn")
-    waves: int = Field(description="number of waves, one after another")
+    waves: int | None = Field(
+        None, description="number of waves, one after another; left out with early rejection, which has none"
+    )
     threshold: float | None = Field(
         None, description="estimated quantile at which draws stop; left out if no quantile here is good enough"
     )
@@ -147,6 +149,21 @@ class Stopping(Answer):
         None,
         description="where miss_probability comes from: the prompt's own reference rewards, those that are predicted "
         "for it, or how the quantiles of other prompts differ from their pooled ones",
+    )
+
+
+class EarlyRejection(Answer):
+    """What was not drawn to the end, if the request has ``early_rejection``."""
+
+    rejected: int = Field(description="candidates that were rejected, because they would hardly have been selected")
+    aborted: int | None = Field(
+        None, description="with a stopping rule, candidates that were still drawn when it was met"
+    )
+    tokens: int = Field(description="tokens of these candidates, which usage counts")
+    unread: int | None = Field(
+        None,
+        description="candidates that the prefix scorer failed to read, so that they could not be rejected; left out "
+        "if there is none",
     )
 
 
@@ -164,6 +181,7 @@ class DecodingAnswer(Answer):
     greedy: bool | None = Field(None, description=GREEDY)
     calibration: CalibrationInfo
     stopping: Stopping | None = None
+    rejection: EarlyRejection | None = None
     theory: Theory
     usage: Usage
 
@@ -198,6 +216,7 @@ class OpenAIAnswer(Answer):
     calibration: CalibrationInfo
     stopping: Stopping | None = None
     controlled: Control | None = None
+    rejection: EarlyRejection | None = None
     candidates: list[Candidate] | None = None
     missing: Missing | None = None
     greedy: bool | None = Field(None, description=GREEDY)

@@ -1,4 +1,4 @@
-"""Fields of requests that say when enough candidates are drawn."""
+"""Fields of requests that say when enough is drawn: of all candidates, and of a single one."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ RULE_FIELDS = ("target_quantile", "cost_per_draw", "cost_per_token")
 
 
 class StoppingFields(Body):
-    """Fields that make N a cap: draws come in waves, and stop as soon as a rule is met."""
+    """Fields that make N a cap, as draws stop as soon as a rule is met, and that end candidates early."""
 
     target_quantile: float | None = Field(
         None, gt=0, lt=1, description="stop at a candidate of this quantile or above; worst-of-n: or below"
@@ -24,6 +24,11 @@ class StoppingFields(Body):
     )
     cost_per_token: float | None = Field(
         None, gt=0, lt=0.5, description="the same per token; the first wave says how many tokens a draw has"
+    )
+
+    early_rejection: bool = Field(
+        False,
+        description="do not draw candidates to the end that will hardly be selected, by the bundle's prefix scorer",
     )
 
     @field_validator("cost_per_draw", "cost_per_token")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from server.decoding.jobs import CandidateDelta, CandidateFinished, CandidateScored, Event
+from server.decoding.jobs import CandidateDelta, CandidateFinished, CandidateRejected, CandidateScored, Event
 from server.engines import Delta, TokenLogprob
 from server.protocol.answers import Candidate
 
@@ -150,7 +150,9 @@ class Chunks:
         return {**self.head, "object": self.form.chunk_name, "choices": [choice], **side}
 
 
-def describe_event(event: CandidateFinished | CandidateScored, show_standing: bool, show_text: bool) -> dict[str, Any]:
+def describe_event(
+    event: CandidateFinished | CandidateScored | CandidateRejected, show_standing: bool, show_text: bool
+) -> dict[str, Any]:
     """Describe what happened to a candidate, for clients.
 
     Args:
@@ -158,6 +160,8 @@ def describe_event(event: CandidateFinished | CandidateScored, show_standing: bo
         show_standing: Whether to include the reward, quantile and seed.
         show_text: Whether to include the text.
     """
+    if isinstance(event, CandidateRejected):
+        return {"event": "rejected", "index": event.index, "completion_tokens": event.tokens}
     if isinstance(event, CandidateFinished):
         event_fields: dict[str, Any] = {
             "event": "finished",

@@ -79,7 +79,7 @@ async def _decode(
 def _answer(
     body: DecodingRequest, job: Job, result: DecodingResult, kind: type[BestOfN] | type[WorstOfN]
 ) -> DecodingAnswer:
-    n = 1 if job.sampling.greedy else len(result.candidates)
+    n = 1 if job.sampling.greedy else result.compared
     return DecodingAnswer(
         id=f"decoding-{uuid4().hex}",
         created=int(time.time()),

@@ -18,7 +18,7 @@ from server.protocol.messages import ChatFields, Message, MessagesOrPrompt
 from server.protocol.requests import ChatRequest, GenerationRequest, ResponseFormat
 from server.routes.blocks import check_controlled
 from server.routes.dependencies import read_caller
-from server.routes.rules import make_rule
+from server.routes.rules import check_rejection, make_rule
 from server.routes.scorer import check_calibrate
 from server.routes.serving import Serving
 
@@ -58,12 +58,13 @@ async def make_job(
         UnknownModel: There is no such model.
         Forbidden: The key lacks the role that the procedure or the candidates require.
         BadRequest: The request exceeds the operator's limits, selects more candidates than it draws, has a stopping
-            rule that does not fit or fields that controlled decoding does not have, has messages that the chat
-            template does not accept, or needs a prefix scorer where there is none.
+            rule, early rejection or fields of controlled decoding that do not fit, has messages that the chat template
+            does not accept, or needs a prefix scorer where there is none.
     """
     check_calibrate(serving, body.calibrate)
     choice = serving.catalogue.choose(body.model, procedure)
     rule = make_rule(body, serving.catalogue, choice.procedure)
+    early_rejection = check_rejection(body, choice.procedure, serving.decoder.prefixes)
     if choice.procedure != procedure:
         field = "model"
     n = choice.draws(procedure, draws)
@@ -90,6 +91,7 @@ async def make_job(
         sees_all=caller.has_role("probe"),
         rule=rule,
         replaces_failures=body.min_candidates is not None,
+        early_rejection=early_rejection,
     )
 
 

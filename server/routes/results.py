@@ -13,7 +13,7 @@ from infalign.controlled import Controlled, ServedProcedure
 from server.access.disclosure import upper_half
 from server.decoding.jobs import DecodingResult, Job
 from server.observability.account import note_selected
-from server.protocol.answers import CalibrationInfo, Candidate, Control, Missing, Usage
+from server.protocol.answers import CalibrationInfo, Candidate, Control, EarlyRejection, Missing, Usage
 from server.protocol.requests import GenerationRequest
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ def select_candidates(job: Job, result: DecodingResult) -> list[Candidate]:
     """Select the candidates that the client gets, and note their texts for the log.
 
     These are as many as the client asked for. Without the role ``probe``, none is from the lower half of those that
-    were drawn in time.
+    were drawn in time. With early rejection it is one, the best of those that were not rejected.
     """
     candidates = result.candidates
     count = job.top if job.sees_all else min(job.top, upper_half(len(candidates)))
@@ -38,8 +38,20 @@ def calibration_info(calibration: Calibration) -> CalibrationInfo:
     return CalibrationInfo(scope=calibration.scope, samples=calibration.samples)
 
 
+def rejection_info(result: DecodingResult) -> EarlyRejection | None:
+    """Return what was not drawn to the end; None without early rejection."""
+    if (rejections := result.rejections) is None:
+        return None
+    return EarlyRejection(
+        rejected=len(rejections.rejected),
+        aborted=len(rejections.aborted) if result.stopping else None,
+        tokens=rejections.tokens,
+        unread=rejections.unread or None,
+    )
+
+
 def usage(result: DecodingResult) -> Usage:
-    """Return the token counts: the prompt once, and everything that was drawn."""
+    """Return the token counts: the prompt once, and everything that was drawn, also what was rejected."""
     completion_tokens = result.completion_tokens
     return Usage(
         prompt_tokens=result.prompt_tokens,
@@ -55,6 +67,7 @@ def extension_fields(body: GenerationRequest, job: Job, result: DecodingResult) 
         "calibration": calibration_info(result.calibration),
         "stopping": result.stopping,
         "controlled": _control(job.procedure, job.sampling.greedy, result),
+        "rejection": rejection_info(result),
         "candidates": result.by_index if body.return_candidates else None,
         "missing": Missing(asked=job.draws, reasons=result.failures) if result.failures else None,
         # Greedy sampling makes all candidates the same.

@@ -1,4 +1,4 @@
-"""Creates the stopping rule that a request asks for."""
+"""Creates the stopping rule that a request asks for, and checks if candidates can be rejected early."""
 
 from infalign.controlled import ServedProcedure
 from infalign.cost import Cost
@@ -7,6 +7,7 @@ from infalign.procedures import BestOfN, WorstOfN
 from infalign.stopping import StoppingRule, Target
 from server.decoding.catalogue import Catalogue
 from server.decoding.jobs import TokenCost
+from server.decoding.prefixes import Prefixes
 from server.errors import BadRequest
 from server.protocol.requests import ControlledRequest, GenerationRequest
 
@@ -41,15 +42,48 @@ def make_rule(
         )
     if field is None and quantile is None:
         return None
-    if not isinstance(procedure, BestOfN | WorstOfN):
-        field = field or "model"
+    selection = _check_procedure(field or "model", "a stopping rule", procedure)
+    if quantile is not None:
+        return Target(selection, quantile, body.target_bound or "point")
+    if body.cost_per_draw is not None:
+        return Cost(selection, body.cost_per_draw)
+    return TokenCost(selection, body.cost_per_token or 0.0)
+
+
+def check_rejection(body: GenerationRequest, procedure: ServedProcedure, prefixes: Prefixes | None) -> bool:
+    """Check if candidates can be rejected early, if a request asks for it.
+
+    Args:
+        body: The request's body.
+        procedure: The procedure that answers the request.
+        prefixes: Reads the beginnings of candidates, if anything does.
+
+    Returns:
+        Whether the request asks for it.
+
+    Raises:
+        BadRequest: It does, but the procedure draws one candidate, several are selected, or nothing reads beginnings.
+    """
+    if isinstance(body, ControlledRequest) or not body.early_rejection:
+        return False
+    field = "early_rejection"
+    _check_procedure(field, "true", procedure)
+    if body.top > 1:
+        raise BadRequest(f"{field}: got true with {body.TOP_FIELD}: {body.top}, accepted: only with 1", field)
+    if prefixes is None:
         raise BadRequest(
-            f"{field}: got a stopping rule with {procedure} decoding, accepted: a procedure that draws several "
-            "candidates, by best_of, worst_of or a model such as demo:best-of-16",
+            f"{field}: got true, accepted: false, as nothing here reads the beginnings of candidates; it takes a "
+            "bundle with a prefix scorer, and engines that this server runs itself",
             field,
         )
-    if quantile is not None:
-        return Target(procedure, quantile, body.target_bound or "point")
-    if body.cost_per_draw is not None:
-        return Cost(procedure, body.cost_per_draw)
-    return TokenCost(procedure, body.cost_per_token or 0.0)
+    return True
+
+
+def _check_procedure(field: str, value: str, procedure: ServedProcedure) -> BestOfN | WorstOfN:
+    if not isinstance(procedure, BestOfN | WorstOfN):
+        raise BadRequest(
+            f"{field}: got {value} with {procedure} decoding, accepted: a procedure that draws several candidates, by "
+            "best_of, worst_of or a model such as demo:best-of-16",
+            field,
+        )
+    return procedure

@@ -4,22 +4,20 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
 from infalign import BestOfN, Target
-from infalign.manifest import Alignment
-from server.app import ServedBundle, create_app
+from server.app import create_app
 from server.decoding.rank_laws import predict_ranks
 from server.decoding.regret import MAX_MEASUREMENTS
 from server.decoding.regret import WAVE as REGRET_WAVE
 from server.engines import RequestFailed
 from server.settings import Settings
 from tests.asgi import Exchange
-from tests.fakes import KNOWN, FakeEngines, ScriptedEngines, fake_served
+from tests.fakes import KNOWN, WEAK, FakeEngines, ScriptedEngines, fake_served
 from tests.keys import bearer, keys_file
 from tests.streams import events
 from tests.unit.server.conftest import client_of
@@ -29,23 +27,13 @@ ASKED = [{"role": "user", "content": KNOWN}]
 BEST, WORST, CHAT = "/v1/best-of-n", "/v1/worst-of-n", "/v1/chat/completions"
 TARGET = {"messages": ASKED, "n": 16, "target_quantile": 0.8, "return_candidates": True}
 """It is met by an answer that ends with 9: of the anchors 0 to 9, it ties with the highest."""
-ALIGNED = Alignment(procedure="best-of-4", transformation="exp(10)", beta=0.3, measured={"kl": 0.2})
-WAVE = Target(BestOfN(16), 0.8).waves(10, predict_ranks(ALIGNED, 10))[0]
+WAVE = Target(BestOfN(16), 0.8).waves(10, predict_ranks(WEAK, 10))[0]
 FAILED = RequestFailed("it failed")
-
-
-def weakly_aligned() -> ServedBundle:
-    """A bundle whose policy is as ``ALIGNED`` says."""
-    served = fake_served()
-    manifest = served.bundle.manifest
-    policy = manifest.policies["fake"].model_copy(update=dict(ALIGNED))
-    bundle = replace(served.bundle, manifest=manifest.model_copy(update={"policies": {"fake": policy}}))
-    return replace(served, bundle=bundle)
 
 
 @asynccontextmanager
 async def adaptive(engines: FakeEngines, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(max_n=16, **settings), engines, weakly_aligned())
+    app = create_app(Settings(max_n=16, **settings), engines, fake_served(alignment=WEAK))
     async with app.router.lifespan_context(app), client_of(app) as client:
         await engines.started.wait()
         yield client
@@ -274,7 +262,7 @@ async def test_time_that_runs_out(client: httpx.AsyncClient, engines: FakeEngine
 
 async def test_a_client_that_leaves_during_a_wave_frees_its_candidates(engines: FakeEngines) -> None:
     engines.slow = set(range(WAVE, 2 * WAVE))
-    app = create_app(Settings(max_n=16), engines, weakly_aligned())
+    app = create_app(Settings(max_n=16), engines, fake_served(alignment=WEAK))
     async with app.router.lifespan_context(app), client_of(app) as client:
         await engines.started.wait()
         left = Exchange(BEST, [json.dumps(TARGET | {"seed": 0}).encode()])

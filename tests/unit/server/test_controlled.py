@@ -398,7 +398,8 @@ async def test_a_bundle_without_a_prefix_scorer_says_so() -> None:
 
 
 async def test_servers_elsewhere_have_no_prefix_scorer() -> None:
-    async with serving(WritingEngines(), policy_urls=("http://127.0.0.1:9",)) as client:
+    served = replace(fake_served(scorer=SCORER), runs_scorer=False)
+    async with serving(WritingEngines(), served) as client:
         answer = await client.post(CONTROLLED, json={"messages": ASKED})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
 
