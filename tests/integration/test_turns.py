@@ -93,10 +93,10 @@ def prefer(model: LlamaForCausalLM, token: int, bias: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def thinker_bundle(
+def thinker_home(
     bundle: Bundle, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
-) -> Bundle:
-    """The bundle of a random policy, made with a parser of reasoning."""
+) -> Iterator[Path]:
+    """``$INFALIGN_HOME`` with a random policy in it."""
     home = tmp_path_factory.mktemp("thinker")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -112,23 +112,28 @@ def thinker_bundle(
     )
     model = LlamaForCausalLM(config)
     prefer(model, tokenizer.convert_tokens_to_ids("</think>"), math.log(len(tokenizer) / 9))
-    model.save_pretrained(home / "policy")
-    tokenizer.save_pretrained(home / "policy")
-    models = ("--policy", str(home / "policy"), "--reward", str(bundle.reward_model))
-    options = ("--samples", "8", "--max-tokens", "64", "--name", "thinker", "--output", str(home / "bundle"))
-    options += ("--reasoning-parser", "deepseek_r1")
-    done = subprocess.run([INFALIGN, "bundle", *models, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return read_bundle(home / "bundle")
+    model.save_pretrained(home / "thinker")
+    tokenizer.save_pretrained(home / "thinker")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INFALIGN_HOME", str(home))
+        yield home
 
 
 @pytest.fixture(scope="module")
-def thinker(thinker_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a server of this bundle, with a parser of calls too."""
-    home = tmp_path_factory.mktemp("server")
-    store = ("--calibration-store", str(home / "calibrations.sqlite"))
-    with serving(home / "log", str(thinker_bundle.path), "--tool-parser", "llama3_json", *store) as url:
+def thinker(bundle: Bundle, thinker_home: Path) -> Iterator[str]:
+    """URL of a server of this policy, whose bundle it makes first, with parsers of reasoning and of calls."""
+    models = ("--policy", str(thinker_home / "thinker"), "--reward", str(bundle.reward_model))
+    parsers = ("--reasoning-parser", "deepseek_r1", "--tool-parser", "llama3_json")
+    store = ("--calibration-store", str(thinker_home / "calibrations.sqlite"))
+    with serving(thinker_home / "log", *models, *parsers, *store) as url:
         yield url
+
+
+@pytest.fixture
+def thinker_bundle(thinker: str, thinker_home: Path) -> Bundle:
+    """The bundle that the server made."""
+    (path,) = (thinker_home / "bundles").iterdir()
+    return read_bundle(path)
 
 
 @pytest.fixture
@@ -213,7 +218,7 @@ def test_a_variable_turns_reasoning_off(thinker: str, fields: dict[str, Any], un
     completion = connect(thinker).chat.completions.create(**fields)
     assert completion.choices[0].message.content
     assert "reasoning" not in (completion.choices[0].message.model_extra or {})
-    assert (completion.model_extra or {})["calibration"] == {"scope": "prompt", "samples": 8}
+    assert (completion.model_extra or {})["calibration"] == {"scope": "prompt", "samples": 32}
     streamed = connect(thinker).chat.completions.create(**fields, stream=True)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
     assert text == completion.choices[0].message.content
@@ -230,7 +235,7 @@ def test_the_bundle_is_calibrated_on_answers_by_the_parser_that_it_names(
     answer = httpx.post(f"{thinker}/v1/calibrations", json={"messages": prompt}, timeout=300).json()
     assert (answer["scope"], answer["cached"]) == ("prompt", True)
     completion = connect(thinker).chat.completions.create(**fields | {"messages": prompt})
-    assert (completion.model_extra or {})["calibration"] == {"scope": "prompt", "samples": 8}
+    assert (completion.model_extra or {})["calibration"] == {"scope": "prompt", "samples": 32}
     body = {"messages": prompt, "responses": [first.response]}
     reward = httpx.post(f"{thinker}/v1/rewards", json=body, timeout=120).json()["rewards"][0]["reward"]
     assert reward == pytest.approx(first.rewards["reward"], abs=1e-3)
