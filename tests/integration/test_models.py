@@ -52,6 +52,7 @@ def on_base(bundle: Bundle, **changes: Any) -> dict[str, Any]:
             "steps": 3,
             "lora": LORA,
         },
+        "evaluation": {"draws": 8},
     } | changes
 
 
