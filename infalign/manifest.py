@@ -10,7 +10,8 @@ from infalign.arrays import Floats
 from infalign.calibration import Estimator, equivalent_anchors
 from infalign.controlled import Controlled
 from infalign.parsing import check_transformation, parse_procedure
-from infalign.procedures import FixedN, Procedure
+from infalign.procedures import FixedN, Procedure, WorstOfN
+from infalign.quantile_law import QuantileLaw
 from infalign.rejection import Rejection, RejectionRule, TargetRejection
 from infalign.stopping import StoppingRule
 
@@ -122,7 +123,7 @@ class ScorerRecord(_Record):
         error = self.measured.get("calibration_predicted_high", self.measured["calibration_predicted"])
         return equivalent_anchors(error)
 
-    def rejection_for(self, procedure: Procedure | Controlled) -> Rejection:
+    def rejection_for(self, procedure: Procedure | Controlled, law: Floats | None = None) -> Rejection:
         """Return the rule of early rejection for a procedure that draws all its candidates.
 
         Between and beyond the procedures that were fitted, a threshold is a share of the probability 1/n that every
@@ -130,6 +131,8 @@ class ScorerRecord(_Record):
 
         Args:
             procedure: The procedure. One that is neither best-of-n nor worst-of-n rejects nothing.
+            law: (K + 1,) probability of each rank of one draw among K anchors, such as
+                :func:`infalign.drift.rank_law`. By default that of the reference.
 
         Returns:
             The rule, for laws that are counted so that 1 is best for the procedure.
@@ -140,7 +143,8 @@ class ScorerRecord(_Record):
             return Rejection(0.0)
         below, above = (n for n in fitted if n <= procedure.n), (n for n in fitted if n >= procedure.n)
         nearest = {max(below, default=min(fitted)), min(above, default=max(fitted))}
-        return Rejection(min(1.0, min(fitted[n].threshold * n for n in nearest) / procedure.n))
+        share = min(fitted[n].threshold * n for n in nearest)
+        return Rejection(min(1.0, share / procedure.n), self._policy(procedure, law))
 
     def rejection_under(
         self, rule: StoppingRule, samples: int | None = None, law: Floats | None = None
@@ -159,8 +163,16 @@ class ScorerRecord(_Record):
         """
         target, share = rule.mean_threshold(samples), self.shares.get(rule.procedure.family)
         if target >= 1:
-            return self.rejection_for(rule.procedure)
-        return TargetRejection(target, share.share * rule.chance(samples, law) if share else 0.0)
+            return self.rejection_for(rule.procedure, law)
+        least = share.share * rule.chance(samples, law) if share else 0.0
+        return TargetRejection(target, least, self._policy(rule.procedure, law))
+
+    def _policy(self, procedure: Procedure, law: Floats | None) -> QuantileLaw | None:
+        """The law of a draw, counted so that 1 is best for the procedure."""
+        if law is None:
+            return None
+        drawn = QuantileLaw.of_ranks(law, len(self.edges) - 1)
+        return drawn.mirror if isinstance(procedure, WorstOfN) else drawn
 
 
 def _validate_by(parse: Callable[[str], object]) -> AfterValidator:

@@ -9,7 +9,7 @@ Everything is counted so that 1 is the best quantile for the procedure. For wors
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,7 +34,7 @@ class RejectionRule(ABC):
         """Decide which candidates to reject.
 
         Args:
-            law: (..., n, B) laws of the candidates.
+            law: (..., n, B) laws of the candidates, as the scorer of the reference predicts them.
             best: (...,) highest quantile of the finished candidates; 0 where none is finished.
             pending: (..., n) which candidates are still drawn; all if left out.
             fresh: (...,) how many candidates can still be started.
@@ -50,6 +50,8 @@ class Rejection(RejectionRule):
 
     Args:
         threshold: Least probability of becoming the best that a candidate needs. 0 rejects none.
+        policy: (B,) law of a candidate that is not begun, by which laws of the reference's responses are tilted
+            (:meth:`infalign.QuantileLaw.tilt`); None for candidates of the reference.
 
     Raises:
         InvalidValue: The threshold is not from 0 to 1.
@@ -64,6 +66,7 @@ class Rejection(RejectionRule):
     """
 
     threshold: float
+    policy: QuantileLaw | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_share("threshold", self.threshold)
@@ -76,6 +79,7 @@ class Rejection(RejectionRule):
         If none is finished, the likeliest best one is kept. See :meth:`RejectionRule.reject`.
         """
         drawn = _all(law) if pending is None else pending
+        law = law.tilt(self.policy) if self.policy else law
         chances = law.best_probabilities(best, drawn)
         return np.asarray(drawn & (chances < self.threshold) & ~_likeliest(chances, drawn, np.asarray(best) <= 0))
 
@@ -88,6 +92,8 @@ class TargetRejection(RejectionRule):
         target: Quantile that is good enough, from 0 to 1.
         least: Least probability of reaching the target that a candidate needs: a share of that of a fresh candidate.
             0 rejects none.
+        policy: (B,) law of a candidate that is not begun, by which laws of the reference's responses are tilted
+            (:meth:`infalign.QuantileLaw.tilt`); None for candidates of the reference.
 
     Raises:
         InvalidValue: An argument is not from 0 to 1.
@@ -104,6 +110,7 @@ class TargetRejection(RejectionRule):
 
     target: float
     least: float
+    policy: QuantileLaw | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_share("target", self.target)
@@ -118,6 +125,7 @@ class TargetRejection(RejectionRule):
         mean. See :meth:`RejectionRule.reject`.
         """
         drawn = _all(law) if pending is None else pending
+        law = law.tilt(self.policy) if self.policy else law
         chances = law.exceeds(self.target)
         alone = (np.asarray(best) <= 0) & (np.asarray(fresh) <= 0)
         return np.asarray(drawn & (chances < self.least) & ~_likeliest(chances + TIE * law.mean, drawn, alone))

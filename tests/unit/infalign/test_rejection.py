@@ -203,6 +203,23 @@ def test_a_stopping_rule_rejects_by_its_threshold(
     assert (found.target, found.least) == pytest.approx(expected)
 
 
+def test_laws_are_tilted_by_the_ranks_of_a_policy() -> None:
+    """A better policy's candidates are not rejected for having the law of the reference's."""
+    policy = np.array([0.1, 0.1, 0.2, 0.6])
+    law = QuantileLaw(np.tile([0.5, 0.5], (3, 1)))
+    for rule in (Target(BestOfN(16), 0.75), Target(WorstOfN(16), 0.25)):
+        ours = policy if isinstance(rule.procedure, BestOfN) else policy[::-1]
+        found = record().rejection_under(rule, law=ours)
+        assert not found.reject(law, fresh=1).any()
+        assert found.policy
+        assert found.policy.probabilities == pytest.approx([0.2, 0.8])
+        assert TargetRejection(0.75, 0.3).reject(law, fresh=1).all()
+    best = record().rejection_for(BestOfN(4), policy)
+    finished = QuantileLaw([[0.95, 0.05], [0.01, 0.99]])
+    assert best.reject(finished, best=0.4).tolist() == [False, False]
+    assert Rejection(best.threshold).reject(finished, best=0.4).tolist() == [True, False]
+
+
 def test_a_rule_that_never_stops_rejects_as_the_procedure_does() -> None:
     assert record(shares={}).rejection_under(Target(BestOfN(16), 0.9)) == TargetRejection(0.9, 0.0)
     assert record().rejection_under(Fixed(BestOfN(16))) == Rejection(0.03)
