@@ -27,12 +27,12 @@ from infalign.manifest import ScorerRecord
 from training.prefix_figures import predict
 from training.prefix_rows import read_scored_prompts
 
-ANCHORS, REPEATS = 32, 16
-"""K, and how often the responses to a prompt are split."""
+ANCHORS, REST, REPEATS = 32, 4, 16
+"""K, the least number of responses that say how good an answer is, and how often the responses are split."""
 FIXED = (4, 8, 16)
 TOLERANCE = 0.005
 """The most by which the mean quantile may exceed that of the fixed N."""
-SLACK = (1, 1.25, 1.5, 2, 3)
+SLACK = (1.25, 1.5, 1.75, 2, 2.5, 3)
 """Caps that are tried, in N."""
 HEAD = "| N | prompts | draws | target | at most | side by side | quantile − fixed N's | tokens of N | rounds of N |"
 
@@ -150,31 +150,31 @@ def run(plan: Plan, trial: Trial, n: int, record: ScorerRecord) -> Result:
 def plans(n: int, most: int) -> dict[str, list[Plan]]:
     """List the plans that may be as good as a fixed N, by kind."""
     middle = round((ANCHORS + 1) * n / (n + 1))
-    ranks = np.arange(middle - 4, min(ANCHORS, middle + 3) + 1)
+    ranks = np.arange(middle - 40 // (n + 1), min(ANCHORS, middle + 1) + 1)
     targets = (ranks + 0.25) / (ANCHORS + 1)  # each is met by the estimate of its rank
     caps = sorted({min(most, round(n * slack)) for slack in SLACK})
     rules = [Target(BestOfN(cap), float(target)) for cap in caps for target in targets]
-    narrow, wide = sorted({1, 2}), sorted({n // 2, n})
     return {
         "all, early rejection": [Plan(rejects=True)],
         "in waves": [Plan(rule) for rule in rules],
-        "in rounds": [Plan(rule, width) for rule in rules for width in narrow],
-        "in rounds, early rejection": [Plan(rule, width, rejects=True) for rule in rules for width in narrow],
-        "the same, wide": [Plan(rule, width, rejects=True) for rule in rules for width in wide],
+        "in rounds": [Plan(rule, 1) for rule in rules],
+        "in rounds, early rejection": [Plan(rule, 1, rejects=True) for rule in rules],
+        "the same, N/2 side by side": [Plan(rule, n // 2, rejects=True) for rule in rules],
     }
 
 
 def search(options: Sequence[Plan], trial: Trial, n: int, record: ScorerRecord) -> Plan:
-    """Find the plan with the fewest tokens that is as good as a fixed N."""
+    """Find the plan with the fewest tokens that is as good as a fixed N; if none is, the one that is nearest to it."""
     if len(options) == 1:
         return options[0]
     fixed = run(Plan(), trial, n, record)
     found = []
     for number, plan in enumerate(options):
         done = run(plan, trial, n, record)
-        if 0 <= done.quantile.mean() - fixed.quantile.mean() <= TOLERANCE:
-            found.append((done.tokens.mean(), number))
-    return options[min(found)[1]]
+        gained = done.quantile.mean() - fixed.quantile.mean()
+        excess = max(0.0, -gained, gained - TOLERANCE)
+        found.append((excess, done.tokens.mean(), number))
+    return options[min(found)[-1]]
 
 
 def read(run_directory: Path, bundle_directory: Path) -> tuple[ScorerRecord, dict[str, tuple[Rehearsal, Floats]]]:
@@ -211,7 +211,7 @@ def main() -> None:
     print(HEAD)
     print("|---" * (HEAD.count("|") - 1) + "|")
     for n in FIXED:
-        most = min(round(n * max(SLACK)), splits["test"][1].shape[1] - ANCHORS - 8)
+        most = min(round(n * max(SLACK)), splits["test"][1].shape[1] - ANCHORS - REST)
         trials = {name: split(*responses, most) for name, responses in splits.items()}
         trials["both"] = trials["validation"] + trials["test"]
         for name, options in plans(n, most).items():

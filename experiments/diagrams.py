@@ -46,22 +46,23 @@ def draw_bundle(folder: Path) -> None:
         "policy/  or  adapters/NAME/": "the model that answers",
         "reward/  or  reward/NAME/": "sequence classifier with one output",
         "calibration/": "K reference rewards for each prompt",
+        "scorer/": "the prefix scorer, if there is one",
         "evaluation/NAME/": "figures that were measured",
         "bundle.json": "manifest, with the SHA-256 of every file",
         "README.md": "model card",
     }
     axis.text(2, 96, "a bundle is one directory", fontsize=10, fontweight="bold")
     for row, (name, what) in enumerate(parts.items()):
-        y = 84 - 13 * row
-        kind = "models" if row < 3 else "data" if row < 5 else "plain"
+        y = 84 - 11.2 * row
+        kind = "data" if row in (3, 5) else "models" if row < 5 else "plain"
         style = "round,pad=0,rounding_size=1"
         axis.add_patch(FancyBboxPatch((2, y - 4), 60, 10, boxstyle=style, facecolor=PALE[kind], edgecolor="#555555"))
         axis.text(4, y + 1, name, va="center", fontsize=8.5, family="monospace")
         axis.text(32, y + 1, what, va="center", fontsize=8.5)
     users = (
-        (74, "draws", ("reference/, for calibration on demand", "policy/, for candidates"), (85, 72)),
-        (45, "scores", ("reward/, for every candidate",), (59,)),
-        (19, "ranks", ("calibration/, for quantiles",), (46,)),
+        (74, "draws", ("reference/, for calibration on demand", "policy/, for candidates"), (85, 73.8)),
+        (45, "scores", ("reward/, for every candidate",), (62.6,)),
+        (19, "ranks", ("calibration/, for quantiles",), (51.4,)),
     )
     for y, title, lines, sources in users:
         _box(axis, (69, y - 4), (30, 22 if len(lines) > 1 else 16), [f"the server {title}", *lines], "result")
@@ -79,16 +80,17 @@ def draw_ctrl(folder: Path) -> None:
         "reward": ((27, 56), (22, 17), ["3  reward", "→ the reward model"], "models"),
         "rollouts": ((58, 66), (18, 24), ["4  rollouts", "K scored responses", "to every prompt"], "data"),
         "calibrate": ((82, 66), (17, 24), ["5  calibrate", "→ quantiles", "C of any reward"], "data"),
+        "scorer": ((82, 16), (17, 17), ["6  scorer", "→ the prefix scorer"], "models"),
         "ctrl": (
             (38, 8),
-            (38, 34),
-            ["6  ctrl", "draw, score, look up C", "maximise Φ(C) − β · KL", "settle at target_kl"],
+            (36, 34),
+            ["7  ctrl", "draw, score, look up C", "maximise Φ(C) − β · KL", "settle at target_kl"],
             "result",
         ),
         "evaluate": (
             (1, 8),
             (26, 34),
-            ["7  evaluate", "fresh draws on test", "prompts: win rate,", "KL, judge → bundle"],
+            ["8  evaluate", "fresh draws on test", "prompts: win rate,", "KL, judge → bundle"],
             "plain",
         ),
     }
@@ -100,7 +102,8 @@ def draw_ctrl(folder: Path) -> None:
         ((49, 88), (58, 82), "draws", (55.5, 89), "center"),
         ((49, 64), (58, 74), "scores", (56, 64), "center"),
         ((76, 78), (82, 78), "", (79, 80), "center"),
-        ((90, 66), (76, 28), "quantiles", (88, 44), "left"),
+        ((86, 66), (74, 34), "quantiles", (78.5, 50), "right"),
+        ((92, 66), (92, 33), "responses,\nquantiles", (91, 51), "right"),
         ((38, 56), (46, 42), "reward model, reference", (46.5, 48), "left"),
         ((38, 25), (27, 25), "the policy", (32.5, 28), "center"),
     )
