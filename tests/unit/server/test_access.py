@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from server.access.callers import Keyring
 from server.app import create_app
 from server.settings import Settings
-from tests.fakes import KNOWN, FakeEngines, fake_served
+from tests.fakes import KNOWN, SCORER, FakeEngines, fake_served
 from tests.keys import RECORDS, bearer, key, keys_file
 from tests.unit.server.conftest import client_of
 
@@ -41,7 +41,7 @@ WAYS_TO_THE_WORST: list[tuple[str, dict[str, Any], str | None]] = [
 @asynccontextmanager
 async def guarded(tmp_path: Path, *names: str) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
     engines = FakeEngines()
-    app = create_app(Settings(keys=keys_file(tmp_path, *names)), engines, fake_served())
+    app = create_app(Settings(keys=keys_file(tmp_path, *names)), engines, fake_served(scorer=SCORER))
     async with app.router.lifespan_context(app), client_of(app) as client:
         await engines.started.wait()
         yield app, client
@@ -131,6 +131,7 @@ async def test_generate_is_enough_for_the_rest_and_models_take_any_role(tmp_path
         (CHAT, {"messages": ASKED, "model": "fake:best-of-2", "stream": True}),
         (TEXT, {"prompt": "x"}),
         ("/v1/rewards", {"prompt": "x", "responses": ["1"]}),
+        ("/v1/budgets", {"prompts": ["x"], "total": 2}),
     ]
     async with guarded(tmp_path) as (_, client):
         for path, body in ordinary:
