@@ -181,7 +181,7 @@ class Decoder:
     async def _look_up_rewards(self, prompt: Prompt, calibrate: Calibrate) -> ReferenceRewards:
         if calibrate == "predict" and self.prefixes:
             references = await self.calibrator.predict(prompt, self.prefixes)
-        elif calibrate:
+        elif calibrate is True:
             with engine_call():  # the draws may be those of another request
                 references = await self.calibrator.calibrate(prompt)
         else:
