@@ -22,7 +22,7 @@ from infalign import BestOfN, Controlled, over_prompts
 from infalign.arrays import Floats
 
 POOL, ANSWERS = 64, 4
-SETTINGS = tuple(Controlled(k, block) for k in (2, 4, 8) for block in (4, 8, 16, 32))
+SETTINGS = tuple(Controlled(k, block) for k in (4, 2) for block in (4, 16, 64, 8))
 COLUMNS = (
     "procedure",
     "tokens",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from infalign.controlled import Controlled
+from infalign.quantile_law import QuantileLaw
 from server.concurrency import gather_all
 from server.decoding.detokenizer import Detokenizer
 from server.decoding.engine_client import EngineClient, translate_errors
@@ -45,7 +46,7 @@ class Promise(NamedTuple):
     """What a continuation promises. Promises are compared by the quantile first."""
 
     quantile: float
-    """The expected quantile of its answer, or the quantile if the answer is finished."""
+    """The quantile of a finished answer, or the expected quantile of the best of K answers that begin so."""
     reward: float = -math.inf
     """The reward of a finished answer. Rewards above all of the reference's have the same quantile."""
 
@@ -112,7 +113,7 @@ class Blocks:
             options = await gather_all(work)
             best = max(range(size), key=lambda option: options[option][1])
             selected, promise = options[best]
-            span.set({"infalign.option": best, "infalign.expected_quantile": promise.quantile if size > 1 else None})
+            span.set({"infalign.option": best, "infalign.promised_quantile": promise.quantile if size > 1 else None})
         return selected
 
     async def _try(
@@ -151,7 +152,10 @@ class Blocks:
     async def _value(self, draft: Draft) -> Promise:
         """Return what a continuation promises."""
         if draft.finish_reason is None:
-            return Promise(float((await self._prefixes.law(self._prompt, list(draft.tokens))).mean))
+            law = await self._prefixes.law(self._prompt, list(draft.tokens))
+            # What follows is selected from K as well.
+            answers = QuantileLaw(np.broadcast_to(law.probabilities, (self._procedure.k, law.bins)))
+            return Promise(float(answers.expected_best()))
         scores = await self._client.score_candidate(self._prompt.conversation, draft.text.text)
         standing = await asyncio.shield(self._lookup)
         scored = standing.locate([scores.rewards])[0]

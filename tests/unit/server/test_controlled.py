@@ -77,7 +77,8 @@ async def oracle(procedure: Controlled, seed: int, max_tokens: int = 8) -> str:
                 [reward] = await engines.score([list(map(ord, option))])
                 values.append((reward + 1) / 11)  # among the calibration's rewards, 0 to 9
             else:
-                values.append(float(read.quantile_law(await engines.score_prefix(list(map(ord, option)))).mean))
+                outputs = [await engines.score_prefix(list(map(ord, option)))] * procedure.k
+                values.append(float(read.quantile_law(outputs).expected_best()))
         text, block = options[int(np.argmax(values))], block + 1
     return text.rstrip(".")
 

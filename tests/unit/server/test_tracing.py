@@ -59,7 +59,7 @@ async def test_a_block_is_a_span_of_its_answer(spans: InMemorySpanExporter) -> N
     for span in blocks:
         assert span.attributes["infalign.options"] == 3
         assert 0 <= span.attributes["infalign.option"] < 3
-        assert 0 <= span.attributes["infalign.expected_quantile"] <= 1
+        assert 0 <= span.attributes["infalign.promised_quantile"] <= 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
