@@ -19,6 +19,8 @@ BAD: list[tuple[str, Any, int, str]] = [
     (BEST, {"messages": ASKED, "n": 100_000}, 400, "n"),
     (BEST, {"messages": ASKED, "n": "8"}, 400, "n"),
     (BEST, {"messages": ASKED, "n": 2, "top": 3}, 400, "top"),
+    (BEST, {"messages": ASKED, "n": 4, "top": 2, "early_rejection": True}, 400, "early_rejection"),
+    (CHAT, {"messages": ASKED, "early_rejection": True}, 400, "early_rejection"),
     (BEST, {"messages": []}, 400, "messages"),
     (BEST, {}, 400, "prompt"),
     (BEST, {"messages": ASKED, "prompt": "x"}, 400, "prompt"),

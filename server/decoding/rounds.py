@@ -41,6 +41,7 @@ class Rounds:
         self._job, self._group, self._prefixes, self._laws = job, group, prefixes, laws
         self._rule = job.rule
         self._rejection: RejectionRule = Rejection(0.0)
+        self._is_calibrated = False
         self._changed = asyncio.Event()
         self._running: list[Draw] = []
         self._candidates: list[Candidate] = []
@@ -104,7 +105,7 @@ class Rounds:
 
     async def _set_rule(self, standing: Standing) -> int:
         """Set the rule that rejects candidates. Returns how many candidates are drawn at a time."""
-        record = self._prefixes.record
+        record, self._is_calibrated = self._prefixes.record, standing.calibration.scope != "global"
         if not isinstance(self._rule, StoppingRule):
             self._rejection = record.rejection_for(self._job.procedure)
             return self._job.draws
@@ -127,10 +128,14 @@ class Rounds:
         fresh = [Draw(index, step, self._group, self._read, self._changed.set) for index in self._group.begin(free)]
         self._draws += fresh
         self._running += fresh
-        # The last one of all can only be selected, so nothing need be read.
-        is_last = self._job.rule is None and len(self._running) == 1 and not self._candidates
+        # The last one of all is never rejected, so nothing need be read. Nor if nothing is ever rejected.
+        is_last = len(self._running) == 1 and not (self._candidates and self._is_calibrated)
+        if self._job.rule is None and (is_last or self._rejection == Rejection(0.0)):
+            for draw in self._running:
+                draw.begin_last_round()
+            return
         for draw in self._running:
-            draw.begin_last_round() if is_last else draw.begin_round()
+            draw.begin_round()
 
     async def _wait(self) -> None:
         """Wait until every candidate has got as far as the round goes. Drop those that fail."""
@@ -170,7 +175,8 @@ class Rounds:
         laws = [draw.law for draw in self._running]
         uniform = QuantileLaw.uniform(self._prefixes.scorer.bins)
         law = QuantileLaw(np.stack([(law or uniform).probabilities for law in laws]))
-        quantiles = [candidate.quantile for candidate in self._candidates]
+        # The scorer's quantiles are those of the prompt itself. Pooled ones cannot be compared with them.
+        quantiles = [candidate.quantile for candidate in self._candidates] if self._is_calibrated else []
         if isinstance(self._job.procedure, WorstOfN):
             law, quantiles = law.mirror, [1 - quantile for quantile in quantiles]
         fresh = self._job.draws - self._group.drawn

@@ -211,6 +211,23 @@ async def test_the_last_one_of_all_is_not_read(client: httpx.AsyncClient, engine
     assert len(engines.prefixes) < 5
 
 
+async def test_a_scorer_that_was_fitted_to_reject_nobody_is_not_read(engines: SteppedEngines) -> None:
+    app = create_app(Settings(), engines, fake_served(scorer=SCORER.model_copy(update={"rejection": {}})))
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        await engines.started.wait()
+        assert indexes(await post(client)) == list(range(8))
+        assert engines.prefixes == []
+
+
+async def test_pooled_quantiles_reject_nobody(client: httpx.AsyncClient, engines: SteppedEngines) -> None:
+    engines.texts = ("9", "44444444", "55555555")
+    ranked = await post(client, n=3)
+    assert indexes(ranked) == [0]
+    unknown = await post(client, n=3, messages=None, prompt="else")
+    assert unknown["calibration"]["scope"] == "global"
+    assert indexes(unknown) == [0, 2]
+
+
 async def test_a_cost_is_a_rule_too(client: httpx.AsyncClient, engines: SteppedEngines) -> None:
     engines.texts = ("55555555", "44444444", "11111111", "66666666", "7777777", "1111111")
     dear = await post(client, n=16, cost_per_draw=0.3)
