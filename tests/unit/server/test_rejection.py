@@ -9,10 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from infalign import BestOfN, PrefixScorer, Rehearsal, Target, WorstOfN
 from infalign.manifest import RejectionRecord, ScorerRecord, ShareRecord
 from server.app import create_app
+from server.decoding.rank_laws import predict_ranks
 from server.engines import EnginesDown, RequestFailed
 from server.settings import Settings
 from tests.asgi import Exchange
@@ -120,6 +123,42 @@ async def test_the_seed_determines_the_answer_whoever_is_quick(
     assert answer["candidates"] == even["candidates"]
     assert answer["selected"] == even["selected"]
     assert answer["rejection"]["rejected"] == even["rejection"]["rejected"]
+
+
+@pytest.mark.parametrize("path", [BEST, WORST])
+@pytest.mark.parametrize("target", [None, 0.8])
+async def test_a_rehearsal_of_the_same_candidates_selects_the_same(
+    client: httpx.AsyncClient, engines: SteppedEngines, path: str, target: float | None
+) -> None:
+    random = np.random.default_rng(7)
+    is_best, n = path == BEST, 8
+    procedure = BestOfN(n) if is_best else WorstOfN(n)
+    calibration = fake_served().bundle.combination.table.lookup(next(iter(fake_served().bundle.combination.table.keys)))
+    ranks = predict_ranks(WEAK, 10)
+    rejection, width, fields, stop = SCORER.rejection_for(procedure), n, {}, None
+    if target:
+        rule = Target(procedure, target if is_best else 1 - target)
+        rejection, width = SCORER.rejection_under(rule, 10, ranks), rule.waves(10, ranks)[0]
+        fields, stop = {"target_quantile": rule.quantile}, rule.stop_quantile(calibration)
+    scorer, started = PrefixScorer(np.array(SCORER.edges)), set()
+    for _ in range(12):
+        lengths = random.integers(1, 12, n)
+        walks = np.clip(random.integers(0, 10, (n, 1)) + np.cumsum(random.integers(-1, 2, (n, 12)), axis=1), 0, 9)
+        texts = ["".join(map(str, walk[:length])) for walk, length in zip(walks, lengths, strict=True)]
+        outputs = -3.0 * np.abs(np.arange(10) - walks[:, 1::2, None])
+        laws = scorer.quantile_law(np.concatenate([outputs, 0 * outputs], axis=-1)).probabilities
+        rehearsal = Rehearsal(calibration.quantile([int(text[-1]) for text in texts]), lengths, laws, SCORER.checkpoint)
+        run = (rehearsal if is_best else rehearsal.mirror).run(
+            rejection, width, None if stop is None else stop if is_best else 1 - stop
+        )
+        engines.texts, engines.tokens = tuple(texts), {}
+        engines.pauses = dict(enumerate(random.integers(0, 5, n).tolist()))
+        answer = await post(client, path, n=n, **fields)
+        assert answer["selected"][0]["index"] == run.selected
+        assert len(engines.tokens) == run.started
+        assert answer["usage"]["completion_tokens"] == sum(engines.tokens.values()) >= run.tokens
+        started.add(int(run.started))
+    assert bool(target and is_best) == (len(started) > 1)  # low answers are so rare that all are begun at once
 
 
 async def test_a_candidate_that_is_ahead_is_rejected_although_it_has_ended(
