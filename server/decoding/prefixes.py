@@ -11,7 +11,6 @@ from infalign.table import CalibrationTable
 from server.decoding.engine_client import translate_errors
 from server.decoding.reader import Prompt
 from server.engines import Engines, RequestFailed
-from server.errors import ServerError
 from server.observability.account import engine_call
 from server.observability.metrics import Metrics
 
@@ -78,7 +77,7 @@ class Prefixes:
         with self._metrics.prefix_seconds.time(), engine_call():
             try:
                 return await translate_errors(self._read(tokens))
-            except ServerError:
+            except Exception:
                 self._metrics.prefix_failures.inc()
                 raise
 

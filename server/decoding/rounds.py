@@ -152,9 +152,11 @@ class Rounds:
             await self._changed.wait()
 
     def _take_ended(self, standing: Standing) -> None:
-        for draw in [draw for draw in self._running if draw.has_ended]:
-            self._take(draw, standing)
-        self._candidates = self._group.locate(standing)
+        """Take the candidates that have ended in this round."""
+        if ended := [draw for draw in self._running if draw.has_ended]:
+            for draw in ended:
+                self._take(draw, standing)
+            self._candidates = self._group.locate(standing)
 
     def _take_late(self, standing: Standing) -> None:
         """Take every candidate that is scored, also those ahead of their round. Time has run out for the others."""
@@ -197,6 +199,7 @@ class Rounds:
                 self._scorer_is_down |= isinstance(error, Unavailable)
             except Exception as error:
                 report_unexpected(error, "the prefix scorer")
+                self._scorer_is_down = True
         self._unread.add(index)
         return None
 

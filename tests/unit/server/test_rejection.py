@@ -497,6 +497,7 @@ async def test_a_mistake_in_the_scorers_code_fails_no_request(
     engines.prefix_fault = LookupError("a mistake")
     assert (await post(client))["rejection"]["unread"] == 6
     assert any("unexpected error in the prefix scorer" in line for line in caplog.messages)
+    assert await metric(client, "infalign_prefix_failures_total") == len(engines.prefixes) == 6
 
 
 async def test_a_scorer_that_hangs(client: httpx.AsyncClient, engines: SteppedEngines) -> None:
