@@ -34,7 +34,7 @@ class Rounds:
         job: What to decode. It selects one candidate.
         group: Draws and scores single candidates.
         prefixes: Reads the beginnings of candidates.
-        laws: Predicts the ranks of the policy's candidates, for the number of places with a stopping rule.
+        laws: Predicts the ranks of the policy's candidates. The scorer's predictions are for those of the reference.
     """
 
     def __init__(self, job: Job, group: Candidates, prefixes: Prefixes, laws: RankLaws) -> None:
@@ -106,11 +106,11 @@ class Rounds:
     async def _set_rule(self, standing: Standing) -> int:
         """Set the rule that rejects candidates. Returns how many candidates are drawn at a time."""
         record, self._is_calibrated = self._prefixes.record, standing.calibration.scope != "global"
+        law = await predict_ranks(self._laws, self._job.sampling.policy, standing)
         if not isinstance(self._rule, StoppingRule):
-            self._rejection = record.rejection_for(self._job.procedure)
+            self._rejection = record.rejection_for(self._job.procedure, law)
             return self._job.draws
         samples = standing.calibration.samples
-        law = await predict_ranks(self._laws, self._job.sampling.policy, standing)
         self._rejection = record.rejection_under(self._rule, samples, law)
         return self._rule.waves(samples, law)[0]
 

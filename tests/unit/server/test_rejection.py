@@ -135,7 +135,7 @@ async def test_a_rehearsal_of_the_same_candidates_selects_the_same(
     procedure = BestOfN(n) if is_best else WorstOfN(n)
     calibration = fake_served().bundle.combination.table.lookup(next(iter(fake_served().bundle.combination.table.keys)))
     ranks = predict_ranks(WEAK, 10)
-    rejection, width, fields, stop = SCORER.rejection_for(procedure), n, {}, None
+    rejection, width, fields, stop = SCORER.rejection_for(procedure, ranks), n, {}, None
     if target:
         rule = Target(procedure, target if is_best else 1 - target)
         rejection, width = SCORER.rejection_under(rule, 10, ranks), rule.waves(10, ranks)[0]
@@ -425,7 +425,7 @@ async def test_time_that_runs_out(client: httpx.AsyncClient, engines: SteppedEng
 
 async def test_a_client_that_leaves_in_a_round_frees_its_candidates(engines: SteppedEngines) -> None:
     engines.stalls = {1: 5}
-    app = create_app(Settings(max_n=16), engines, fake_served(scorer=SCORER))
+    app = create_app(Settings(max_n=16), engines, fake_served(scorer=SCORER, alignment=WEAK))
     async with app.router.lifespan_context(app), client_of(app) as client:
         await engines.started.wait()
         left = Exchange(BEST, [json.dumps(BODY).encode()])
