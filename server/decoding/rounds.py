@@ -26,6 +26,12 @@ from server.errors import ServerError, Unavailable
 from server.observability.failures import report_unexpected
 from server.protocol.answers import Candidate
 
+PLACES = 0.5
+"""Candidates that are drawn at a time under a stopping rule, as a share of a wave.
+
+With as many as a wave has, more tokens are wasted on those that are aborted in the end than rejection saves.
+"""
+
 
 class Rounds:
     """Draws the candidates of one job in rounds.
@@ -112,7 +118,9 @@ class Rounds:
             return self._job.draws
         samples = standing.calibration.samples
         self._rejection = record.rejection_under(self._rule, samples, law)
-        return self._rule.waves(samples, law)[0]
+        wave = self._rule.waves(samples, law)[0]
+        is_reachable = self._rule.rank_threshold(samples) <= samples
+        return max(1, round(wave * PLACES)) if is_reachable else wave
 
     def _end(self, standing: Standing) -> Reason | None:
         """Return why nothing more is to be drawn; None if something is."""
