@@ -17,6 +17,7 @@ from server.concurrency import gather_all
 from server.decoding.detokenizer import Detokenizer
 from server.decoding.engine_client import EngineClient, translate_errors
 from server.decoding.prefixes import Prefixes
+from server.decoding.rank_laws import RankLaws
 from server.decoding.reader import Prompt
 from server.decoding.standing import Standing
 from server.engines import Completion, Delta, RequestFailed, Sampling, TokenLogprob
@@ -64,6 +65,7 @@ class Blocks:
         lookup: Finds the prompt's calibration while blocks are drawn.
         client: Draws and scores.
         prefixes: Predicts what becomes of an unfinished answer.
+        laws: Predicts the ranks of the policy's answers. The scorer has learned from the reference's.
         tracing: Gets a span for each block.
     """
 
@@ -74,10 +76,11 @@ class Blocks:
         lookup: "asyncio.Task[Standing]",
         client: EngineClient,
         prefixes: Prefixes,
+        laws: RankLaws,
         tracing: Tracing,
     ) -> None:
         self._procedure, self._prompt, self._lookup = procedure, prompt, lookup
-        self._client, self._prefixes, self._tracing = client, prefixes, tracing
+        self._client, self._prefixes, self._laws, self._tracing = client, prefixes, laws, tracing
         self.drawn_tokens = 0
         """Tokens of all continuations, also of those that were not selected."""
 
@@ -132,7 +135,7 @@ class Blocks:
         tokens, completion = await self._continue(draft, block_sampling)
         self.drawn_tokens += len(tokens)
         new = _append(draft, tokens, completion, is_last=size == left)
-        return new, await self._value(new) if is_compared else NO_PROMISE
+        return new, await self._value(new, sampling.policy) if is_compared else NO_PROMISE
 
     async def _continue(self, draft: Draft, sampling: Sampling) -> tuple[list[int], Completion]:
         tokens: list[int] = []
@@ -149,15 +152,17 @@ class Blocks:
         with engine_call():
             return tokens, await translate_errors(generate(), sampling)
 
-    async def _value(self, draft: Draft) -> Promise:
+    async def _value(self, draft: Draft, policy: str | None) -> Promise:
         """Return what a continuation promises."""
+        standing = await asyncio.shield(self._lookup)
         if draft.finish_reason is None:
             law = await self._prefixes.law(self._prompt, list(draft.tokens))
+            if (ranks := await self._laws.find(policy, standing.calibration.samples)) is not None:
+                law = law.tilt(QuantileLaw.of_ranks(ranks, law.bins))
             # What follows is selected from K as well.
             answers = QuantileLaw(np.broadcast_to(law.probabilities, (self._procedure.k, law.bins)))
             return Promise(float(answers.expected_best()))
         scores = await self._client.score_candidate(self._prompt.conversation, draft.text.text)
-        standing = await asyncio.shield(self._lookup)
         scored = standing.locate([scores.rewards])[0]
         if standing.calibration.scope == "prompt":
             return Promise(scored.quantile, scored.reward)

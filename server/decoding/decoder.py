@@ -167,7 +167,7 @@ class Decoder:
     def _make_blocks(self, job: Job, prompt: Prompt, lookup: "asyncio.Task[Standing]") -> Blocks | None:
         if not (isinstance(job.procedure, Controlled) and self.prefixes):
             return None
-        return Blocks(job.procedure, prompt, lookup, self.client, self.prefixes, self.tracing)
+        return Blocks(job.procedure, prompt, lookup, self.client, self.prefixes, self.laws, self.tracing)
 
     async def _look_up_standing(self, prompt: Prompt, calibrate: Calibrate) -> Standing:
         with self.tracing.span("calibration") as span:

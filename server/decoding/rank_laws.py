@@ -4,6 +4,7 @@ The rank of a candidate is the number of the prompt's K reference rewards below 
 says how these ranks are distributed. Drift compares served ranks with it, and the size of waves follows from it.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
 
@@ -17,6 +18,8 @@ from infalign.parsing import parse_procedure, parse_transformation
 from infalign.policies import Policy
 
 log = logging.getLogger("infalign.server")
+MAX_SAMPLES = 256
+"""The largest K for which :meth:`RankLaws.find` predicts ranks. Decisions while drawing need not be more exact."""
 
 
 class RankLaws:
@@ -65,6 +68,21 @@ class RankLaws:
                 log.warning("no drift of %s: nothing to compare it with: %s", name, error)
                 laws[samples] = None
         return laws[samples]
+
+    async def find(self, name: str | None, samples: int) -> Floats | None:
+        """Return the predicted distribution of ranks, computed in a thread if it is not known yet.
+
+        Args:
+            name: Name of the policy.
+            samples: K, the number of reference rewards. Beyond ``MAX_SAMPLES`` the law is that of ``MAX_SAMPLES``.
+
+        Returns:
+            Probabilities of the ranks, as :meth:`get` returns them.
+        """
+        name, samples = name or "", min(samples, MAX_SAMPLES)
+        if self.is_known(name, samples):
+            return self.get(name, samples)
+        return await asyncio.to_thread(self.get, name, samples)
 
 
 def predict_ranks(alignment: Alignment | None, samples: int) -> Floats:

@@ -21,7 +21,7 @@ from server.decoding.jobs import CandidateRejected, Job, Rejections, TokenCost
 from server.decoding.prefixes import Prefixes
 from server.decoding.rank_laws import RankLaws
 from server.decoding.standing import Standing
-from server.decoding.waves import FIRST_WAVE, Reason, Stop, predict_ranks, reason_of
+from server.decoding.waves import FIRST_WAVE, Reason, Stop, reason_of
 from server.errors import ServerError, Unavailable
 from server.observability.failures import report_unexpected
 from server.protocol.answers import Candidate
@@ -112,11 +112,11 @@ class Rounds:
     async def _set_rule(self, standing: Standing) -> int:
         """Set the rule that rejects candidates. Returns how many candidates are drawn at a time."""
         record, self._is_calibrated = self._prefixes.record, standing.calibration.scope != "global"
-        law = await predict_ranks(self._laws, self._job.sampling.policy, standing)
+        samples = standing.calibration.samples
+        law = await self._laws.find(self._job.sampling.policy, samples)
         if not isinstance(self._rule, StoppingRule):
             self._rejection = record.rejection_for(self._job.procedure, law)
             return self._job.draws
-        samples = standing.calibration.samples
         self._rejection = record.rejection_under(self._rule, samples, law)
         wave = self._rule.waves(samples, law)[0]
         is_reachable = self._rule.rank_threshold(samples) <= samples

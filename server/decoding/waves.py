@@ -8,7 +8,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import Literal
 
-from infalign.arrays import Floats
 from infalign.cost import Cost
 from infalign.stopping import StoppingRule
 from server.access.disclosure import draws_to_show
@@ -22,8 +21,6 @@ Reason = Literal["target", "cost", "cap", "greedy", "timeout"]
 """Why draws stopped."""
 FIRST_WAVE = 4
 """Size of the first wave if it must tell how many tokens a draw has."""
-MAX_LAW_SAMPLES = 256
-"""The largest K for which the ranks of a policy are predicted. A wave's size need not be more exact."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Waves:
             return self._least
         if not isinstance(self._rule, StoppingRule):
             return max(FIRST_WAVE, self._least)
-        law = await predict_ranks(self._laws, self._job.sampling.policy, standing)
+        law = await self._laws.find(self._job.sampling.policy, standing.calibration.samples)
         return self._rule.waves(standing.calibration.samples, law, self._least)[0]
 
     def _stops(self, candidates: list[Candidate], standing: Standing, is_late: bool) -> Reason | None:
@@ -118,20 +115,3 @@ class Waves:
 def reason_of(rule: StoppingRule) -> Reason:
     """Return why draws stop when a rule is met."""
     return "cost" if isinstance(rule, Cost) else "target"
-
-
-async def predict_ranks(laws: RankLaws, policy: str | None, standing: Standing) -> Floats | None:
-    """Predict the ranks of a policy's candidates. It takes a moment if they were never predicted.
-
-    Args:
-        laws: Predicts them.
-        policy: Name of the policy.
-        standing: Where rewards for the prompt stand.
-
-    Returns:
-        Probabilities of the ranks; None if they cannot be predicted.
-    """
-    name, samples = policy or "", min(standing.calibration.samples, MAX_LAW_SAMPLES)
-    if laws.is_known(name, samples):
-        return laws.get(name, samples)
-    return await asyncio.to_thread(laws.get, name, samples)

@@ -12,9 +12,10 @@ import httpx
 import numpy as np
 import pytest
 
-from infalign import Controlled, PrefixScorer
+from infalign import Controlled, PrefixScorer, QuantileLaw
 from server.app import ServedBundle, create_app
 from server.decoding.blocks import block_seed
+from server.decoding.rank_laws import predict_ranks
 from server.decoding.reader import Conversation
 from server.engines import Completion, EnginesDown, RequestFailed, Sampling
 from server.errors import BadRequest
@@ -22,7 +23,7 @@ from server.protocol.requests import ControlledRequest
 from server.routes.blocks import check_controlled
 from server.settings import Settings
 from tests.asgi import request
-from tests.fakes import KNOWN, SCORER, ByteTokenizer, FakeEngines, WritingEngines, fake_served
+from tests.fakes import KNOWN, SCORER, STRONG, ByteTokenizer, FakeEngines, WritingEngines, fake_served
 from tests.keys import bearer, keys_file
 from tests.streams import events
 from tests.unit.server.conftest import client_of
@@ -77,8 +78,9 @@ async def oracle(procedure: Controlled, seed: int, max_tokens: int = 8) -> str:
                 [reward] = await engines.score([list(map(ord, option))])
                 values.append((reward + 1) / 11)  # among the calibration's rewards, 0 to 9
             else:
-                outputs = [await engines.score_prefix(list(map(ord, option)))] * procedure.k
-                values.append(float(read.quantile_law(outputs).expected_best()))
+                law_of_reference = read.quantile_law(await engines.score_prefix(list(map(ord, option))))
+                tilted = law_of_reference.tilt(QuantileLaw.of_ranks(predict_ranks(STRONG, 10), 10))
+                values.append(float(QuantileLaw([tilted.probabilities] * procedure.k).expected_best()))
         text, block = options[int(np.argmax(values))], block + 1
     return text.rstrip(".")
 
