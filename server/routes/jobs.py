@@ -64,7 +64,7 @@ async def make_job(
     check_calibrate(serving, body.calibrate)
     choice = serving.catalogue.choose(body.model, procedure)
     rule = make_rule(body, serving.catalogue, choice.procedure)
-    early_rejection = check_rejection(body, choice.procedure, serving.decoder.prefixes)
+    early_rejection = check_rejection(body, choice.procedure, serving)
     if choice.procedure != procedure:
         field = "model"
     n = choice.draws(procedure, draws)

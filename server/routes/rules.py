@@ -7,9 +7,10 @@ from infalign.procedures import BestOfN, WorstOfN
 from infalign.stopping import StoppingRule, Target
 from server.decoding.catalogue import Catalogue
 from server.decoding.jobs import TokenCost
-from server.decoding.prefixes import Prefixes
 from server.errors import BadRequest
 from server.protocol.requests import ControlledRequest, GenerationRequest
+from server.routes.scorer import require_scorer
+from server.routes.serving import Serving
 
 
 def make_rule(
@@ -50,19 +51,19 @@ def make_rule(
     return TokenCost(selection, body.cost_per_token or 0.0)
 
 
-def check_rejection(body: GenerationRequest, procedure: ServedProcedure, prefixes: Prefixes | None) -> bool:
+def check_rejection(body: GenerationRequest, procedure: ServedProcedure, serving: Serving) -> bool:
     """Check if candidates can be rejected early, if a request asks for it.
 
     Args:
         body: The request's body.
         procedure: The procedure that answers the request.
-        prefixes: Reads the beginnings of candidates, if anything does.
+        serving: The objects that serve requests.
 
     Returns:
         Whether the request asks for it.
 
     Raises:
-        BadRequest: It does, but the procedure draws one candidate, several are selected, or nothing reads beginnings.
+        BadRequest: It does, but the procedure draws one candidate, several are selected, or there is no prefix scorer.
     """
     if isinstance(body, ControlledRequest) or not body.early_rejection:
         return False
@@ -70,12 +71,7 @@ def check_rejection(body: GenerationRequest, procedure: ServedProcedure, prefixe
     _check_procedure(field, "true", procedure)
     if body.top > 1:
         raise BadRequest(f"{field}: got true with {body.TOP_FIELD}: {body.top}, accepted: only with 1", field)
-    if prefixes is None:
-        raise BadRequest(
-            f"{field}: got true, accepted: false, as nothing here reads the beginnings of candidates; it takes a "
-            "bundle with a prefix scorer, and engines that this server runs itself",
-            field,
-        )
+    require_scorer(serving, f"{field}: got true, accepted: false", field)
     return True
 
 

@@ -379,7 +379,7 @@ async def test_prompts_prefills_and_logprobs(client: httpx.AsyncClient, engines:
 
 
 async def test_reasoning_is_read_as_it_is_drawn() -> None:
-    engines = SteppedEngines("<think>1</think>9", "<think>a", "<think>22</think>2")
+    engines = SteppedEngines("<think>9</think>9", "<think>a", "<think>22</think>2")
     async with serving(engines, reasoning_parser="qwen3") as client:
         answer = await post(client, n=3, logprobs=0)
         assert any(text.endswith("[assistant]<t") for text in engines.prefixes)
