@@ -164,8 +164,11 @@ class ScorerRecord(_Record):
         target, share = rule.mean_threshold(samples), self.shares.get(rule.procedure.family)
         if target >= 1:
             return self.rejection_for(rule.procedure, law)
-        least = share.share * rule.chance(samples, law) if share else 0.0
-        return TargetRejection(target, least, self._policy(rule.procedure, law))
+        policy = self._policy(rule.procedure, law)
+        # By the bins, as for candidates. The ranks are more exact, and near the top they would call a fresh candidate
+        # likelier to succeed than any that is read.
+        fresh = (policy or QuantileLaw.uniform(len(self.edges) - 1)).exceeds(target)
+        return TargetRejection(target, share.share * float(fresh) if share else 0.0, policy)
 
     def _policy(self, procedure: Procedure, law: Floats | None) -> QuantileLaw | None:
         """The law of a draw, counted so that 1 is best for the procedure."""

@@ -190,7 +190,7 @@ def test_thresholds_of_other_procedures() -> None:
         (Target(WorstOfN(16), 0.1), None, None, (0.9, 0.02)),
         (Cost(BestOfN(16), 0.02), None, None, (0.8, 0.1)),
         (Target(BestOfN(16), 0.9), 32, None, (30 / 33, 0.5 * 3 / 33)),
-        (Target(BestOfN(16), 0.75), None, np.array([0.1, 0.2, 0.3, 0.4]), (0.75, 0.2)),
+        (Target(BestOfN(16), 0.75), None, np.array([0.1, 0.2, 0.3, 0.4]), (0.75, 0.175)),
     ],
 )
 def test_a_stopping_rule_rejects_by_its_threshold(
@@ -216,6 +216,17 @@ def test_laws_are_tilted_by_the_ranks_of_a_policy() -> None:
     finished = QuantileLaw([[0.95, 0.05], [0.01, 0.99]])
     assert best.reject(finished, best=0.4).tolist() == [False, False]
     assert Rejection(best.threshold).reject(finished, best=0.4).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("target", [0.5, 0.8, 0.9, 0.95, 0.99])
+def test_a_candidate_of_which_nothing_is_known_yet_is_as_good_as_a_fresh_one(target: float) -> None:
+    """Also where nearly all of a policy's candidates are at the very top, which no bin shows."""
+    steep = np.exp(np.arange(65) / 4.0)
+    found = record().rejection_under(Target(BestOfN(16), target), law=steep / steep.sum())
+    assert isinstance(found, TargetRejection)
+    unknown = QuantileLaw(np.full((1, 2), 0.5))
+    assert unknown.tilt(found.policy).exceeds(target) == pytest.approx(2 * found.least)  # the share is a half
+    assert not found.reject(unknown, fresh=1).any()
 
 
 def test_a_rule_that_never_stops_rejects_as_the_procedure_does() -> None:

@@ -308,7 +308,7 @@ async def test_a_server_without_a_scorer_says_so(engines: SteppedEngines, served
         await engines.started.wait()
         error = (await client.post(BEST, json=BODY)).json()["error"]
         assert error["param"] == "early_rejection"
-        assert "a bundle with a prefix scorer" in error["message"]
+        assert "this server has no prefix scorer" in error["message"]
         assert (await client.post(BEST, json=BODY | {"early_rejection": False})).status_code == 200
 
 
