@@ -28,7 +28,7 @@ def describe(ways: list[Measured], curve: Curve) -> dict[str, Any]:
     best = curve.best()
     rows = []
     for one in ways:
-        n, ratio = (None, None) if one.way.group == "fixed N" else equal_n(one, curve)
+        n, ratio = equal_n(one, curve)
         rows.append(
             {
                 "group": one.way.group,
@@ -84,7 +84,8 @@ def draw_picture(results: dict[str, Any], path: Path) -> None:
     for (name, cost), axis in zip(costs, axes, strict=True):
         _draw_panel(axis, results[name], cost)
     axes[0].set_ylabel("mean quantile")
-    axes[0].legend(fontsize=8, frameon=False, loc="lower right")
+    fullest = max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    fullest.legend(fontsize=8, frameon=False, loc="lower right")
     save(figure, path, results)
 
 
