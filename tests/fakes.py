@@ -177,8 +177,8 @@ class FakeEngines:
             if sampling.seed in self.faults:
                 raise self.faults[sampling.seed]
             if listen:
-                for word in words:
-                    listen(Delta(word, token_ids=tuple(map(ord, word))))
+                listen(Delta(words[0], token_ids=tuple(map(ord, words[0][:2]))))
+                listen(Delta(words[1], token_ids=(ord(words[1][-1]),)))
             await asyncio.sleep(3600 if self.stall else 0)
         finally:
             self.running -= 1

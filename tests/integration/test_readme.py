@@ -37,7 +37,7 @@ def test_curl_examples(server: str, page: str, snippet: str) -> None:
     script = re.sub(r"http://127\.0\.0\.1:800[01]", server, snippet)
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert '"quantile"' in done.stdout
+    assert '"quantile"' in done.stdout or '"expected_reward"' in done.stdout
     assert '"error"' not in done.stdout
 
 

@@ -183,7 +183,7 @@ def test_metrics_pages_and_memory(client: httpx.Client) -> None:
     resident = next(line for line in text.splitlines() if line.startswith("infalign_resident_memory_bytes"))
     gib = float(resident.split()[1]) / 2**30
     print(f"\nresident memory of server and engines: {gib:.2f} GiB")
-    assert 0.5 < gib < 5
+    assert 0.5 < gib < 6.5  # with the late engines of the reference and of the prefix scorer
     assert "swagger-ui" in client.get("/docs").text
     assert "/v1/best-of-n" in client.get("/openapi.json").json()["paths"]
 
