@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TextIO
 
-import numpy as np
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
@@ -17,7 +16,6 @@ from starlette.middleware.cors import CORSMiddleware
 from infalign.bundle import Bundle
 from infalign.home import home
 from infalign.manifest import ScorerRecord
-from infalign.prefix_scorer import PrefixScorer
 from infalign.rewards import OpenReward, ReferenceJudge
 from server.access.callers import Keyring
 from server.access.limits import Limits
@@ -133,7 +131,7 @@ def create_app(
     admission = Admission(settings.max_requests, metrics)
     regret = Regret(client, metrics, settings.regret_share, catalogue.use, lambda: admission.is_busy)
     scorer = served_bundle.scorer
-    prefixes = Prefixes(engines, PrefixScorer(np.array(scorer.edges)), scorer, metrics) if scorer else None
+    prefixes = Prefixes(engines, scorer, metrics) if scorer else None
     decoder = Decoder(client, calibrator, metrics, drift, laws, regret, tracing, prefixes)
     keyring, audit_log = Keyring(settings.keys), AuditLog(settings.audit_log, console)
 

@@ -20,13 +20,14 @@ class Prefixes:
 
     Args:
         engines: The engines, which have the classifier.
-        scorer: Reads the outputs of the classifier.
         record: How the scorer was made, and how it is used.
         metrics: Observes durations.
     """
 
-    def __init__(self, engines: Engines, scorer: PrefixScorer, record: ScorerRecord, metrics: Metrics) -> None:
-        self._engines, self.scorer, self.record, self._metrics = engines, scorer, record, metrics
+    def __init__(self, engines: Engines, record: ScorerRecord, metrics: Metrics) -> None:
+        self._engines, self.record, self._metrics = engines, record, metrics
+        self.scorer = PrefixScorer(np.array(record.edges))
+        """Reads the outputs of the classifier."""
 
     async def law(self, prompt: Prompt, tokens: list[int]) -> QuantileLaw:
         """Predict the law of the final quantile of a response.
