@@ -41,6 +41,7 @@ def main(context: click.Context, output: Path) -> None:
 @click.option("--blocks", default=",".join(f"{k}x{m}" for k, m in BLOCKS), show_default=True, help="Controlled: KxM.")
 @click.option("--count", type=click.IntRange(2), default=72, show_default=True, help="Prompts at most.")
 @click.option("--draws", type=click.IntRange(8), default=64, show_default=True, help="Reference responses per prompt.")
+@click.option("--trust-rewards", is_flag=True, help="Run the functions that the bundle names as rewards.")
 @click.option("--repeats", type=click.IntRange(1), default=2, show_default=True, help="Requests per way and prompt.")
 @click.pass_obj
 def serve(
@@ -53,6 +54,7 @@ def serve(
     count: int,
     draws: int,
     repeats: int,
+    trust_rewards: bool,
 ) -> None:
     """Serve BUNDLE and its reference, one after the other, and measure on PROMPTS (JSON lines with a `prompt`)."""
     rows = (json.loads(line)["prompt"] for line in prompts.read_text(encoding="utf-8").splitlines())
@@ -63,6 +65,7 @@ def serve(
     sizes = tuple((int(k), int(block)) for k, _, block in (each.partition("x") for each in blocks.split(",")))
     plan = Plan(texts, list_ways(family, (bundle / SCORER).is_dir(), sizes), family, draws, repeats)
     log, command = Path(tempfile.mkdtemp()) / "server.log", serve_command(str(bundle))
+    command += ["--trust-rewards"] if trust_rewards else []
     with run_server([*command, "--reference"], free_port(), log) as address:
         reference = Reference(plan, Client(address), load_judge(judge) if judge else None)
     with run_server(command, free_port(), log) as address:
