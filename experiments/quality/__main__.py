@@ -41,6 +41,7 @@ def main(context: click.Context, output: Path) -> None:
 @click.option("--blocks", default=",".join(f"{k}x{m}" for k, m in BLOCKS), show_default=True, help="Controlled: KxM.")
 @click.option("--count", type=click.IntRange(2), default=72, show_default=True, help="Prompts at most.")
 @click.option("--draws", type=click.IntRange(8), default=64, show_default=True, help="Reference responses per prompt.")
+@click.option("--clients", type=click.IntRange(1), default=1, show_default=True, help="Requests at the same time.")
 @click.option("--trust-rewards", is_flag=True, help="Run the functions that the bundle names as rewards.")
 @click.option("--repeats", type=click.IntRange(1), default=2, show_default=True, help="Requests per way and prompt.")
 @click.pass_obj
@@ -54,6 +55,7 @@ def serve(
     count: int,
     draws: int,
     repeats: int,
+    clients: int,
     trust_rewards: bool,
 ) -> None:
     """Serve BUNDLE and its reference, one after the other, and measure on PROMPTS (JSON lines with a `prompt`)."""
@@ -63,15 +65,14 @@ def serve(
     ]
     family: Family = "worst" if read_bundle(bundle).policy().record.procedure.startswith("worst") else "best"
     sizes = tuple((int(k), int(block)) for k, _, block in (each.partition("x") for each in blocks.split(",")))
-    plan = Plan(texts, list_ways(family, (bundle / SCORER).is_dir(), sizes), family, draws, repeats)
+    plan = Plan(texts, list_ways(family, (bundle / SCORER).is_dir(), sizes), family, draws, repeats, clients)
     log, command = Path(tempfile.mkdtemp()) / "server.log", serve_command(str(bundle))
     command += ["--trust-rewards"] if trust_rewards else []
     with run_server([*command, "--reference"], free_port(), log) as address:
         reference = Reference(plan, Client(address), load_judge(judge) if judge else None)
     with run_server(command, free_port(), log) as address:
         client = Client(address)
-        for prompt in texts:
-            client.calibrate(prompt)
+        plan.map_prompts(lambda place: client.calibrate(texts[place]))
         curve = measure_curve(plan, client, reference)
         measured = measure_ways(plan, client, reference, lambda line: click.echo(line, err=True))
     _write(output, name, measured, curve)

@@ -1,7 +1,9 @@
 """Measures all ways on the prompts of one bundle."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from infalign.templates import Message
 
 RESOLUTION = 1e-3
 """Rewards that differ by less tie. The same text may get rewards that differ by less than that."""
+T = TypeVar("T")
 Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], Floats]
 """Maps prompts and responses to scores."""
 
@@ -29,7 +32,14 @@ class Plan:
     """Responses of the reference per prompt that true quantiles are measured by. The server does not know them."""
     repeats: int
     """Requests per way and prompt, with different seeds."""
+    clients: int = 1
+    """Clients at the same time, each with prompts of its own and one request at a time."""
     seed: int = 0
+
+    def map_prompts(self, work: Callable[[int], T]) -> list[T]:
+        """Do some work for the place of each prompt. The clients share it."""
+        with ThreadPoolExecutor(self.clients) as pool:
+            return list(pool.map(work, range(len(self.prompts))))
 
 
 class Reference:
@@ -45,9 +55,11 @@ class Reference:
         self._plan, self._judge = plan, judge
         self._rewards: list[Calibration] = []
         self._scores: list[Calibration] = []
-        for place, prompt in enumerate(plan.prompts):
-            # The seed of no other request, so that no candidate is among these.
-            drawn = client.draw(prompt, plan.draws, plan.seed + 10_000_000 + place * 1000)
+        # The seed of no other request, so that no candidate is among these.
+        rows = plan.map_prompts(
+            lambda place: client.draw(plan.prompts[place], plan.draws, plan.seed + 10_000_000 + place * 1000)
+        )
+        for prompt, drawn in zip(plan.prompts, rows, strict=True):
             self._rewards.append(Calibration(np.array([one["reward"] for one in drawn]), resolution=RESOLUTION))
             if judge:
                 scores = judge([prompt] * len(drawn), [one["text"] for one in drawn])
@@ -77,9 +89,9 @@ def measure_curve(plan: Plan, client: Client, reference: Reference) -> Curve:
         client: The server.
         reference: Tells true quantiles.
     """
+    rows = plan.map_prompts(lambda place: client.draw(plan.prompts[place], CAP, plan.seed + 20_000_000 + place * 1000))
     quantiles, tokens = [], []
-    for place, prompt in enumerate(plan.prompts):
-        drawn = client.draw(prompt, CAP, plan.seed + 20_000_000 + place * 1000)
+    for place, drawn in enumerate(rows):
         quantiles.append(reference.quantile(place, [one["reward"] for one in drawn]))
         tokens.append(np.mean([one["completion_tokens"] for one in drawn]))
     return Curve(np.array(quantiles), np.array(tokens))
@@ -88,7 +100,7 @@ def measure_curve(plan: Plan, client: Client, reference: Reference) -> Curve:
 def measure_ways(
     plan: Plan, client: Client, reference: Reference, report: Callable[[str], None] = lambda _: None
 ) -> list[Measured]:
-    """Measure every way, with one request at a time.
+    """Measure every way.
 
     The ways take turns at each prompt, so that a busy machine does not slow one of them alone.
 
@@ -98,13 +110,18 @@ def measure_ways(
         reference: Tells true quantiles.
         report: Called with a line after each prompt.
     """
-    answers: list[list[list[Answer]]] = [[] for _ in plan.ways]
-    for place, prompt in enumerate(plan.prompts):
-        for way, rows in zip(plan.ways, answers, strict=True):
-            seeds = [plan.seed + place * 100_000 + repeat * 1000 for repeat in range(plan.repeats)]
-            rows.append([client.decode(way.path, prompt, {**way.fields, "seed": seed}) for seed in seeds])
+
+    def ask(place: int) -> list[list[Answer]]:
+        seeds = [plan.seed + place * 100_000 + repeat * 1000 for repeat in range(plan.repeats)]
+        answers = [
+            [client.decode(way.path, plan.prompts[place], {**way.fields, "seed": seed}) for seed in seeds]
+            for way in plan.ways
+        ]
         report(f"prompt {place + 1} of {len(plan.prompts)}")
-    return [_summarise(way, rows, reference) for way, rows in zip(plan.ways, answers, strict=True)]
+        return answers
+
+    by_way = zip(*plan.map_prompts(ask), strict=True)
+    return [_summarise(way, list(rows), reference) for way, rows in zip(plan.ways, by_way, strict=True)]
 
 
 def _summarise(way: Way, rows: list[list[Answer]], reference: Reference) -> Measured:
