@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.quality.figures import Curve, Measured, equal_n
 from infalign.arrays import Floats
 from infalign.estimators import Estimate, over_prompts
-from infalign.plots import COLOURS, panels, save
+from infalign.plots import COLOURS, save
 
 HEAD = (
     "| way | | quantile | by the judge | tokens | equal N | tokens of that N | seconds, p50 | first event, p50 |\n"
@@ -68,23 +69,25 @@ def write_table(figures: dict[str, Any]) -> str:
 
 
 def draw_picture(results: dict[str, Any], path: Path) -> None:
-    """Draw quality against tokens, with a panel for each measurement, and against seconds where requests were sent.
+    """Draw quality against tokens, with a panel for each measurement, and below against seconds of the requests sent.
 
     Args:
         results: Figures by the name of the bundle.
         path: Where the picture is saved.
     """
-    costs = [
-        (name, cost)
-        for cost in ("tokens", "seconds")
-        for name, figures in results.items()
-        if figures["ways"][0]["seconds"] is not None or cost == "tokens"
-    ]
-    figure, axes = panels([f"{name}, by {cost}" for name, cost in costs])
-    for (name, cost), axis in zip(costs, axes, strict=True):
-        _draw_panel(axis, results[name], cost)
-    axes[0].set_ylabel("mean quantile")
-    fullest = max(axes, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    figure = Figure(figsize=(3.6 * len(results) + 0.4, 6.4), layout="constrained")
+    grid = figure.subplots(2, len(results), squeeze=False)
+    for row, cost in zip(grid, ("tokens", "seconds"), strict=True):
+        for axis, (name, figures) in zip(row, results.items(), strict=True):
+            if cost == "seconds" and figures["ways"][0]["seconds"] is None:
+                axis.set_axis_off()
+                continue
+            axis.set_title(f"{name}, by {cost}", fontsize=10)
+            axis.grid(alpha=0.25, linewidth=0.6)
+            axis.spines[["top", "right"]].set_visible(False)
+            _draw_panel(axis, figures, cost)
+        row[0].set_ylabel("mean quantile")
+    fullest = max(grid[0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
     fullest.legend(fontsize=8, frameon=False, loc="lower right")
     save(figure, path, results)
 
