@@ -61,3 +61,9 @@ async def serve_scorer(
     async with app.router.lifespan_context(app), client_of(app) as client:
         await engines.started.wait()
         yield client
+
+
+async def metric(client: httpx.AsyncClient, name: str) -> float:
+    """The sum of a metric over its labels."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))

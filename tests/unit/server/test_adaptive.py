@@ -20,7 +20,7 @@ from tests.asgi import Exchange
 from tests.fakes import KNOWN, WEAK, FakeEngines, ScriptedEngines, fake_served
 from tests.keys import bearer, keys_file
 from tests.streams import events
-from tests.unit.server.conftest import client_of
+from tests.unit.server.conftest import client_of, metric
 
 pytestmark = pytest.mark.anyio
 ASKED = [{"role": "user", "content": KNOWN}]
@@ -49,11 +49,6 @@ async def post(client: httpx.AsyncClient, path: str = BEST, **fields: Any) -> An
     response = await client.post(path, json=TARGET | fields)
     assert response.status_code == 200, response.text
     return response.json()
-
-
-async def metric(client: httpx.AsyncClient, name: str) -> float:
-    lines = (await client.get("/metrics")).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
 async def test_draws_stop_after_the_wave_that_reaches_the_target(

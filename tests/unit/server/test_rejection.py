@@ -13,35 +13,33 @@ import numpy as np
 import pytest
 
 from infalign import BestOfN, PrefixScorer, Rehearsal, Target, WorstOfN
-from infalign.manifest import RejectionRecord, ScorerRecord, ShareRecord
+from infalign.manifest import RejectionRecord, ShareRecord
 from server.app import create_app
 from server.decoding.rank_laws import predict_ranks
 from server.decoding.rounds import PLACES
 from server.engines import EnginesDown, RequestFailed
 from server.settings import Settings
+from tests import fakes
 from tests.asgi import Exchange
 from tests.fakes import KNOWN, WEAK, FakeEngines, SteppedEngines, fake_served
 from tests.keys import bearer, keys_file
 from tests.streams import events
-from tests.unit.server.conftest import client_of
+from tests.unit.server.conftest import client_of, metric
 
 pytestmark = pytest.mark.anyio
 ASKED = [{"role": "user", "content": KNOWN}]
 BEST, WORST, CHAT = "/v1/best-of-n", "/v1/worst-of-n", "/v1/chat/completions"
 FAILED = RequestFailed("it failed")
 FIT = RejectionRecord(threshold=0.02, loss=0, loss_low=0, loss_high=0, saved=0, saved_low=0, saved_high=0)
-SCORER = ScorerRecord(
-    reference="r",
-    reward_model="w",
-    calibration="c",
-    chat_template="t",
-    trunk="reward",
-    edges=tuple(range(11)),
-    checkpoint=2,
-    limit=0.002,
-    rejection=dict.fromkeys(("best-of-8", "worst-of-8"), FIT),
-    shares=dict.fromkeys(("best-of-n", "worst-of-n"), ShareRecord(share=0.5, tokens=1, tokens_low=1, tokens_high=1)),
-    measured={},
+SHARE = ShareRecord(share=0.5, tokens=1, tokens_low=1, tokens_high=1)
+SCORER = fakes.SCORER.model_copy(
+    update={
+        "edges": tuple(range(11)),
+        "checkpoint": 2,
+        "rejection": dict.fromkeys(("best-of-8", "worst-of-8"), FIT),
+        "shares": dict.fromkeys(("best-of-n", "worst-of-n"), SHARE),
+        "measured": {},
+    }
 )
 """A checkpoint comes every two tokens."""
 TEXTS = ("11111111", "99999999", "222222222", "888888", "3", "", "77777777", "4444444")
@@ -74,11 +72,6 @@ async def post(client: httpx.AsyncClient, path: str = BEST, **fields: Any) -> An
     response = await client.post(path, json=BODY | fields)
     assert response.status_code == 200, response.text
     return response.json()
-
-
-async def metric(client: httpx.AsyncClient, name: str) -> float:
-    lines = (await client.get("/metrics")).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
 def indexes(answer: Any) -> list[int]:
