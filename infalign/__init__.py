@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from infalign.frontier import Point, point
     from infalign.goodness import Goodness
     from infalign.manifest import Alignment
+    from infalign.mixture import Mixture
     from infalign.optimum import Optimal, optimal
-    from infalign.parsing import parse_decoding, parse_procedure, parse_transformation
+    from infalign.parsing import parse_decoding, parse_mixture, parse_procedure, parse_transformation
     from infalign.poisson import BestOfPoisson
     from infalign.policies import AnchoredPolicies, Policy, beta_for_kl
     from infalign.pooling import PooledQuantiles
@@ -49,8 +50,9 @@ _HOMES = {
     "frontier": ("Point", "point"),
     "goodness": ("Goodness",),
     "manifest": ("Alignment",),
+    "mixture": ("Mixture",),
     "optimum": ("Optimal", "optimal"),
-    "parsing": ("parse_decoding", "parse_procedure", "parse_transformation"),
+    "parsing": ("parse_decoding", "parse_mixture", "parse_procedure", "parse_transformation"),
     "poisson": ("BestOfPoisson",),
     "policies": ("AnchoredPolicies", "Policy", "beta_for_kl"),
     "pooling": ("PooledQuantiles",),
@@ -90,6 +92,7 @@ __all__ = [
     "InfAlignError",
     "InvalidValue",
     "Log",
+    "Mixture",
     "NewPolicy",
     "NotConverged",
     "Optimal",
@@ -116,6 +119,7 @@ __all__ = [
     "optimal",
     "over_prompts",
     "parse_decoding",
+    "parse_mixture",
     "parse_procedure",
     "parse_transformation",
     "point",

@@ -1,14 +1,15 @@
-"""The optimal transformation of a procedure: Φ*(y) = −∫_y^1 g(F(u)) g(u) du.
+"""The optimal transformation of a procedure: Φ*(y) = −∫_y^1 k(F(u), u) du with k(F, u) = g(F) g(u).
 
 F is the distribution function of the policy that Φ* itself makes. No transformation reaches a higher win rate under
 the procedure at the same KL (InfAlign, arXiv 2412.19792, sections 3 and 4, where reward and policy are coupled in this
-way). Iterating the equation cycles for best-of-n. Since f = F' is e^{Φ*/β}/Z, the equation is also the boundary value
-problem
+way). For a mixture of procedures, whose win rate is Σ w_i W_i, the same holds with k = Σ w_i g_i(F) g_i(u). Iterating the
+equation cycles for best-of-n. Since f = F' is e^{Φ*/β}/Z, the equation is also the boundary value problem
 
-    F'' = F' g(F) g(u) / β,    F(0) = 0,  F(1) = 1.
+    F'' = F' k(F, u) / β,    F(0) = 0,  F(1) = 1.
 
-This module solves it by collocation for any procedure. For best-of-n and worst-of-n it solves it for every β at once:
-their densities are powers, so every solution is a rescaled piece of one curve (docs/results/theory.md derives it).
+It has exactly one solution, which is the global maximum, also where the objective is not concave
+(docs/results/theory.md proves it). This module solves it by collocation for any mixture. For best-of-n and worst-of-n it
+solves it for every β at once: their densities are powers, so every solution is a rescaled piece of one curve.
 """
 
 import math
@@ -22,6 +23,7 @@ from scipy.interpolate import CubicHermiteSpline
 
 from infalign.arrays import Floats
 from infalign.errors import InvalidValue, NotConverged
+from infalign.mixture import Mixture
 from infalign.policies import Policy, beta_for_kl
 from infalign.procedures import FixedN, Procedure, WorstOfN
 from infalign.quadrature import Mesh, graded_mesh
@@ -34,10 +36,10 @@ RESIDUAL = 1e-6
 
 @dataclass(frozen=True)
 class Optimal(Transformation):
-    """The optimal transformation Φ* of a procedure, with Φ*(1) = 0. :func:`optimal` solves for one.
+    """The optimal transformation Φ* of a mixture of procedures, with Φ*(1) = 0. :func:`optimal` solves for one.
 
     Args:
-        procedure: The procedure.
+        mixture: The mixture, perhaps of one procedure.
         beta: KL penalty.
         kl: KL divergence of its policy from the reference in nats, at this penalty.
 
@@ -48,7 +50,7 @@ class Optimal(Transformation):
         (0.2119, 1.1787)
     """
 
-    procedure: Procedure
+    mixture: Mixture
     beta: float
     kl: float
     _survival: CubicHermiteSpline = field(repr=False, compare=False)
@@ -63,21 +65,20 @@ class Optimal(Transformation):
         return -self.gap(1 - np.asarray(u, dtype=np.float64))
 
     def derivative(self, u: ArrayLike) -> Floats:
-        """Compute g(F(u)) g(u), the derivative by the equation itself."""
+        """Compute k(F(u), u), the derivative by the equation itself."""
         u = np.asarray(u, dtype=np.float64)
-        policy = np.clip(1 - self._survival(1 - u), 0, 1)
-        return np.asarray(self.procedure.density(policy) * self.procedure.density(u))
+        return np.asarray(self.mixture.slope(np.clip(1 - self._survival(1 - u), 0, 1), u))
 
     def gap(self, v: ArrayLike) -> Floats:
         """Compute −Φ*(1 − v)."""
         return np.asarray(self._gap(np.asarray(v, dtype=np.float64)))
 
 
-def optimal(procedure: Procedure, *, kl: float | None = None, beta: float | None = None) -> Optimal:
-    """Solve for the optimal transformation of a procedure, at a KL or at a penalty.
+def optimal(procedure: Procedure | Mixture, *, kl: float | None = None, beta: float | None = None) -> Optimal:
+    """Solve for the optimal transformation of a procedure or of a mixture, at a KL or at a penalty.
 
     Args:
-        procedure: The procedure.
+        procedure: The procedure, or the mixture of several.
         kl: KL divergence of the policy from the reference in nats, above 0 and at most 10.
         beta: KL penalty above 0, instead of ``kl``.
 
@@ -92,6 +93,9 @@ def optimal(procedure: Procedure, *, kl: float | None = None, beta: float | None
         >>> from infalign import BestOfN, optimal
         >>> round(optimal(BestOfN(4), kl=0.5).beta, 4)
         0.2166
+        >>> from infalign import parse_mixture
+        >>> round(optimal(parse_mixture("best-of-4+worst-of-4"), kl=0.5).beta, 4)
+        0
     """
     if (kl is None) == (beta is None):
         raise InvalidValue("kl", kl, "a KL or a beta, exactly one of the two")
@@ -99,12 +103,14 @@ def optimal(procedure: Procedure, *, kl: float | None = None, beta: float | None
         check_kl(kl)
     if beta is not None:
         check_beta(beta)
+    mixture = Mixture.of(procedure)
+    only = mixture.procedures[0] if len(mixture.procedures) == 1 else None
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
-        if not isinstance(procedure, FixedN):
-            return _check_solution(procedure, _solve_by_collocation(procedure, kl, beta))
-        if procedure.n == 1:
-            return _check_solution(procedure, _solve_identity(kl, beta))
-        return _check_solution(procedure, _solve_by_scaling(procedure, kl, beta))
+        if not isinstance(only, FixedN):
+            return _check_solution(mixture, _solve_by_collocation(mixture, kl, beta))
+        if only.n == 1:
+            return _check_solution(mixture, _solve_identity(kl, beta))
+        return _check_solution(mixture, _solve_by_scaling(only, kl, beta))
 
 
 class _Solution(NamedTuple):
@@ -119,29 +125,29 @@ class _Solution(NamedTuple):
     """f."""
 
 
-def _check_solution(procedure: Procedure, solution: _Solution) -> Optimal:
+def _check_solution(mixture: Mixture, solution: _Solution) -> Optimal:
     """Compute Φ* from the policy, and check that the policy of this Φ* is that policy."""
     steps = np.concatenate([[True], np.diff(solution.v) > 0])
     survival = CubicHermiteSpline(solution.v[steps], solution.survival[steps], solution.density[steps])
     mesh = graded_mesh()
     v = mesh.nodes
     policy = np.clip(1 - survival(v), 0, 1)
-    slope = procedure.density(policy) * procedure.density(1 - v)
+    slope = mixture.slope(policy, 1 - v)
     gap = mesh.cumulative(slope)
     mass = np.exp(-gap / math.exp(solution.log_beta))
     residual = float(np.max(np.abs(mesh.cumulative(mass) / mesh.integral(mass) - (1 - policy))))
     if not residual < RESIDUAL:
         raise NotConverged(
-            f"optimal: no solution for {procedure} at {solution.kl:.3g} nats holds in floating point "
+            f"optimal: no solution for {mixture} at {solution.kl:.3g} nats holds in floating point "
             f"(log beta {solution.log_beta:.1f}, off by {residual:.1e}); ask for a smaller KL"
         )
-    ends = procedure.density([1.0, 0.0]) ** 2
+    ends = mixture.slope([1.0, 0.0], [1.0, 0.0])
     spline = CubicHermiteSpline(
         np.concatenate([[0.0], v, [1.0]]),
         np.concatenate([[0.0], gap, [mesh.integral(slope)]]),
         np.concatenate([ends[:1], slope, ends[1:]]),
     )
-    return Optimal(procedure, math.exp(solution.log_beta), solution.kl, survival, spline)
+    return Optimal(mixture, math.exp(solution.log_beta), solution.kl, survival, spline)
 
 
 def _solve_identity(kl: float | None, beta: float | None) -> _Solution:
@@ -214,8 +220,8 @@ def _solve_by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -
     )
 
 
-def _solve_by_collocation(procedure: Procedure, kl: float | None, beta: float | None) -> _Solution:
-    """Solve for any procedure.
+def _solve_by_collocation(mixture: Mixture, kl: float | None, beta: float | None) -> _Solution:
+    """Solve for any mixture.
 
     log 1/β climbs from where the policy is the reference, and each solution is the first guess of the next.
     """
@@ -228,7 +234,7 @@ def _solve_by_collocation(procedure: Procedure, kl: float | None, beta: float | 
         v, dv = place(z), stretch * np.exp(stretch * z) / math.expm1(stretch)
         survival, log_density, _ = y
         density = np.exp(log_density)
-        fall = np.exp(p[0]) * procedure.density(np.clip(1 - survival, 0, 1)) * procedure.density(1 - v)
+        fall = np.exp(p[0]) * mixture.slope(np.clip(1 - survival, 0, 1), 1 - v)
         return np.stack([density * dv, -fall * dv, density * log_density * dv])
 
     def solve(z: Floats, y: Floats, guess: float, tolerance: float, at: float | None = None) -> Any:
@@ -252,10 +258,10 @@ def _solve_by_collocation(procedure: Procedure, kl: float | None, beta: float | 
         else:
             log_inverse, step = log_inverse - step, step / 4
             if step < 1e-3:
-                raise NotConverged(f"optimal: no solution for {procedure} at kl {kl}, beta {beta}: {solution.message}")
+                raise NotConverged(f"optimal: no solution for {mixture} at kl {kl}, beta {beta}: {solution.message}")
         log_inverse = min(log_inverse + step, last)
     solution = solve(z, y, log_inverse, 1e-7, at=None if kl else last)
     if solution.status != 0:
-        raise NotConverged(f"optimal: no solution for {procedure} at kl {kl}, beta {beta}: {solution.message}")
+        raise NotConverged(f"optimal: no solution for {mixture} at kl {kl}, beta {beta}: {solution.message}")
     survival, log_density, area = solution.y
     return _Solution(-float(solution.p[0]), float(area[-1]), place(solution.x), survival, np.exp(log_density))
