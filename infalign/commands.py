@@ -5,23 +5,23 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import click
 import numpy as np
 
 from infalign.errors import InvalidValue
 from infalign.frontier import Point, point
-from infalign.parsing import check_transformation, parse_procedure
-from infalign.procedures import Procedure
+from infalign.mixture import Mixture
+from infalign.parsing import check_transformation, parse_mixture
 
 T = TypeVar("T")
 TRANSFORMATIONS = ("gaussian", "identity", "log", "exp(5)", "exp(10)", "exp(-5)", "exp(-10)", "optimal")
 PLOTTED_KLS = 40
 
 
-def _procedure(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[Procedure, ...]:
-    return tuple(_parse(parse_procedure, text) for text in texts)
+def _procedure(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[Mixture, ...]:
+    return tuple(_parse(parse_mixture, text) for text in texts)
 
 
 def _transformation(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -53,7 +53,8 @@ def _parse(parse: Callable[[str], T], text: str) -> T:
     default=("best-of-4",),
     show_default=True,
     callback=_procedure,
-    help="standard, best-of-N, worst-of-N or best-of-poisson(MU); again for more.",
+    help="standard, best-of-N, worst-of-N or best-of-poisson(MU); or a mixture such as 2*best-of-4+worst-of-4, which "
+    "shows its procedures as well; again for more.",
 )
 @click.option(
     "--kl",
@@ -78,7 +79,7 @@ def _parse(parse: Callable[[str], T], text: str) -> T:
 )
 def frontier(
     transformations: tuple[str, ...],
-    procedures: tuple[Procedure, ...],
+    procedures: tuple[Mixture, ...],
     kls: tuple[float, ...],
     betas: tuple[float, ...],
     anchors: int | None,
@@ -89,6 +90,9 @@ def frontier(
 
     In quantile space, for continuous rewards: no model is needed. Compare transformations at equal KL, β means
     something else for each.
+
+    For a mixture, the policy of `optimal` maximises the weighted mean of the win rates. It is shown by this mean, and
+    under each procedure of the mixture beside the optimum of that procedure at the same KL.
     """
     if kls and betas:
         raise click.UsageError("--kl and --beta: accepted: one of the two")
@@ -98,35 +102,59 @@ def frontier(
         check_path(plot)
     goals: list[tuple[float | None, float | None]] = [(None, beta) for beta in betas]
     goals = goals or [(kl, None) for kl in kls or (0.5,)]
-    points = [
-        point(transformation, procedure, kl=kl, beta=beta, anchors=anchors)
-        for procedure in procedures
-        for kl, beta in goals
-        for transformation in transformations
-    ]
+    lines = [_lines(mixture, transformations) for mixture in procedures]
+    points = [line.point(kl, beta, anchors) for group in lines for kl, beta in goals for line in group]
     if plot is not None:
         widest = max([2.0, *(p.kl for p in points)])
-        curves = [
-            curve
-            for procedure in procedures
-            for transformation in transformations
-            for curve in _curve(transformation, procedure, anchors, widest)
-        ]
+        curves = [dot for group in lines for line in group for dot in line.curve(anchors, widest)]
         dots = points if kls or betas else []
         numbers = save(frontier_figure(curves, dots), plot, {"curves": [_row(p) for p in curves]})
         click.echo(f"{plot}, {numbers}", err=True)
     click.echo(_json(points) if as_json else _text(points))
 
 
-def _curve(transformation: str, procedure: Procedure, anchors: int | None, widest: float) -> list[Point]:
-    """Compute a curve from KL 0, where every policy is the reference, to ``widest`` nats or as far as anchors reach."""
-    line = [Point(transformation, str(procedure), 0.0, 0.5, math.inf, anchors)]
-    for kl in np.linspace(0, 1, PLOTTED_KLS + 1)[1:] ** 2 * widest:
-        try:
-            line.append(point(transformation, procedure, kl=float(kl), anchors=anchors))
-        except InvalidValue:
-            break
-    return line
+class _Line(NamedTuple):
+    """The policies of a transformation, under what decodes them."""
+
+    transformation: str
+    procedure: Mixture
+    aligned_for: Mixture
+    """What ``optimal`` is the optimum for."""
+
+    def point(self, kl: float | None, beta: float | None, anchors: int | None) -> Point:
+        """Compute a point of the line."""
+        return point(
+            self.transformation,
+            self.procedure,
+            kl=kl,
+            beta=beta,
+            anchors=anchors,
+            training_procedure=self.aligned_for,
+        )
+
+    def curve(self, anchors: int | None, widest: float) -> list[Point]:
+        """Compute the line from KL 0, where every policy is the reference, to ``widest`` nats or where anchors end."""
+        line: list[Point] = []
+        for kl in np.linspace(0, 1, PLOTTED_KLS + 1)[1:] ** 2 * widest:
+            try:
+                line.append(self.point(float(kl), None, anchors))
+            except InvalidValue:
+                break
+        aligned_for = line[0].aligned_for if line else None
+        start = Point(self.transformation, str(self.procedure), 0.0, 0.5, math.inf, anchors, aligned_for=aligned_for)
+        return [start, *line]
+
+
+def _lines(mixture: Mixture, transformations: tuple[str, ...]) -> list[_Line]:
+    """List the lines of a mixture: first under itself, then under each of its procedures if there are several."""
+    lines = [_Line(transformation, mixture, mixture) for transformation in transformations]
+    if len(mixture.procedures) > 1:
+        for procedure in map(Mixture.of, mixture.procedures):
+            for transformation in transformations:
+                lines.append(_Line(transformation, procedure, mixture))
+                if transformation == "optimal":
+                    lines.append(_Line(transformation, procedure, procedure))
+    return lines
 
 
 def _row(point: Point) -> dict[str, float | str | None]:
@@ -143,11 +171,17 @@ def _text(points: list[Point]) -> str:
     if len(points) == 1:
         names = ["win_rate", "beta", "kl", *(["win_rate_error"] if has_errors else [])]
         return "\n".join(f"{name:<15}{getattr(points[0], name):.6g}" for name in names)
-    head = f"{'procedure':<20}{'transformation':<16}{'kl':>8}{'win_rate':>10}{'beta':>12}"
-    rows = [f"{p.procedure:<20}{p.transformation:<16}{p.kl:>8.4g}{p.win_rate:>10.6f}{p.beta:>12.4g}" for p in points]
+    wide = max(20, *(len(p.procedure) + 2 for p in points))
+    head = f"{'procedure':<{wide}}{'transformation':<16}{'kl':>8}{'win_rate':>10}{'beta':>12}"
+    rows = [
+        f"{p.procedure:<{wide}}{p.transformation:<16}{p.kl:>8.4g}{p.win_rate:>10.6f}{p.beta:>12.4g}" for p in points
+    ]
     if has_errors:
         head += f"{'win_rate_error':>16}"
         rows = [f"{row}{p.win_rate_error:>16.6f}" for row, p in zip(rows, points, strict=True)]
+    if any(p.aligned_for not in (None, p.procedure) for p in points):
+        head += "  aligned_for"
+        rows = [f"{row}  {p.aligned_for or ''}".rstrip() for row, p in zip(rows, points, strict=True)]
     return "\n".join([head, *rows])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import gammaln, xlog1py, xlogy
 
 from infalign.arrays import Floats
+from infalign.mixture import Mixture
 from infalign.parsing import parse_transformation
 from infalign.policies import Policy, beta_for_kl
 from infalign.procedures import Procedure
@@ -32,12 +33,12 @@ def rank_law(policy: Policy, samples: int) -> Floats:
     return np.asarray(np.exp(binomial + powers) @ (mesh.weights * policy.density))
 
 
-def aligned_rank_law(transformation: str, procedure: Procedure, kl: float, samples: int) -> Floats:
+def aligned_rank_law(transformation: str, procedure: Procedure | Mixture, kl: float, samples: int) -> Floats:
     """Compute the :func:`rank_law` of the optimal policy of a transformation at a KL.
 
     Args:
         transformation: Written form of the transformation.
-        procedure: The procedure that ``optimal`` is the optimum for.
+        procedure: The procedure or mixture that ``optimal`` is the optimum for.
         kl: KL divergence from the reference in nats, in (0, 10].
         samples: K, the number of reference rewards.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from infalign.calibration import Estimator
 from infalign.errors import InvalidValue
+from infalign.mixture import Mixture
 from infalign.parsing import parse_transformation
 from infalign.policies import AnchoredPolicies, Policy, beta_for_kl, simulate_pieces, solve_beta
 from infalign.procedures import Procedure
@@ -22,12 +23,15 @@ class Point:
 
     Args:
         transformation: Written form of the transformation.
-        procedure: Written form of the procedure.
+        procedure: Written form of the procedure, or of the mixture of several.
         kl: KL divergence from the reference in nats.
-        win_rate: Win rate of the policy over the reference, both decoded by the procedure.
+        win_rate: Win rate of the policy over the reference, both decoded by the procedure. For a mixture, the weighted
+            mean of the win rates under its procedures.
         beta: KL penalty.
         anchors: K, the number of anchors of each prompt; None for exact calibration.
         win_rate_error: Standard error of the win rate from the simulation of anchors; 0 for exact calibration.
+        aligned_for: Written form of the procedure or mixture that ``optimal`` is the optimum for; None for other
+            transformations.
 
     Examples:
         >>> from infalign import Point
@@ -42,30 +46,31 @@ class Point:
     beta: float
     anchors: int | None = None
     win_rate_error: float = 0.0
+    aligned_for: str | None = None
 
 
 def point(
     transformation: str,
-    procedure: Procedure,
+    procedure: Procedure | Mixture,
     *,
     kl: float | None = None,
     beta: float | None = None,
     anchors: int | None = None,
     estimator: Estimator = Estimator.JEFFREYS,
-    training_procedure: Procedure | None = None,
+    training_procedure: Procedure | Mixture | None = None,
 ) -> Point:
     """Compute the win rate that a transformation reaches in theory, at a KL or at a β.
 
     Args:
         transformation: Written form of the transformation.
-        procedure: Procedure that decodes the policy and the reference.
+        procedure: Procedure that decodes the policy and the reference, or a mixture of several.
         kl: KL divergence from the reference in nats, in (0, 10].
         beta: KL penalty, instead of ``kl``.
         anchors: K, the number of anchors of each prompt. The result is then the mean over simulated prompts. None
             stands for exact calibration. ``optimal`` stays the optimum for exact calibration, and ``gaussian``, a
             reward without calibration, has no anchors.
         estimator: How ranks become quantiles, if there are anchors.
-        training_procedure: The procedure that ``optimal`` is the optimum for, if it is not ``procedure``.
+        training_procedure: The procedure or mixture that ``optimal`` is the optimum for, if it is not ``procedure``.
 
     Returns:
         The point, with the KL that belongs to the β or the β that belongs to the KL.
@@ -84,11 +89,14 @@ def point(
     """
     if (kl is None) == (beta is None):
         raise InvalidValue("kl", kl, "a KL or a beta, exactly one of the two")
-    phi = parse_transformation(transformation, training_procedure or procedure, kl=kl, beta=beta)
+    mixture, aligned_for = Mixture.of(procedure), Mixture.of(training_procedure or procedure)
+    phi = parse_transformation(transformation, aligned_for, kl=kl, beta=beta)
+    goal = str(aligned_for) if transformation == "optimal" else None
     if anchors is None or isinstance(phi, Gaussian):
         beta = beta_for_kl(phi, kl) if kl is not None else beta or 0
         policy = Policy.of(phi, beta)
-        return Point(transformation, str(procedure), policy.kl, policy.win_rate(procedure), beta)
+        wins = mixture.average(policy.win_rate)
+        return Point(transformation, str(mixture), policy.kl, wins, beta, aligned_for=goal)
     pieces = simulate_pieces(anchors)
     if kl is not None:
         beta = solve_beta(
@@ -98,8 +106,7 @@ def point(
             limit=float(np.mean(-np.log(pieces[:, -1]))),
         )
     policies = AnchoredPolicies.of(phi, beta or 0, pieces, estimator)
-    wins = policies.win_rate(procedure)
-    error = float(np.std(wins, ddof=1) / math.sqrt(len(wins)))
-    return Point(
-        transformation, str(procedure), float(np.mean(policies.kl)), float(np.mean(wins)), beta or 0, anchors, error
-    )
+    each = mixture.average(policies.win_rate)
+    error = float(np.std(each, ddof=1) / math.sqrt(len(each)))
+    kl, win_rate = float(np.mean(policies.kl)), float(np.mean(each))
+    return Point(transformation, str(mixture), kl, win_rate, beta or 0, anchors, error, goal)

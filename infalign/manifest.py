@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from infalign.arrays import Floats
 from infalign.calibration import Estimator, equivalent_anchors
 from infalign.controlled import Controlled
-from infalign.parsing import check_transformation, parse_procedure
+from infalign.parsing import check_transformation, parse_mixture
 from infalign.procedures import FixedN, Procedure, WorstOfN
 from infalign.quantile_law import QuantileLaw
 from infalign.rejection import Rejection, RejectionRule, TargetRejection
@@ -198,7 +198,7 @@ class Alignment(_Record):
         0.5
     """
 
-    procedure: Annotated[str, _validate_by(parse_procedure)] = "standard"
+    procedure: Annotated[str, _validate_by(parse_mixture)] = "standard"
     transformation: Annotated[str, _validate_by(check_transformation)] | None = None
     beta: float | None = Field(None, gt=0)
     measured: dict[str, float] = Field(description="figures measured on held-out prompts")

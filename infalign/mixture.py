@@ -1,8 +1,8 @@
 """Mixtures of procedures: what a policy is aligned for if it is to be decoded in several ways.
 
-A policy that is aligned for a mixture maximises Σ w_i W_i − β KL, where W_i is its win rate under procedure i (InfAlign,
-arXiv 2412.19792, section 3, for one procedure). This is the mean win rate if policy and reference are both decoded by
-procedure i with probability w_i. Each answer is still decoded by one procedure.
+A policy that is aligned for a mixture maximises Σ w_i W_i − β KL, where W_i is its win rate under procedure i
+(InfAlign, arXiv 2412.19792, section 3, for one procedure). This is the mean win rate if policy and reference are both
+decoded by procedure i with probability w_i. Each answer is still decoded by one procedure.
 """
 
 import math
@@ -51,7 +51,7 @@ class Mixture:
     """
 
     procedures: tuple[Procedure, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float | Fraction, ...]
 
     def __post_init__(self) -> None:
         if not self.procedures or len(self.procedures) != len(self.weights):
@@ -82,7 +82,8 @@ class Mixture:
     @property
     def shares(self) -> tuple[float, ...]:
         """w_i, the weights divided by their sum."""
-        return tuple(weight / sum(self.weights) for weight in self.weights)
+        total = sum(self.weights)
+        return tuple(float(weight / total) for weight in self.weights)
 
     def average(self, figure: Callable[[Procedure], T]) -> T:
         """Compute the weighted mean of a figure over the procedures.

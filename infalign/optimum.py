@@ -2,24 +2,26 @@
 
 F is the distribution function of the policy that Φ* itself makes. No transformation reaches a higher win rate under
 the procedure at the same KL (InfAlign, arXiv 2412.19792, sections 3 and 4, where reward and policy are coupled in this
-way). For a mixture of procedures, whose win rate is Σ w_i W_i, the same holds with k = Σ w_i g_i(F) g_i(u). Iterating the
-equation cycles for best-of-n. Since f = F' is e^{Φ*/β}/Z, the equation is also the boundary value problem
+way). For a mixture of procedures, whose win rate is Σ w_i W_i, the same holds with k = Σ w_i g_i(F) g_i(u). Iterating
+the equation cycles for best-of-n. Since f = F' is e^{Φ*/β}/Z, the equation is also the boundary value problem
 
     F'' = F' k(F, u) / β,    F(0) = 0,  F(1) = 1.
 
 It has exactly one solution, which is the global maximum, also where the objective is not concave
-(docs/results/theory.md proves it). This module solves it by collocation for any mixture. For best-of-n and worst-of-n it
-solves it for every β at once: their densities are powers, so every solution is a rescaled piece of one curve.
+(docs/results/theory.md proves it). This module solves it by collocation for any mixture. For best-of-n and worst-of-n
+it solves it for every β at once: their densities are powers, so every solution is a rescaled piece of one curve.
 """
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.integrate import solve_bvp, solve_ivp
 from scipy.interpolate import CubicHermiteSpline
+from scipy.special import expit
 
 from infalign.arrays import Floats
 from infalign.errors import InvalidValue, NotConverged
@@ -95,7 +97,7 @@ def optimal(procedure: Procedure | Mixture, *, kl: float | None = None, beta: fl
         0.2166
         >>> from infalign import parse_mixture
         >>> round(optimal(parse_mixture("best-of-4+worst-of-4"), kl=0.5).beta, 4)
-        0
+        0.2516
     """
     if (kl is None) == (beta is None):
         raise InvalidValue("kl", kl, "a KL or a beta, exactly one of the two")
@@ -103,7 +105,11 @@ def optimal(procedure: Procedure | Mixture, *, kl: float | None = None, beta: fl
         check_kl(kl)
     if beta is not None:
         check_beta(beta)
-    mixture = Mixture.of(procedure)
+    return _solve(Mixture.of(procedure), kl, beta)
+
+
+@lru_cache(maxsize=64)
+def _solve(mixture: Mixture, kl: float | None, beta: float | None) -> Optimal:
     only = mixture.procedures[0] if len(mixture.procedures) == 1 else None
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
         if not isinstance(only, FixedN):
@@ -223,7 +229,8 @@ def _solve_by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -
 def _solve_by_collocation(mixture: Mixture, kl: float | None, beta: float | None) -> _Solution:
     """Solve for any mixture.
 
-    log 1/β climbs from where the policy is the reference, and each solution is the first guess of the next.
+    log 1/β climbs from where the policy is the reference, and each solution is the first guess of the next. Where f is
+    below e^{−60}, it counts for nothing, and log f falls no faster than a coarse mesh can follow.
     """
     stretch = 12.0  # v = (e^{12z} − 1)/(e^{12} − 1): as fine at the top as policies of 10 nats are
 
@@ -234,8 +241,10 @@ def _solve_by_collocation(mixture: Mixture, kl: float | None, beta: float | None
         v, dv = place(z), stretch * np.exp(stretch * z) / math.expm1(stretch)
         survival, log_density, _ = y
         density = np.exp(log_density)
-        fall = np.exp(p[0]) * mixture.slope(np.clip(1 - survival, 0, 1), 1 - v)
-        return np.stack([density * dv, -fall * dv, density * log_density * dv])
+        fall = np.exp(p[0]) * mixture.slope(np.clip(1 - survival, 0, 1), 1 - v) * dv
+        nothing = expit(-20 - log_density / 3)
+        fall = (1 - nothing) * fall + nothing * np.minimum(fall, 2e4)
+        return np.stack([density * dv, -fall, density * log_density * dv])
 
     def solve(z: Floats, y: Floats, guess: float, tolerance: float, at: float | None = None) -> Any:
         """Solve for log 1/β = ``at``, or for ``kl`` if ``at`` is None."""
@@ -243,25 +252,44 @@ def _solve_by_collocation(mixture: Mixture, kl: float | None, beta: float | None
         def bounds(a: Floats, b: Floats, p: Floats) -> Floats:
             return np.array([a[0], b[0] - 1, a[2], b[2] - kl if at is None else p[0] - at])
 
-        return solve_bvp(slopes, bounds, z, y, p=[guess], tol=tolerance, max_nodes=20_000)
+        return solve_bvp(slopes, bounds, z, y, p=[guess], tol=tolerance, max_nodes=50_000)
+
+    def refuse(reason: str) -> NotConverged:
+        return NotConverged(f"optimal: no solution for {mixture} at kl {kl}, beta {beta}: {reason}")
 
     z = np.linspace(0, 1, 201)
     y = np.stack([place(z), np.zeros_like(z), np.zeros_like(z)])
     last = math.inf if beta is None else -math.log(beta)
     log_inverse, step = min(-6.0 if kl is None else 0.5 * math.log(kl) - 6, last), 1.0
+    below = log_inverse
     while True:
         solution = solve(z, y, log_inverse, 1e-3, at=log_inverse)
         if solution.status == 0:
-            z, y = solution.x, solution.y
+            z, y = _thin(solution)
             if log_inverse == last or (kl is not None and y[2, -1] >= kl):
                 break
+            below = log_inverse
         else:
             log_inverse, step = log_inverse - step, step / 4
             if step < 1e-3:
-                raise NotConverged(f"optimal: no solution for {mixture} at kl {kl}, beta {beta}: {solution.message}")
+                raise refuse(solution.message)
         log_inverse = min(log_inverse + step, last)
-    solution = solve(z, y, log_inverse, 1e-7, at=None if kl else last)
-    if solution.status != 0:
-        raise NotConverged(f"optimal: no solution for {mixture} at kl {kl}, beta {beta}: {solution.message}")
+    above = log_inverse
+    while True:
+        solution = solve(z, y, log_inverse, 1e-7, at=None if kl else last)
+        if solution.status == 0:
+            break
+        log_inverse = (below + above) / 2  # the guess was too far away: come closer to the KL first
+        closer = solve(z, y, log_inverse, 1e-3, at=log_inverse)
+        if kl is None or above - below < 1e-3 or closer.status != 0:
+            raise refuse(solution.message)
+        z, y = _thin(closer)
+        below, above = (below, log_inverse) if y[2, -1] >= kl else (log_inverse, above)
     survival, log_density, area = solution.y
     return _Solution(-float(solution.p[0]), float(area[-1]), place(solution.x), survival, np.exp(log_density))
+
+
+def _thin(solution: Any) -> tuple[Floats, Floats]:
+    """Take a mesh of some 400 nodes out of a solution of ``solve_bvp``, which itself only ever adds nodes."""
+    keep = np.linspace(0, len(solution.x) - 1, min(len(solution.x), 401)).round().astype(int)
+    return solution.x[keep], solution.y[:, keep]

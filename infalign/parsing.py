@@ -78,8 +78,8 @@ def parse_mixture(text: str) -> Mixture:
     """
     procedures, weights = [], []
     for part in re.split(r"\+(?![^(]*\))", text):  # the exponent of best-of-poisson(1e+2) has a plus too
-        weight, _, form = part.rpartition("*")
-        if weight and not re.fullmatch(WEIGHT, weight):
+        weight, star, form = part.rpartition("*")
+        if star and not re.fullmatch(WEIGHT, weight):
             raise InvalidValue("procedure", text, f"{MIXTURES}, with weights of at most six digits")
         try:
             procedures.append(parse_procedure(form))
@@ -120,7 +120,8 @@ def parse_transformation(
 
     Args:
         text: ``identity``, ``log``, ``exp(T)``, ``gaussian`` or ``optimal``.
-        procedure: The procedure or mixture that ``optimal`` is the optimum for. Other forms ignore it, ``kl`` and ``beta``.
+        procedure: The procedure or mixture that ``optimal`` is the optimum for. Other forms ignore it, ``kl`` and
+            ``beta``.
         kl: KL divergence in nats at which to solve for ``optimal``.
         beta: KL penalty at which to solve for ``optimal``, instead of ``kl``.
 

@@ -39,6 +39,8 @@ def panels(titles: Sequence[str], height: float = 3.4) -> tuple[Figure, list[Axe
 def frontier_figure(curves: Sequence[Point], dots: Sequence[Point] = ()) -> Figure:
     """Draw win rate against KL, with a panel for each procedure and a line for each transformation.
 
+    The line of ``optimal`` is black where it is the optimum for the panel's procedure.
+
     Args:
         curves: The points of the lines.
         dots: Points to draw as dots.
@@ -47,19 +49,19 @@ def frontier_figure(curves: Sequence[Point], dots: Sequence[Point] = ()) -> Figu
         The figure.
     """
     procedures = list(dict.fromkeys(point.procedure for point in curves))
-    transformations = list(dict.fromkeys(point.transformation for point in curves))
+    labels = list(dict.fromkeys(map(_label, curves)))
     figure, axes = panels([f"both decoded by {procedure}" for procedure in procedures])
     for axis, procedure in zip(axes, procedures, strict=True):
-        for number, transformation in enumerate(transformations):
-            line = [p for p in curves if (p.procedure, p.transformation) == (procedure, transformation)]
-            marks = [p for p in dots if (p.procedure, p.transformation) == (procedure, transformation)]
-            best = transformation == "optimal"
+        for number, label in enumerate(labels):
+            line = [p for p in curves if (p.procedure, _label(p)) == (procedure, label)]
+            marks = [p for p in dots if (p.procedure, _label(p)) == (procedure, label)]
+            best = label == "optimal"
             style: dict[str, Any] = {"color": "black" if best else COLOURS[number % len(COLOURS)]}
             axis.plot(
                 [p.kl for p in line],
                 [p.win_rate for p in line],
                 "--" if best else "-",
-                label=transformation,
+                label=label,
                 linewidth=1.6,
                 zorder=3 if best else 2,
                 **style,
@@ -70,6 +72,12 @@ def frontier_figure(curves: Sequence[Point], dots: Sequence[Point] = ()) -> Figu
     axes[0].set_ylabel("win rate over the reference")
     axes[-1].legend(fontsize=8, frameon=False, loc="lower right")
     return figure
+
+
+def _label(point: Point) -> str:
+    """Name the line of a point, by the transformation and by what it is the optimum for if that is not its panel's."""
+    is_own = point.aligned_for in (None, point.procedure)
+    return point.transformation if is_own else f"{point.transformation} for {point.aligned_for}"
 
 
 def save(figure: Figure, path: Path, numbers: Mapping[str, Any]) -> Path:

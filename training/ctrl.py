@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from infalign.manifest import SamplingLaw
-from infalign.parsing import parse_procedure, parse_transformation
+from infalign.parsing import parse_mixture, parse_transformation
 from infalign.storage import load_calibration
 from infalign.templates import Message
 from infalign.transformation import Transformation
@@ -54,7 +54,7 @@ def make_policy(
         reference: Directory of the reference model.
         reward: Directory of the reward model, or of several.
         calibration: Directory of the stage ``calibrate``.
-        procedure: Decoding procedure that the policy is aligned for, such as ``best-of-4``.
+        procedure: Decoding procedure that the policy is aligned for, such as ``best-of-4``, or a mixture of several.
         transformation: The transformation Φ, such as ``exp(10)``.
         law: Sampling law of policy and reference.
         config: How the policy is trained.
@@ -83,7 +83,7 @@ def make_objective(procedure: str, transformation: str, target_kl: float) -> Tra
     """Make the transformation Φ that the solver maximises.
 
     Args:
-        procedure: Decoding procedure that the policy is aligned for.
+        procedure: Decoding procedure that the policy is aligned for, or a mixture of several.
         transformation: Name of the transformation, with its parameter if it has one.
         target_kl: KL that the policy is trained for, in nats. ``optimal`` depends on it.
 
@@ -94,7 +94,7 @@ def make_objective(procedure: str, transformation: str, target_kl: float) -> Tra
         InvalidValue: There is no such transformation or procedure.
         NotConverged: The optimal transformation was not found.
     """
-    phi = parse_transformation(transformation, parse_procedure(procedure), kl=target_kl)
+    phi = parse_transformation(transformation, parse_mixture(procedure), kl=target_kl)
     return phi.normalise() if phi.span < float("inf") else phi
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from infalign.manifest import SamplingLaw
-from infalign.parsing import parse_procedure
+from infalign.parsing import parse_mixture
 from infalign.storage import load_calibration
 from training.answers import ScoredTexts
 from training.config import Evaluation
@@ -41,7 +41,7 @@ def evaluate_policy(
         reference: Directory of the reference model.
         reward: Directory of the reward model, or of several.
         calibration: Directory of the stage ``calibrate``.
-        procedure: Decoding procedure that the policy was trained for.
+        procedure: Decoding procedure that the policy was trained for, or a mixture of several.
         transformation: Transformation that the policy was trained with.
         law: Sampling law of policy and reference.
         config: How much is drawn.
@@ -49,7 +49,7 @@ def evaluate_policy(
         judge: Judge, as :func:`training.judges.load_judge` takes it, or None for no judge.
         seed: Seed of the stage.
     """
-    trained_for = parse_procedure(procedure)
+    trained_for = parse_mixture(procedure)
     procedures = procedures_of(trained_for)
     prompts = read_prompts(data, "test")[: config.prompts]
     combination, record = load_calibration(calibration)

@@ -186,7 +186,7 @@ def _check(config: Config) -> None:
         InvalidValue: A stage would refuse it.
         NotConverged: The optimal transformation was not found.
     """
-    from infalign.parsing import parse_procedure
+    from infalign.parsing import parse_mixture
     from training import workers
 
     workers.check_engine(config.rollouts)
@@ -197,7 +197,7 @@ def _check(config: Config) -> None:
         from training.evaluation.figures import check_draws, count_draws, procedures_of
 
     ctrl.make_objective(config.procedure, config.transformation, config.ctrl.target_kl)
-    procedures = procedures_of(parse_procedure(config.procedure))
+    procedures = procedures_of(parse_mixture(config.procedure))
     if config.evaluation and config.evaluation.draws:
         check_draws(config.evaluation.draws, procedures, "evaluation.draws")
     elif config.evaluation:

@@ -11,8 +11,9 @@ from scipy.special import logit
 
 from infalign.controlled import Controlled, ServedProcedure
 from infalign.errors import InvalidValue, shorten
-from infalign.parsing import parse_decoding, parse_procedure
-from infalign.procedures import BestOfN, FixedN, Procedure, Standard, WorstOfN
+from infalign.mixture import Mixture
+from infalign.parsing import parse_decoding, parse_mixture
+from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
 from server.errors import BadRequest, UnknownModel
 
 AUTO = "auto"
@@ -48,14 +49,14 @@ class Catalogue:
     """The policies that are served. The first one is the default.
 
     Args:
-        policies: By policy name, the procedure that the policy was aligned for.
+        policies: By policy name, the procedure that the policy was aligned for, or a mixture of several.
         block: Tokens of a block of controlled decoding, unless a request says it. None if there is no prefix scorer,
             which it needs.
     """
 
     def __init__(self, policies: Mapping[str, str], block: int | None = None) -> None:
         self.block = block
-        self._procedures: dict[str, Procedure] = {name: parse_procedure(text) for name, text in policies.items()}
+        self._procedures: dict[str, Mixture] = {name: parse_mixture(text) for name, text in policies.items()}
         self._use_counts: Counter[str] = Counter()
         self._release_events: dict[str, asyncio.Event] = {}
 
@@ -176,9 +177,9 @@ class Catalogue:
 
         Args:
             name: Its name.
-            procedure: The procedure it was aligned for.
+            procedure: The procedure it was aligned for, or a mixture of several.
         """
-        self._procedures[name] = parse_procedure(procedure)
+        self._procedures[name] = parse_mixture(procedure)
 
     async def remove(self, name: str) -> None:
         """Remove a policy. Returns when no request uses it any more."""
@@ -195,11 +196,11 @@ class Catalogue:
         )
 
 
-def _distance(aligned: Procedure, procedure: ServedProcedure) -> float:
+def _distance(aligned: Mixture, procedure: ServedProcedure) -> float:
     """Distance of two procedures on a scale where best-of-n is log n, standard decoding 0, and worst-of-n −log n.
 
-    Controlled decoding stands where best-of-K is.
+    Controlled decoding stands where best-of-K is. The distance of a mixture is the weighted mean over its procedures:
+    a policy that was aligned for the request's procedure alone comes before one that was aligned for others too.
     """
     selecting = BestOfN(procedure.k) if isinstance(procedure, Controlled) else procedure
-    first, second = logit([aligned.expected_quantile, selecting.expected_quantile])
-    return float(abs(first - second))
+    return aligned.average(lambda one: float(abs(logit(one.expected_quantile) - logit(selecting.expected_quantile))))

@@ -14,7 +14,7 @@ from infalign.arrays import Floats
 from infalign.drift import aligned_rank_law
 from infalign.errors import InfAlignError
 from infalign.manifest import Alignment
-from infalign.parsing import parse_procedure, parse_transformation
+from infalign.parsing import parse_mixture, parse_transformation
 from infalign.policies import Policy
 
 log = logging.getLogger("infalign.server")
@@ -103,11 +103,11 @@ def predict_ranks(alignment: Alignment | None, samples: int) -> Floats:
     """
     if alignment is None or alignment.transformation is None or alignment.beta is None:
         return np.full(samples + 1, 1 / (samples + 1))
-    procedure = parse_procedure(alignment.procedure)
+    mixture = parse_mixture(alignment.procedure)
     kl = alignment.measured.get("kl")
     if kl is None:
-        transformation = parse_transformation(alignment.transformation, procedure, beta=alignment.beta)
+        transformation = parse_transformation(alignment.transformation, mixture, beta=alignment.beta)
         kl = Policy.of(transformation, alignment.beta).kl
     if kl <= 0:  # the estimate may be negative; the policy cannot be told from the reference then
         return predict_ranks(None, samples)
-    return aligned_rank_law(alignment.transformation, procedure, kl, samples)
+    return aligned_rank_law(alignment.transformation, mixture, kl, samples)

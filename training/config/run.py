@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self, TypeVar, cast
 from pydantic import AfterValidator, Field, model_validator
 
 from infalign.manifest import NAME, SamplingLaw
-from infalign.parsing import check_transformation, parse_procedure
+from infalign.parsing import check_transformation, parse_mixture
 from training.config.data import Data
 from training.config.model import Model
 from training.config.rewards import Reward, TrainedReward
@@ -48,10 +48,10 @@ class Config(DataConfig):
     policy: str | None = Field(
         None, pattern=NAME, description="model name under which the policy is served; the run's name if left out"
     )
-    procedure: Annotated[str, _normalise(parse_procedure)] = Field(
+    procedure: Annotated[str, _normalise(parse_mixture)] = Field(
         "standard",
-        description="decoding procedure that the policy is aligned for: standard, best-of-4, worst-of-4, ...; "
-        "required where ctrl is given",
+        description="decoding procedure that the policy is aligned for: standard, best-of-4, worst-of-4, ...; or a "
+        "mixture of several, such as 2*best-of-4+worst-of-4; required where ctrl is given",
     )
     transformation: Annotated[str, _normalise(check_transformation)] = Field(
         "identity",

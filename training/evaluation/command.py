@@ -8,7 +8,7 @@ from infalign.bundle import Bundle, read_bundle
 from infalign.errors import InvalidValue
 from infalign.files import reward_models
 from infalign.manifest import SamplingLaw
-from infalign.parsing import parse_procedure
+from infalign.parsing import parse_mixture
 from infalign.plots import check_path, save
 from infalign.rewards import check_trust
 from infalign.templates import Message, render_prompt, tokenise
@@ -72,7 +72,7 @@ def evaluate_bundle(request: Request) -> Evaluation:
     if transformation is None:
         accepted = f"a bundle with an aligned policy; {policy_part.name} was not aligned here"
         raise InvalidValue("BUNDLE", str(request.bundle), accepted)
-    trained_for = parse_procedure(policy_part.record.procedure)
+    trained_for = parse_mixture(policy_part.record.procedure)
     procedures = procedures_of(trained_for, request.ns)
     check_draws(request.draws, procedures)
     if request.plot:

@@ -1,6 +1,6 @@
 """Computes the figures of an evaluation from its draws."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +11,7 @@ from infalign.arrays import Floats
 from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, over_prompts
 from infalign.frontier import point
+from infalign.mixture import Mixture
 from infalign.procedures import BestOfN, Procedure, Standard, WorstOfN
 from training.evaluation.draws import Draws
 
@@ -22,10 +23,13 @@ FEWEST_DRAWS, MOST_DRAWS = 64, 4096
 
 @dataclass(frozen=True)
 class ProcedureFigures:
-    """The figures of one decoding procedure, which both policy and reference are decoded by."""
+    """The figures of one decoding procedure, which both policy and reference are decoded by.
+
+    Those of a mixture are the weighted means over its procedures.
+    """
 
     procedure: str
-    """Name of the procedure."""
+    """Name of the procedure, or of the mixture."""
     win_rate: Estimate
     """Win rate of the policy over the reference, by the reward model that selects responses."""
     theory: float
@@ -69,7 +73,7 @@ class Evaluation:
     transformation: str
     """Transformation that the policy was trained with."""
     procedure: str
-    """Decoding procedure that the policy was trained for."""
+    """Decoding procedure that the policy was trained for, or a mixture of several."""
     kl: Estimate
     """KL of the policy from the reference, in nats per response."""
     decoded: tuple[ProcedureFigures, ...]
@@ -82,25 +86,27 @@ class Evaluation:
         return next(row for row in self.decoded if row.procedure == procedure)
 
 
-def procedures_of(trained_for: Procedure, ns: Sequence[int] = NS) -> tuple[Procedure, ...]:
-    """List the procedures that a policy is evaluated under, each once.
+def procedures_of(trained_for: Procedure | Mixture, ns: Sequence[int] = NS) -> tuple[Mixture, ...]:
+    """List what a policy is evaluated under, each once.
 
-    They are one draw, the best and the worst of each n, and the procedure that the policy was trained for.
+    That is one draw, the best and the worst of each n, the procedures that the policy was trained for, and their
+    mixture.
 
     Args:
-        trained_for: That procedure.
+        trained_for: That mixture, or the one procedure.
         ns: Values of n.
     """
-    every = [Standard(), *map(BestOfN, ns), *map(WorstOfN, ns), trained_for]
-    return tuple({str(procedure): procedure for procedure in every}.values())
+    aligned_for = Mixture.of(trained_for)
+    every = (Standard(), *map(BestOfN, ns), *map(WorstOfN, ns), *aligned_for.procedures)
+    return tuple(dict.fromkeys([*map(Mixture.of, every), aligned_for]))
 
 
-def is_enough(count: int, procedure: Procedure) -> bool:
+def is_enough(count: int, procedure: Procedure | Mixture) -> bool:
     """Say whether ``count`` draws per prompt are enough to estimate figures under ``procedure``."""
-    return not np.isnan(procedure.order_weights(count)).any()
+    return not np.isnan(Mixture.of(procedure).average(lambda one: one.order_weights(count))).any()
 
 
-def count_draws(procedure: Procedure) -> int:
+def count_draws(procedure: Procedure | Mixture) -> int:
     """Return how many draws per prompt the figures of ``procedure`` are estimated from.
 
     Raises:
@@ -114,12 +120,12 @@ def count_draws(procedure: Procedure) -> int:
     return draws
 
 
-def check_draws(count: int, procedures: Sequence[Procedure], key: str = "draws") -> None:
+def check_draws(count: int, procedures: Sequence[Procedure | Mixture], key: str = "draws") -> None:
     """Check that ``count`` draws per prompt are enough for all procedures.
 
     Args:
         count: Draws per prompt.
-        procedures: Decoding procedures.
+        procedures: Decoding procedures and mixtures of them.
         key: Name of the setting that the error blames.
 
     Raises:
@@ -132,18 +138,18 @@ def check_draws(count: int, procedures: Sequence[Procedure], key: str = "draws")
 
 def compute_evaluation(
     draws: Draws,
-    procedures: Sequence[Procedure],
+    procedures: Sequence[Procedure | Mixture],
     transformation: str,
-    trained_for: Procedure,
+    trained_for: Procedure | Mixture,
     anchors: int,
 ) -> Evaluation:
     """Compute all figures, with 95% intervals over prompts.
 
     Args:
         draws: Scores of policy and reference.
-        procedures: Procedures that both are decoded by.
+        procedures: What both are decoded by, from :func:`procedures_of`.
         transformation: Transformation that the policy was trained with.
-        trained_for: Procedure that the policy was trained for.
+        trained_for: Procedure that the policy was trained for, or a mixture of several.
         anchors: K, rewards per prompt in the calibration. The theoretical win rate depends on it.
 
     Raises:
@@ -161,7 +167,7 @@ def compute_evaluation(
         decoded=tuple(
             _compute_procedure(
                 draws,
-                procedure,
+                Mixture.of(procedure),
                 point(transformation, procedure, kl=kl.value, anchors=anchors, training_procedure=trained_for).win_rate
                 if kl.value > 0
                 else 0.5,
@@ -172,18 +178,22 @@ def compute_evaluation(
     )
 
 
-def _compute_procedure(draws: Draws, procedure: Procedure, theory: float) -> ProcedureFigures:
+def _compute_procedure(draws: Draws, mixture: Mixture, theory: float) -> ProcedureFigures:
     ours, theirs = draws.policy, draws.reference
-    wins = over_prompts(estimators.win_rate(ours.rewards, theirs.rewards, procedure))
+
+    def mean(estimator: Callable[..., Floats], *samples: Floats) -> Estimate:
+        return over_prompts(mixture.average(lambda procedure: estimator(*samples, procedure)))
+
+    wins = mean(estimators.win_rate, ours.rewards, theirs.rewards)
     if ours.judge_scores is None or theirs.judge_scores is None:
-        return ProcedureFigures(str(procedure), wins, theory, None, None, None)
-    judged_wins = estimators.judged_win_rate(
-        ours.rewards, ours.judge_scores, theirs.rewards, theirs.judge_scores, procedure
-    )
-    policy = estimators.expected_score(ours.rewards, ours.judge_scores, procedure)
-    reference = estimators.expected_score(theirs.rewards, theirs.judge_scores, procedure)
+        return ProcedureFigures(str(mixture), wins, theory, None, None, None)
     return ProcedureFigures(
-        str(procedure), wins, theory, over_prompts(judged_wins), over_prompts(policy), over_prompts(reference)
+        str(mixture),
+        wins,
+        theory,
+        mean(estimators.judged_win_rate, ours.rewards, ours.judge_scores, theirs.rewards, theirs.judge_scores),
+        mean(estimators.expected_score, ours.rewards, ours.judge_scores),
+        mean(estimators.expected_score, theirs.rewards, theirs.judge_scores),
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from infalign.errors import InvalidValue
 from infalign.estimators import Estimate
 from infalign.frontier import Point, point
-from infalign.parsing import parse_procedure
+from infalign.parsing import parse_mixture
 from infalign.plots import frontier_figure, save
 from infalign.templates import Message
 from training.evaluation.figures import Evaluation
@@ -80,8 +80,9 @@ def select_figures(evaluation: Evaluation) -> dict[str, float]:
         Values by their keys. Values that are not known are left out.
     """
     figures = flatten_estimates({"kl": evaluation.kl})
+    selected = _name_procedures(evaluation)
     for row in evaluation.decoded:
-        if row.procedure in ("standard", evaluation.procedure):
+        if row.procedure in selected:
             estimates: dict[str, Estimate | None] = {
                 "win_rate": row.win_rate,
                 "judged_win_rate": row.judged_win_rate,
@@ -102,11 +103,11 @@ def draw_picture(evaluation: Evaluation, anchors: int, procedures: Sequence[str]
         anchors: K, rewards per prompt in the calibration.
         procedures: Names of procedures, each of which gets a panel.
     """
-    trained_for = parse_procedure(evaluation.procedure)
+    trained_for = parse_mixture(evaluation.procedure)
     furthest = min(MOST_KL, max(LEAST_KL, 1.5 * evaluation.kl.value))
     curves: list[Point] = []
     for text in procedures:
-        procedure = parse_procedure(text)
+        procedure = parse_mixture(text)
         for transformation in dict.fromkeys((evaluation.transformation, "identity")):
             for step in range(1, STEPS + 1):
                 kl = furthest * step / STEPS
@@ -117,10 +118,23 @@ def draw_picture(evaluation: Evaluation, anchors: int, procedures: Sequence[str]
                 except InvalidValue:  # so few anchors reach no further
                     break
     dots = [
-        Point(evaluation.transformation, text, evaluation.kl.value, evaluation.under(text).win_rate.value, 0.0)
+        Point(
+            evaluation.transformation,
+            text,
+            evaluation.kl.value,
+            evaluation.under(text).win_rate.value,
+            0.0,
+            aligned_for=str(trained_for) if evaluation.transformation == "optimal" else None,
+        )
         for text in procedures
     ]
     return frontier_figure(curves, dots)
+
+
+def _name_procedures(evaluation: Evaluation) -> list[str]:
+    """Name standard decoding, the procedures that the policy was trained for, and their mixture, each once."""
+    trained_for = parse_mixture(evaluation.procedure)
+    return list(dict.fromkeys(map(str, ("standard", *trained_for.procedures, trained_for))))
 
 
 def write_report(directory: Path, evaluation: Evaluation, prompts: Sequence[Sequence[Message]], anchors: int) -> None:
@@ -136,8 +150,7 @@ def write_report(directory: Path, evaluation: Evaluation, prompts: Sequence[Sequ
     (directory / SELECTION).write_text(json.dumps(select_figures(evaluation), indent=1) + "\n", encoding="utf-8")
     (directory / TEXT).write_text(as_text(evaluation), encoding="utf-8")
     write_prompts(directory, prompts)
-    procedures = list(dict.fromkeys(("standard", evaluation.procedure)))
-    figure = draw_picture(evaluation, anchors, procedures)
+    figure = draw_picture(evaluation, anchors, _name_procedures(evaluation))
     save(figure, directory / PICTURE, select_figures(evaluation))
 
 

@@ -57,6 +57,45 @@ def test_anchors_lower_the_win_rate() -> None:
     assert float(table[1].split()[-1]) > float(table[2].split()[-1]) == 0  # an uncalibrated reward needs no anchors
 
 
+def test_a_mixture_is_shown_under_each_procedure_beside_its_own_optimum() -> None:
+    mixture = "standard+best-of-4+worst-of-4"
+    wanted = ["-t", "identity", "-t", "optimal", "-p", "worst-of-4+best-of-4+standard", "--kl", "0.5"]
+    rows = json.loads(run(*wanted, "--json"))
+    each = ["standard", "best-of-4", "worst-of-4"]
+    assert [(row["procedure"], row["transformation"], row["aligned_for"]) for row in rows] == [
+        (mixture, "identity", None),
+        (mixture, "optimal", mixture),
+        *(
+            (procedure, *line)
+            for procedure in each
+            for line in (("identity", None), ("optimal", mixture), ("optimal", procedure))
+        ),
+    ]
+    wins = {(row["procedure"], row["aligned_for"]): row["win_rate"] for row in rows}
+    assert all(row["kl"] == pytest.approx(0.5) for row in rows)
+    for kind in (mixture, None):
+        assert wins[mixture, kind] == pytest.approx(sum(wins[procedure, kind] for procedure in each) / 3)
+    assert all(wins[procedure, mixture] < wins[procedure, procedure] for procedure in each)
+    assert wins[mixture, mixture] > wins[mixture, None]
+    table = [line.split() for line in run(*wanted).splitlines()]
+    assert table[0][-1] == "aligned_for"
+    assert [row[-1] for row in table[1:] if row[1] == "optimal"] == [mixture, *(x for p in each for x in (mixture, p))]
+
+
+def test_the_figure_of_a_mixture_has_a_panel_for_each_procedure(tmp_path: Path) -> None:
+    run("-t", "optimal", "-p", "best-of-2+worst-of-2", "--kl", "1", "--plot", str(tmp_path / "figure.svg"))
+    curves = json.loads((tmp_path / "figure.json").read_text())["curves"]
+    mixture = "best-of-2+worst-of-2"
+    assert list(dict.fromkeys((p["procedure"], p["aligned_for"]) for p in curves)) == [
+        (mixture, mixture),
+        ("best-of-2", mixture),
+        ("best-of-2", "best-of-2"),
+        ("worst-of-2", mixture),
+        ("worst-of-2", "worst-of-2"),
+    ]
+    assert f"optimal for {mixture}" in (tmp_path / "figure.svg").read_text()
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_figure_has_its_numbers_beside_it(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"figure.{suffix}"

@@ -12,6 +12,7 @@ from infalign import (
     BestOfPoisson,
     Identity,
     InvalidValue,
+    Mixture,
     NotConverged,
     Optimal,
     Policy,
@@ -79,8 +80,9 @@ def test_mirror_ascent_finds_the_same_win_rate(procedure: Procedure, kl: float) 
 @pytest.mark.parametrize("procedure", [BestOfN(3), BestOfN(12), WorstOfN(3), WorstOfN(5)], ids=str)
 def test_scaling_and_collocation_agree(procedure: BestOfN | WorstOfN, kl: float) -> None:
     exact = optimal(procedure, kl=kl)
+    mixture = Mixture.of(procedure)
     with np.errstate(all="ignore"):
-        solved = optimum._check_solution(procedure, optimum._solve_by_collocation(procedure, kl, None))
+        solved = optimum._check_solution(mixture, optimum._solve_by_collocation(mixture, kl, None))
     assert solved.beta == pytest.approx(exact.beta, rel=1e-4)
     by_beta = Policy.of(exact, exact.beta).win_rate(procedure)
     assert Policy.of(solved, solved.beta).win_rate(procedure) == pytest.approx(by_beta, abs=1e-6)

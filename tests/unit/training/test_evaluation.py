@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from infalign import BestOfN, Estimate, InvalidValue, Standard, WorstOfN
+from infalign import BestOfN, Estimate, InvalidValue, Standard, WorstOfN, parse_mixture
 from training.evaluation import Draws, Evaluation, Side, compute_evaluation, report
 from training.evaluation.command import read_evaluation_prompts
 from training.evaluation.figures import procedures_of
@@ -90,6 +90,23 @@ def test_what_the_policy_was_trained_for_is_measured_once() -> None:
     names = [str(procedure) for procedure in procedures_of(BestOfN(4), (2, 4))]
     assert names == ["standard", "best-of-2", "best-of-4", "worst-of-2", "worst-of-4"]
     assert str(procedures_of(WorstOfN(16), (2,))[-1]) == "worst-of-16"
+
+
+def test_a_policy_for_a_mixture_is_measured_under_each_procedure_and_the_mixture(tmp_path: Path) -> None:
+    mixture = parse_mixture("worst-of-4+2*best-of-16")
+    found = compute_evaluation(distilled(), procedures_of(mixture, (2,)), "optimal", mixture, 64)
+    rows = [row.procedure for row in found.decoded]
+    assert rows == ["standard", "best-of-2", "worst-of-2", "worst-of-4", "best-of-16", str(mixture)]
+    best, worst, both = (found.under(name) for name in ("best-of-16", "worst-of-4", str(mixture)))
+    for figure in ("win_rate", "judged_win_rate", "judge_policy", "judge_reference"):
+        parts = [getattr(row, figure).value for row in (best, worst, both)]
+        assert parts[2] == pytest.approx((2 * parts[0] + parts[1]) / 3)
+    assert both.theory == pytest.approx((2 * best.theory + worst.theory) / 3)
+    assert both.theory > both.win_rate.value  # `log` is not its optimum
+    figures = report.select_figures(found)
+    assert {f"win_rate_{name}" for name in ("standard", "best-of-16", "worst-of-4", str(mixture))} <= set(figures)
+    report.write_report(tmp_path, found, [], 64)
+    assert "| worst-of-4+2*best-of-16 |" in (tmp_path / report.TEXT).read_text()
 
 
 def test_all_of_it_is_written(found: Evaluation, tmp_path: Path) -> None:
