@@ -40,7 +40,7 @@ TOPICS = {
 """Topics of the options of ``infalign serve``, with the settings of each."""
 MODULES = {
     "Calibration": "calibration table combination pooling goodness",
-    "Procedures": "procedures poisson controlled",
+    "Procedures": "procedures poisson controlled mixture",
     "Transformations": "transformation transforms optimum",
     "Policies and win rates": "policies frontier",
     "Estimates from samples": "estimators",

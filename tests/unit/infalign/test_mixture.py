@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from infalign import (
+    Alignment,
     BestOfN,
     BestOfPoisson,
     Identity,
@@ -101,6 +102,13 @@ def test_where_one_procedure_is_served_a_mixture_is_refused() -> None:
     for parse in (parse_procedure, parse_decoding):
         with pytest.raises(InvalidValue, match="a mixture is for alignment alone"):
             parse("standard+best-of-4")
+
+
+def test_a_bundle_records_what_its_policy_was_aligned_for() -> None:
+    record = Alignment(procedure="standard+best-of-4", transformation="optimal", beta=0.3, measured={})
+    assert record.procedure == "standard+best-of-4"
+    with pytest.raises(ValueError, match="procedure"):
+        Alignment(procedure="standard+nothing", transformation="optimal", beta=0.3, measured={})
 
 
 @pytest.mark.parametrize(("procedures", "weights"), [((), ()), ((Standard(),), (1, 2)), ((Standard(),), (0,))])

@@ -75,6 +75,37 @@ async def test_the_default_is_the_bundles_sampling_law(client: httpx.AsyncClient
     assert (third.temperature, third.max_tokens, third.stop) == (0, 5, ("x",))
 
 
+async def test_a_policy_for_a_mixture_answers_what_no_other_is_nearer_to(engines: FakeEngines) -> None:
+    versatile = "standard+best-of-4+worst-of-4"
+    cases = [
+        ({"best": "best-of-4", "all": versatile}, "best-of-n", {"n": 4}, "best"),
+        ({"all": versatile, "best": "best-of-4"}, "best-of-n", {"n": 4}, "best"),
+        ({"best": "best-of-4", "all": versatile}, "worst-of-n", {"n": 4}, "all"),
+        ({"best": "best-of-4", "all": versatile}, "chat/completions", {}, "all"),
+        ({"best": "best-of-4", "all": versatile, "plain": "standard"}, "chat/completions", {}, "plain"),
+    ]
+    for policies, endpoint, fields, policy in cases:
+        app = create_app(Settings(max_n=4), engines, replace(fake_served(), policies=policies))
+        async with app.router.lifespan_context(app), client_of(app) as client:
+            answer = (await client.post(f"/v1/{endpoint}", json={"messages": ASKED, **fields})).json()
+            assert answer["model"] == policy
+
+
+async def test_a_bundle_for_a_mixture_answers_by_one_draw_and_refuses_the_mixture(engines: FakeEngines) -> None:
+    app = create_app(Settings(max_n=4), engines, replace(fake_served(), policies={"all": "best-of-4+worst-of-4"}))
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        answer = (await client.post("/v1/chat/completions", json={"messages": ASKED})).json()
+        assert (answer["model"], answer["procedure"], len(answer["choices"])) == ("all", "standard", 1)
+        body = {"messages": ASKED, "model": "all:best-of-2+worst-of-2"}
+        for path in ("chat/completions", "best-of-n"):
+            refused = await client.post(f"/v1/{path}", json=body | ({"n": 2} if path == "best-of-n" else {}))
+            assert refused.status_code == 404
+            assert refused.json()["error"]["message"] == (
+                "model: got 'all:best-of-2+worst-of-2', accepted: after the colon, best-of-N or worst-of-N, perhaps "
+                "with a target quantile as in best-of-16@0.95, or controlled-KxM"
+            )
+
+
 async def test_a_request_is_drawn_with_the_policy_it_names_or_with_the_nearest(engines: FakeEngines) -> None:
     served = replace(fake_served(), policies={"best": "best-of-4", "worst": "worst-of-4", "plain": "standard"})
     app = create_app(Settings(max_n=4), engines, served)

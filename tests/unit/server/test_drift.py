@@ -52,6 +52,14 @@ async def test_a_policy_that_is_what_it_was_has_not_drifted() -> None:
     assert value(metrics, "infalign_quantile_drift") == pytest.approx(0, abs=0.06)
 
 
+async def test_a_policy_for_a_mixture_is_watched_too() -> None:
+    alignment = Alignment(procedure="best-of-4+worst-of-4", transformation="optimal", beta=0.25, measured={"kl": 0.5})
+    drift, metrics = watched(alignment)
+    serve(drift, predict_ranks(alignment, 20))
+    await drift.refresh()
+    assert value(metrics, "infalign_quantile_drift") == pytest.approx(0, abs=0.06)
+
+
 async def test_a_policy_that_answers_like_the_reference_has_drifted_and_the_reference_has_not() -> None:
     drift, metrics = watched()
     serve(drift, np.ones(21))

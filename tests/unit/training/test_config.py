@@ -5,6 +5,7 @@ import yaml
 
 from infalign import InvalidValue
 from training.configs import ADAPTER, SHIPPED, load_config, make_config
+from training.ctrl import make_objective
 from training.identity import Identities
 
 LAUNCH = SHIPPED.parent / "launch"
@@ -33,6 +34,14 @@ def test_a_policy_is_aligned_for_something_by_something() -> None:
     del values["procedure"]
     with pytest.raises(InvalidValue, match="ctrl needs procedure and transformation"):
         make_config(values)
+
+
+def test_a_policy_may_be_aligned_for_a_mixture() -> None:
+    config = load_config("demo", ("procedure=worst-of-4+2*best-of-4",))
+    assert config.procedure == "2*best-of-4+worst-of-4"
+    assert make_objective(config.procedure, config.transformation, 0.5).span == pytest.approx(1)
+    with pytest.raises(InvalidValue, match=r"procedure: .*standard\+best-of-4 or 2\*best-of-4\+worst-of-4"):
+        load_config("demo", ("procedure=best-of-4+best",))
 
 
 def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
