@@ -15,15 +15,15 @@ it solves it for every β at once: their densities are powers, so every solution
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.integrate import solve_bvp, solve_ivp
+from scipy.integrate import solve_ivp
 from scipy.interpolate import CubicHermiteSpline
-from scipy.special import expit
 
 from infalign.arrays import Floats
+from infalign.collocation import Solution, solve_by_collocation
 from infalign.errors import InvalidValue, NotConverged
 from infalign.mixture import Mixture
 from infalign.policies import Policy, beta_for_kl
@@ -113,25 +113,13 @@ def _solve(mixture: Mixture, kl: float | None, beta: float | None) -> Optimal:
     only = mixture.procedures[0] if len(mixture.procedures) == 1 else None
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
         if not isinstance(only, FixedN):
-            return _check_solution(mixture, _solve_by_collocation(mixture, kl, beta))
+            return _check_solution(mixture, solve_by_collocation(mixture, kl, beta))
         if only.n == 1:
             return _check_solution(mixture, _solve_identity(kl, beta))
         return _check_solution(mixture, _solve_by_scaling(only, kl, beta))
 
 
-class _Solution(NamedTuple):
-    """A solution of the boundary value problem, in v = 1 − u."""
-
-    log_beta: float
-    kl: float
-    v: Floats
-    survival: Floats
-    """1 − F."""
-    density: Floats
-    """f."""
-
-
-def _check_solution(mixture: Mixture, solution: _Solution) -> Optimal:
+def _check_solution(mixture: Mixture, solution: Solution) -> Optimal:
     """Compute Φ* from the policy, and check that the policy of this Φ* is that policy."""
     steps = np.concatenate([[True], np.diff(solution.v) > 0])
     survival = CubicHermiteSpline(solution.v[steps], solution.survival[steps], solution.density[steps])
@@ -156,16 +144,16 @@ def _check_solution(mixture: Mixture, solution: _Solution) -> Optimal:
     return Optimal(mixture, math.exp(solution.log_beta), solution.kl, survival, spline)
 
 
-def _solve_identity(kl: float | None, beta: float | None) -> _Solution:
+def _solve_identity(kl: float | None, beta: float | None) -> Solution:
     """Solve for one draw: g = 1, so Φ* is the identity up to a constant, and its policy has a closed form."""
     beta = beta or beta_for_kl(Identity(), kl or 0)
     v = np.concatenate([[0.0], graded_mesh().nodes, [1.0]])
     density = np.exp(-v / beta) / -(beta * math.expm1(-1 / beta))
     survival = np.expm1(-v / beta) / math.expm1(-1 / beta)
-    return _Solution(math.log(beta), Policy.of(Identity(), beta).kl, v, survival, density)
+    return Solution(math.log(beta), Policy.of(Identity(), beta).kl, v, survival, density)
 
 
-def _solve_by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -> _Solution:
+def _solve_by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -> Solution:
     """Solve for best-of-n or worst-of-n by the one curve w'' = ± w' (w x)^{n−1}, w(0) = 0, w'(0) = 1.
 
     F(u) = w(uX)/w(X) solves best-of-n (plus) for n²/β = X^n w(X)^{n−1}. Worst-of-n (minus) is the same with 1 − F in v.
@@ -217,79 +205,10 @@ def _solve_by_scaling(procedure: FixedN, kl: float | None, beta: float | None) -
         v, survival = xs / x, ws / w
     density = np.exp(ss) * x / w
     first = math.exp(s if sign > 0 else 0.0) * x / w
-    return _Solution(
+    return Solution(
         log_beta(x, w),
         area / w + math.log(x / w),
         np.concatenate([[0.0], v, [1.0]]),
         np.concatenate([[0.0], survival, [1.0]]),
         np.concatenate([[first], density, density[-1:]]),
     )
-
-
-def _solve_by_collocation(mixture: Mixture, kl: float | None, beta: float | None) -> _Solution:
-    """Solve for any mixture.
-
-    log 1/β climbs from where the policy is the reference, and each solution is the first guess of the next. Where f is
-    below e^{−60}, it counts for nothing, and log f falls no faster than a coarse mesh can follow.
-    """
-    stretch = 12.0  # v = (e^{12z} − 1)/(e^{12} − 1): as fine at the top as policies of 10 nats are
-
-    def place(z: Floats) -> Floats:
-        return np.asarray(np.expm1(stretch * z) / math.expm1(stretch))
-
-    def slopes(z: Floats, y: Floats, p: Floats) -> Floats:
-        v, dv = place(z), stretch * np.exp(stretch * z) / math.expm1(stretch)
-        survival, log_density, _ = y
-        density = np.exp(log_density)
-        fall = np.exp(p[0]) * mixture.slope(np.clip(1 - survival, 0, 1), 1 - v) * dv
-        nothing = expit(-20 - log_density / 3)
-        fall = (1 - nothing) * fall + nothing * np.minimum(fall, 2e4)
-        return np.stack([density * dv, -fall, density * log_density * dv])
-
-    def solve(z: Floats, y: Floats, guess: float, tolerance: float, at: float | None = None) -> Any:
-        """Solve for log 1/β = ``at``, or for ``kl`` if ``at`` is None."""
-
-        def bounds(a: Floats, b: Floats, p: Floats) -> Floats:
-            return np.array([a[0], b[0] - 1, a[2], b[2] - kl if at is None else p[0] - at])
-
-        return solve_bvp(slopes, bounds, z, y, p=[guess], tol=tolerance, max_nodes=50_000)
-
-    def refuse(reason: str) -> NotConverged:
-        return NotConverged(f"optimal: no solution for {mixture} at kl {kl}, beta {beta}: {reason}")
-
-    z = np.linspace(0, 1, 201)
-    y = np.stack([place(z), np.zeros_like(z), np.zeros_like(z)])
-    last = math.inf if beta is None else -math.log(beta)
-    log_inverse, step = min(-6.0 if kl is None else 0.5 * math.log(kl) - 6, last), 1.0
-    below = log_inverse
-    while True:
-        solution = solve(z, y, log_inverse, 1e-3, at=log_inverse)
-        if solution.status == 0:
-            z, y = _thin(solution)
-            if log_inverse == last or (kl is not None and y[2, -1] >= kl):
-                break
-            below = log_inverse
-        else:
-            log_inverse, step = log_inverse - step, step / 4
-            if step < 1e-3:
-                raise refuse(solution.message)
-        log_inverse = min(log_inverse + step, last)
-    above = log_inverse
-    while True:
-        solution = solve(z, y, log_inverse, 1e-7, at=None if kl else last)
-        if solution.status == 0:
-            break
-        log_inverse = (below + above) / 2  # the guess was too far away: come closer to the KL first
-        closer = solve(z, y, log_inverse, 1e-3, at=log_inverse)
-        if kl is None or above - below < 1e-3 or closer.status != 0:
-            raise refuse(solution.message)
-        z, y = _thin(closer)
-        below, above = (below, log_inverse) if y[2, -1] >= kl else (log_inverse, above)
-    survival, log_density, area = solution.y
-    return _Solution(-float(solution.p[0]), float(area[-1]), place(solution.x), survival, np.exp(log_density))
-
-
-def _thin(solution: Any) -> tuple[Floats, Floats]:
-    """Take a mesh of some 400 nodes out of a solution of ``solve_bvp``, which itself only ever adds nodes."""
-    keep = np.linspace(0, len(solution.x) - 1, min(len(solution.x), 401)).round().astype(int)
-    return solution.x[keep], solution.y[:, keep]

@@ -13,6 +13,7 @@ from infalign import (
     Identity,
     InvalidValue,
     Mixture,
+    NotConverged,
     Policy,
     Procedure,
     Standard,
@@ -28,8 +29,10 @@ from infalign.quadrature import graded_mesh
 
 PROCEDURES: list[Procedure] = [
     Standard(),
-    *(kind(n) for kind in (BestOfN, WorstOfN) for n in (2, 4, 32)),
+    *(kind(n) for kind in (BestOfN, WorstOfN) for n in (2, 4, 16, 32)),
+    BestOfPoisson(0.5),
     BestOfPoisson(7),
+    BestOfPoisson(40),
 ]
 MIXTURES = [
     "standard+best-of-4+worst-of-4",
@@ -40,7 +43,7 @@ MIXTURES = [
     "worst-of-2+worst-of-16",
     "3*standard+best-of-poisson(7)+2*worst-of-3",
 ]
-ANY = st.lists(st.tuples(st.sampled_from(PROCEDURES), st.integers(1, 20)), min_size=1, max_size=4).map(
+ANY = st.lists(st.tuples(st.sampled_from(PROCEDURES), st.sampled_from([1, 2, 3, 20, 500])), min_size=1, max_size=4).map(
     lambda parts: Mixture(*(tuple(column) for column in zip(*parts, strict=True)))
 )
 
@@ -136,6 +139,19 @@ def test_the_optimum_is_where_it_was_asked_to_be_and_solves_the_equation(text: s
     reached = np.clip(1 - policy.survival, 0, 1)
     assert phi.gap(mesh.nodes) == pytest.approx(mesh.cumulative(mixture.slope(reached, 1 - mesh.nodes)), abs=1e-5)
     assert optimal(mixture, beta=phi.beta).kl == pytest.approx(kl, rel=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(ANY, st.sampled_from([0.05, 0.3, 1.0, 3.0]))
+def test_random_mixtures_are_solved(mixture: Mixture, kl: float) -> None:
+    phi = optimal(mixture, kl=kl)
+    assert Policy.of(phi, phi.beta).kl == pytest.approx(kl, abs=1e-5)
+
+
+def test_what_is_not_solved_is_refused_in_one_line() -> None:
+    with pytest.raises(NotConverged, match=r"no solution for best-of-999999\+worst-of-999999 at kl 1") as caught:
+        optimal(parse_mixture("best-of-999999+worst-of-999999"), kl=1)
+    assert "\n" not in str(caught.value)
 
 
 def penalised(mixture: Mixture, log_density: np.ndarray, beta: float) -> tuple[float, np.ndarray]:

@@ -23,6 +23,7 @@ from infalign import (
     optimal,
     optimum,
 )
+from infalign.collocation import solve_by_collocation
 from infalign.quadrature import graded_mesh
 
 PROCEDURES: list[Procedure] = [
@@ -82,7 +83,7 @@ def test_scaling_and_collocation_agree(procedure: BestOfN | WorstOfN, kl: float)
     exact = optimal(procedure, kl=kl)
     mixture = Mixture.of(procedure)
     with np.errstate(all="ignore"):
-        solved = optimum._check_solution(mixture, optimum._solve_by_collocation(mixture, kl, None))
+        solved = optimum._check_solution(mixture, solve_by_collocation(mixture, kl, None))
     assert solved.beta == pytest.approx(exact.beta, rel=1e-4)
     by_beta = Policy.of(exact, exact.beta).win_rate(procedure)
     assert Policy.of(solved, solved.beta).win_rate(procedure) == pytest.approx(by_beta, abs=1e-6)
