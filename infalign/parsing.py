@@ -85,7 +85,8 @@ def parse_mixture(text: str) -> Mixture:
             procedures.append(parse_procedure(form))
         except InvalidValue as error:
             if error.param == "procedure":
-                raise InvalidValue("procedure", text, MIXTURES) from error
+                reason = error.requirement.removeprefix(PROCEDURES)
+                raise InvalidValue("procedure", text, f"{MIXTURES}{reason}") from error
             raise
         weights.append(Fraction(weight or 1))
     return Mixture(tuple(procedures), tuple(weights))
