@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from infalign.estimators import Estimate, over_prompts
     from infalign.frontier import Point, point
     from infalign.goodness import Goodness
+    from infalign.judge_record import JudgeRecord
     from infalign.manifest import Alignment
     from infalign.mixture import Mixture
     from infalign.optimum import Optimal, optimal
+    from infalign.overoptimisation import Support, find_fall, find_support, score_curve
     from infalign.parsing import parse_decoding, parse_mixture, parse_procedure, parse_transformation
     from infalign.poisson import BestOfPoisson
     from infalign.policies import AnchoredPolicies, Policy, beta_for_kl
@@ -49,9 +51,11 @@ _HOMES = {
     "estimators": ("Estimate", "over_prompts"),
     "frontier": ("Point", "point"),
     "goodness": ("Goodness",),
+    "judge_record": ("JudgeRecord",),
     "manifest": ("Alignment",),
     "mixture": ("Mixture",),
     "optimum": ("Optimal", "optimal"),
+    "overoptimisation": ("Support", "find_fall", "find_support", "score_curve"),
     "parsing": ("parse_decoding", "parse_mixture", "parse_procedure", "parse_transformation"),
     "poisson": ("BestOfPoisson",),
     "policies": ("AnchoredPolicies", "Policy", "beta_for_kl"),
@@ -91,6 +95,7 @@ __all__ = [
     "Identity",
     "InfAlignError",
     "InvalidValue",
+    "JudgeRecord",
     "Log",
     "Mixture",
     "NewPolicy",
@@ -107,12 +112,15 @@ __all__ = [
     "RejectionRule",
     "Standard",
     "StoppingRule",
+    "Support",
     "Target",
     "TargetRejection",
     "Transformation",
     "WorstOfN",
     "allocate_draws",
     "beta_for_kl",
+    "find_fall",
+    "find_support",
     "fit_rejection",
     "fit_share",
     "join_bundles",
@@ -124,6 +132,7 @@ __all__ = [
     "parse_transformation",
     "point",
     "read_bundle",
+    "score_curve",
     "write_bundle",
 ]
 

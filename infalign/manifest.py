@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from infalign.arrays import Floats
 from infalign.calibration import Estimator, equivalent_anchors
 from infalign.controlled import Controlled
+from infalign.judge_record import JudgeRecord
 from infalign.parsing import check_transformation, parse_mixture
 from infalign.procedures import FixedN, Procedure, WorstOfN
 from infalign.quantile_law import QuantileLaw
@@ -202,6 +203,11 @@ class Alignment(_Record):
     transformation: Annotated[str, _validate_by(check_transformation)] | None = None
     beta: float | None = Field(None, gt=0)
     measured: dict[str, float] = Field(description="figures measured on held-out prompts")
+    judged: JudgeRecord | None = Field(
+        None,
+        exclude_if=lambda judged: judged is None,
+        description="how far a judge supports the selection by the reward; left out where none was asked",
+    )
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:

@@ -10,18 +10,20 @@ from infalign import (
     BundleError,
     CalibrationTable,
     Combination,
+    JudgeRecord,
     NewPolicy,
     join_bundles,
     read_bundle,
     write_bundle,
 )
 from infalign.bundle import SHARED_PARTS, check_joinable
+from infalign.bundling import rewrite_bundle
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, BundleUnsafe, InvalidValue
 from infalign.files import directory_digest, hash_files, reward_models
 from infalign.manifest import CalibrationRecord, RewardRecord, SamplingLaw
 from infalign.reproduction import EXAMPLES, save_examples
 from infalign.storage import load_calibration, save_calibration
-from tests.bundles import ALIGNED, example, parts, write
+from tests.bundles import ALIGNED, LAW, example, parts, write
 
 
 @pytest.fixture
@@ -295,3 +297,30 @@ def test_adapters_with_the_same_reward_models_are_joined(tmp_path: Path) -> None
     joined = join_bundles([read_bundle(tmp_path / name) for name in ("best", "worst")], tmp_path / "both")
     assert joined.combination.weights == (2.0, 1.0)
     assert list(reward_models(joined.reward_model)) == ["harm", "helpful"]
+
+
+def test_the_record_of_a_judge_is_kept(tmp_path: Path) -> None:
+    sources = parts(tmp_path / "parts")
+    rewards = np.random.default_rng(0).normal(size=(20, 8))
+    record = JudgeRecord.find("classifier", rewards, rewards)
+    alignment = Alignment(**ALIGNED, judged=record)
+    policies = {"demo": NewPolicy(sources["policy"], sources["evaluation"], alignment=alignment)}
+    written = write_bundle(
+        tmp_path / "judged",
+        {part: sources[part] for part in SHARED_PARTS},
+        policies,
+        "# card\n",
+        name="demo",
+        created="2026-01-01T00:00:00+00:00",
+        sampling=LAW,
+        libraries={},
+    )
+    for bundle in (written, read_bundle(tmp_path / "judged"), rewrite_bundle(written, tmp_path / "again")):
+        judged = bundle.policy().record.judged
+        assert judged == record
+        assert judged.support["best-of-n"].scores[8].value == pytest.approx(rewards.max(axis=1).mean())
+
+
+def test_a_bundle_without_a_judge_has_no_record(bundle: Path) -> None:
+    assert read_bundle(bundle).policy().record.judged is None
+    assert "judged" not in (bundle / "bundle.json").read_text()
