@@ -5,7 +5,6 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from infalign.arrays import Floats
-from infalign.controlled import ServedProcedure
 from infalign.overoptimisation import Support, find_support
 from infalign.procedures import BestOfN, WorstOfN
 
@@ -15,10 +14,10 @@ class JudgeRecord(BaseModel):
 
     Examples:
         >>> import numpy as np
-        >>> from infalign import BestOfN, JudgeRecord
+        >>> from infalign import JudgeRecord
         >>> rewards = np.random.default_rng(0).normal(size=(50, 64))
         >>> record = JudgeRecord.find("classifier", rewards, scores=rewards - rewards**2)
-        >>> record.of(BestOfN(8)).n, record.of(BestOfN(8)).falls
+        >>> record.support["best-of-n"].n, record.support["best-of-n"].falls
         (3, True)
     """
 
@@ -46,7 +45,3 @@ class JudgeRecord(BaseModel):
         prompts, draws = rewards.shape
         support = {kind.family: find_support(rewards, scores, kind) for kind in (BestOfN, WorstOfN)}
         return cls(judge=judge, prompts=prompts, draws=draws, support=support)
-
-    def of(self, procedure: ServedProcedure) -> Support | None:
-        """Return what was found for a procedure; None for one that does not select among whole candidates."""
-        return self.support.get(procedure.family)

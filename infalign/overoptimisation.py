@@ -1,8 +1,8 @@
 """Over-optimisation: the largest N up to which selecting by the reward also serves a judge.
 
-The best of N has an ever higher reward as N grows. But a reward model has errors, and the best of many candidates is the
-one that exploits them most. So the score that an independent judge gives to the selected candidate rises at first, and
-may fall from some N on (Gao et al., arXiv 2210.10760). For worst-of-n, it falls at first and may rise.
+The best of N has an ever higher reward as N grows. But a reward model has errors, and the best of many candidates is
+the one that exploits them most. So the score that an independent judge gives to the selected candidate rises at first,
+and may fall from some N on (Gao et al., arXiv 2210.10760). For worst-of-n, it falls at first and may rise.
 
 HedgeTune (Khalaf et al., arXiv 2506.19248) finds the N at which the derivative of the expected score is zero. For
 best-of-n it is E[r(u) (1/n + log u)], where the selected quantile u has the density n u^(n−1). Here the curve itself is

@@ -27,6 +27,7 @@ from server.decoding.decoder import Decoder
 from server.decoding.drift import Drift
 from server.decoding.engine_client import EngineClient
 from server.decoding.external_rewards import external_rewards
+from server.decoding.judged import Judged
 from server.decoding.prefixes import Prefixes
 from server.decoding.rank_laws import RankLaws
 from server.decoding.reference_judges import reference_judgments
@@ -49,6 +50,7 @@ from server.observability.tracing import Tracing, create_tracing
 from server.protocol.answers import ErrorAnswer
 from server.routes import adapters, budgets, calibrations, controlled, decoding, openai, operations
 from server.routes.errors import install_error_handlers
+from server.routes.results import WARNING
 from server.routes.serving import Serving
 from server.settings import Settings
 
@@ -112,8 +114,8 @@ def create_app(
 
     Raises:
         BadKeysFile: The keys file cannot be read or is not valid.
-        InvalidValue: The audit log cannot be written, or a parser of turns does not exist, does not fit the policy
-            or is not the bundle's.
+        InvalidValue: The audit log cannot be written, or N is to be limited where no policy has a judge's record. Or a
+            parser of turns does not exist, does not fit the policy or is not the bundle's.
     """
     metrics = Metrics()
     calibrated = served_bundle.bundle.calibration.reasoning_parser
@@ -124,7 +126,8 @@ def create_app(
     client = EngineClient(engines, served_bundle.tokenizers, metrics, parsers, rewards, judgments)
     calibrator = _create_calibrator(settings, served_bundle.bundle, client)
     manifest = served_bundle.bundle.manifest
-    laws = RankLaws({name: manifest.policies.get(name) for name in served_bundle.policies})
+    records = {name: manifest.policies.get(name) for name in served_bundle.policies}
+    laws, judged = RankLaws(records), Judged(records, settings.limit_n, metrics)
     drift = Drift(served_bundle.policies, laws, manifest.sampling, metrics)
     tracing = tracing or create_tracing(settings)
     catalogue = Catalogue(served_bundle.policies, served_bundle.block)
@@ -163,7 +166,8 @@ def create_app(
         served_bundle.bundle.manifest.sampling,
         decoder,
         admission,
-        Adapters(served_bundle.bundle, settings.bundles, catalogue, engines, drift),
+        Adapters(served_bundle.bundle, settings.bundles, catalogue, engines, drift, judged),
+        judged,
         settings,
         metrics,
     )
@@ -190,7 +194,7 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),  # clients send their own headers; only the key grants anything
-            expose_headers=("X-Request-Id", "Retry-After"),
+            expose_headers=("X-Request-Id", "Retry-After", WARNING),
         )
     if settings.keys is None:
         app.add_middleware(LocalHostMiddleware, host=settings.host, metrics=metrics)

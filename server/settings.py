@@ -92,6 +92,10 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
     max_n: int = Field(64, ge=1, description="Largest N of a request.")
+    limit_n: bool = Field(
+        False,
+        description="Refuse an N beyond the largest that a judge supports, by the bundle; without, answers warn of it.",
+    )
     bundles: Path | None = Field(None, description="Folder of bundles whose adapters an administrator may load.")
     max_adapters: int = Field(4, ge=1, description="Adapters that are served at a time, where policies are adapters.")
     max_requests: int = Field(64, ge=1, description="Requests that are worked on at a time; the next gets 429.")

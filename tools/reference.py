@@ -24,7 +24,7 @@ from training.identity import IMMATERIAL
 
 TOPICS = {
     "Address and callers": "host port keys cors_origins audit_log",
-    "Requests": "max_n max_requests deadline drain max_body_kib max_header_kib max_connections idle_timeout",
+    "Requests": "max_n limit_n max_requests deadline drain max_body_kib max_header_kib max_connections idle_timeout",
     "Adaptive N": "regret_share",
     "Reasoning and tools": "reasoning_parser tool_parser",
     "Engines": "max_sequences dtype compile block_size reward_step_tokens on_engine_failure engine_silence",
@@ -44,6 +44,7 @@ MODULES = {
     "Transformations": "transformation transforms optimum",
     "Policies and win rates": "policies frontier",
     "Estimates from samples": "estimators",
+    "Over-optimisation": "overoptimisation judge_record",
     "Stopping rules": "stopping cost",
     "Prefix scorers": "prefix_scorer quantile_law rejection rehearsal rejection_fit",
     "Budgets of a batch": "budgets",

@@ -11,6 +11,7 @@ from infalign.manifest import NAME
 from server.concurrency import run_to_end
 from server.decoding.catalogue import Catalogue
 from server.decoding.drift import Drift
+from server.decoding.judged import Judged
 from server.engines import Engines, EnginesDown, Refused
 from server.errors import BadRequest, Unavailable, UnknownModel
 
@@ -27,12 +28,20 @@ class Adapters:
         catalogue: The policies that are served.
         engines: The engines that load the adapters.
         drift: Watches the quantiles of each policy.
+        judged: The records of judges.
     """
 
     def __init__(
-        self, bundle: Bundle, folder: Path | None, catalogue: Catalogue, engines: Engines, drift: Drift
+        self,
+        bundle: Bundle,
+        folder: Path | None,
+        catalogue: Catalogue,
+        engines: Engines,
+        drift: Drift,
+        judged: Judged,
     ) -> None:
-        self.bundle, self.folder, self.catalogue, self.engines, self.drift = bundle, folder, catalogue, engines, drift
+        self.bundle, self.folder, self.catalogue, self.engines = bundle, folder, catalogue, engines
+        self.drift, self.judged = drift, judged
         self._lock = asyncio.Lock()
 
     async def load(self, name: str) -> list[str]:
@@ -104,6 +113,7 @@ class Adapters:
         for policy in ready:
             self.catalogue.add(policy.name, policy.record.procedure)
             self.drift.add(policy.name, policy.record)
+            self.judged.add(policy.name, policy.record)
 
     async def _forget(self, policies: Iterable[BundledPolicy]) -> None:
         for policy in policies:
@@ -112,4 +122,5 @@ class Adapters:
     async def _unload(self, name: str) -> None:
         await self.catalogue.remove(name)
         self.drift.remove(name)
+        self.judged.remove(name)
         await self.engines.unload(name)

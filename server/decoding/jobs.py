@@ -11,7 +11,7 @@ from infalign.stopping import StoppingRule
 from server.decoding.reader import Conversation
 from server.engines import Delta, Sampling
 from server.engines.turns import Turn
-from server.protocol.answers import Candidate, Stopping
+from server.protocol.answers import AnswerWarning, Candidate, Stopping
 from server.protocol.fields import Calibrate
 
 LEAST_COST, LARGEST_COST = 1e-9, 0.4999999
@@ -60,6 +60,8 @@ class Job:
     """When to stop before N candidates. None always draws N."""
     replaces_failures: bool = False
     """With a rule: whether further draws, up to N, take the place of candidates that fail."""
+    warnings: tuple[AnswerWarning, ...] = ()
+    """What the answer warns of."""
     early_rejection: bool = False
     """Whether candidates that will hardly be selected are not drawn to the end."""
 

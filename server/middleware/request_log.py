@@ -84,6 +84,7 @@ class RequestLogMiddleware:
             "model": account.model,
             "procedure": str(account.procedure) if account.procedure else None,
             "n": account.n,
+            "warnings": ",".join(account.warnings) or None,
             "overhead_ms": round(overhead * 1000, 3) if account.procedure else None,
             "client_gone": is_disconnected,
             "trace_id": self.tracing.trace_id(),

@@ -32,6 +32,8 @@ class Account:
     prompt: str | None = None
     selected_texts: list[str] | None = None
     """The texts that the client gets."""
+    warnings: list[str] = field(default_factory=list)
+    """The codes of warnings in the answer."""
     lines: set[str] = field(default_factory=set)
     """Log lines of the request that are written once, although each of its candidates causes them."""
     _calls: int = 0
@@ -93,6 +95,12 @@ def note_decoding(procedure: ServedProcedure, n: int, model: str | None, prompt:
     if account := current_account.get():
         account.procedure, account.n, account.model = procedure, n, model
         account.prompt = prompt if account.keep_text else None
+
+
+def note_warning(code: str) -> None:
+    """Note that the answer has a warning."""
+    if account := current_account.get():
+        account.warnings.append(code)
 
 
 def note_selected(texts: list[str]) -> None:

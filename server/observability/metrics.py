@@ -58,6 +58,12 @@ class Metrics:
         self.n_requested = Histogram(
             "infalign_n_requested", "N of a request.", ("procedure",), buckets=COUNT, registry=registry
         )
+        self.beyond_judge = Counter(
+            "infalign_beyond_judge",
+            "Requests whose N is larger than a judge supports, by what was done.",
+            ("procedure", "action"),
+            registry=registry,
+        )
         self.stops = Counter(
             "infalign_stops",
             "Answers to requests with a stopping rule, by why draws stopped.",

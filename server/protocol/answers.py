@@ -167,6 +167,16 @@ class EarlyRejection(Answer):
     )
 
 
+class AnswerWarning(Answer):
+    """Something about the request that its caller should know. The answer is valid."""
+
+    code: Literal["n_beyond_judge"] = Field(
+        description="n_beyond_judge: N is larger than a judge of the reward model supports"
+    )
+    param: str = Field(description="the field that it is about")
+    message: str
+
+
 class DecodingAnswer(Answer):
     """Answer of ``/v1/best-of-n`` and ``/v1/worst-of-n``."""
 
@@ -179,6 +189,7 @@ class DecodingAnswer(Answer):
     candidates: list[Candidate] | None = None
     missing: Missing | None = None
     greedy: bool | None = Field(None, description=GREEDY)
+    warnings: list[AnswerWarning] | None = Field(None, description="left out if there is none")
     calibration: CalibrationInfo
     stopping: Stopping | None = None
     rejection: EarlyRejection | None = None
@@ -220,6 +231,17 @@ class OpenAIAnswer(Answer):
     candidates: list[Candidate] | None = None
     missing: Missing | None = None
     greedy: bool | None = Field(None, description=GREEDY)
+    warnings: list[AnswerWarning] | None = Field(None, description="left out if there is none")
+
+
+class SupportedN(Answer):
+    """The largest N up to which a judge supports the selection by the reward."""
+
+    n: int
+    falls: bool = Field(
+        description="true if the judge's score is known to get worse beyond n; false if nothing is known beyond n"
+    )
+    peak: int = Field(description="the N with the best mean score, as far as the judge was asked")
 
 
 class ModelCard(Answer):
@@ -229,6 +251,9 @@ class ModelCard(Answer):
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "infalign"
+    supported_n: dict[str, SupportedN] | None = Field(
+        None, description="by best-of-n and worst-of-n; left out if the bundle has no record of a judge"
+    )
 
 
 class ModelsAnswer(Answer):

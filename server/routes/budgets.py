@@ -2,8 +2,9 @@
 
 from fastapi import APIRouter, Request
 
-from infalign.procedures import Standard
+from infalign.procedures import BestOfN, Standard
 from server.decoding.budgets import Allocation, allocate
+from server.decoding.catalogue import Choice
 from server.decoding.reader import Conversation
 from server.errors import BadRequest
 from server.protocol.budgets import Budget, BudgetsAnswer, BudgetsRequest
@@ -11,7 +12,7 @@ from server.routes.dependencies import require_role
 from server.routes.disconnects import run_while_connected
 from server.routes.jobs import make_chat
 from server.routes.scorer import require_scorer
-from server.routes.serving import Serving, ServingDep
+from server.routes.serving import ServingDep
 
 router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[require_role("generate")])
 
@@ -25,7 +26,7 @@ async def budgets(body: BudgetsRequest, request: Request, serving: ServingDep) -
     """
     model = serving.catalogue.choose(body.model, Standard()).policy
     prefixes = require_scorer(serving, "budgets: cannot be split")
-    most = _check_limits(serving, body)
+    most = _check_limits(body, serving.largest_n(Choice(model, BestOfN())))
     conversations = {f"prompts.{place}": Conversation(prompt=prompt) for place, prompt in enumerate(body.prompts)}
     for place, messages in enumerate(body.conversations):
         conversations[f"conversations.{place}"] = make_chat(serving, body, messages)
@@ -44,10 +45,11 @@ async def budgets(body: BudgetsRequest, request: Request, serving: ServingDep) -
     )
 
 
-def _check_limits(serving: Serving, body: BudgetsRequest) -> int:
+def _check_limits(body: BudgetsRequest, largest: int) -> int:
     """Check that the numbers fit each other and the operator's limit. Returns the most draws of a prompt."""
-    most = serving.settings.max_n if body.most is None else body.most
-    serving.check_n("most", most)
+    most = largest if body.most is None else body.most
+    if most > largest:
+        raise BadRequest(f"most: got {most}, accepted: at most {largest}", "most")
     if body.least > most:
         raise BadRequest(f"least: got {body.least}, accepted: at most {most}, the most draws of a prompt", "least")
     number = len(body.prompts) + len(body.conversations)

@@ -16,7 +16,15 @@ from server.routes.choices import describe_event
 from server.routes.dependencies import require_role
 from server.routes.disconnects import run_while_connected
 from server.routes.jobs import make_conversation, make_job
-from server.routes.results import calibration_info, extension_fields, json_answer, render, select_candidates, usage
+from server.routes.results import (
+    calibration_info,
+    extension_fields,
+    json_answer,
+    render,
+    select_candidates,
+    usage,
+    warning_headers,
+)
 from server.routes.scorer import check_calibrate
 from server.routes.serving import Serving, ServingDep
 from server.routes.streaming import STREAMED, json_event, stream
@@ -65,7 +73,7 @@ async def _decode(
     )
     if not body.stream:
         result = await run_while_connected(request, serving.decode(request, job))
-        return await render(result, lambda: json_answer(_answer(body, job, result, kind)))
+        return await render(result, lambda: json_answer(_answer(body, job, result, kind), warning_headers(job)))
 
     def to_events(event: Event | DecodingResult) -> Iterator[ServerSentEvent]:
         if isinstance(event, DecodingResult):
@@ -73,7 +81,9 @@ async def _decode(
         elif not isinstance(event, CandidateDelta):
             yield json_event(describe_event(event, job.sees_all, body.return_candidates), "candidate")
 
-    return await stream(request, lambda listen: serving.decode(request, job, listen), to_events)
+    return await stream(
+        request, lambda listen: serving.decode(request, job, listen), to_events, headers=warning_headers(job)
+    )
 
 
 def _answer(

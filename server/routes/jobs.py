@@ -78,10 +78,13 @@ async def make_job(
         serving.check_n(field, n)
     limit = serving.law.max_tokens if max_tokens is None else max_tokens
     _check_limits(body, n, limit, logprobs, serving.settings.deadline)
+    sampling = _sampling(serving, body, choice.policy, limit, logprobs)
+    # Greedy sampling makes all candidates the same, so nothing is selected.
+    warning = None if sampling.greedy else serving.judged.check(field, choice.policy, choice.procedure, n)
     return Job(
         conversation,
         choice.procedure,
-        _sampling(serving, body, choice.policy, limit, logprobs),
+        sampling,
         draws=n,
         min_candidates=n if body.min_candidates is None else body.min_candidates,
         seconds=serving.settings.deadline if body.timeout is None else body.timeout,
@@ -92,6 +95,7 @@ async def make_job(
         rule=rule,
         replaces_failures=body.min_candidates is not None,
         early_rejection=early_rejection,
+        warnings=(warning,) if warning else (),
     )
 
 

@@ -11,16 +11,17 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from infalign.controlled import Controlled
 from infalign.errors import shorten
 from infalign.procedures import Standard
+from server.decoding.catalogue import AUTO
 from server.decoding.jobs import DecodingResult, Event, Job
 from server.decoding.reader import Conversation
 from server.errors import UnknownModel
-from server.protocol.answers import ModelCard, ModelsAnswer, OpenAIAnswer
+from server.protocol.answers import ModelCard, ModelsAnswer, OpenAIAnswer, SupportedN
 from server.protocol.requests import ChatRequest, CompletionRequest
 from server.routes.choices import ChatForm, Chunks, CompletionForm, Form, make_choices
 from server.routes.dependencies import get_caller, require_role
 from server.routes.disconnects import run_while_connected
 from server.routes.jobs import make_conversation, make_job
-from server.routes.results import extension_fields, json_answer, render, select_candidates, usage
+from server.routes.results import extension_fields, json_answer, render, select_candidates, usage, warning_headers
 from server.routes.serving import Serving, ServingDep
 from server.routes.streaming import DONE, STREAMED, json_event, stream
 
@@ -48,21 +49,36 @@ async def completions(body: CompletionRequest, request: Request, serving: Servin
     return await _answer(body, request, serving, Conversation(prompt=body.prompt), body.max_tokens, CompletionForm())
 
 
-@router.get("/models")
+@router.get("/models", response_model_exclude_none=True)
 async def models(serving: ServingDep) -> ModelsAnswer:
     """List the served policies, alone and with a procedure after the name."""
-    return ModelsAnswer(data=[ModelCard(id=name) for name in serving.catalogue.names(serving.settings.max_n)])
+    cards = (_card(serving, name) for name in serving.catalogue.names(serving.settings.max_n))
+    return ModelsAnswer(data=[card for card in cards if card])
 
 
-@router.get("/models/{name}")
+@router.get("/models/{name}", response_model_exclude_none=True)
 async def model(name: str, serving: ServingDep) -> ModelCard:
     """Return one of the listed models, or any other name that requests may use as their ``model``."""
-    procedure = serving.catalogue.choose(name, Standard()).procedure
-    n = procedure.k if isinstance(procedure, Controlled) else procedure.n
-    if n > serving.settings.max_n:
-        most = serving.settings.max_n
+    card = _card(serving, name)
+    if card is None:
+        most = serving.largest_n(serving.catalogue.choose(name, Standard()))
         raise UnknownModel(f"model: got {shorten(name)}, accepted: N or K of at most {most}", "model")
-    return ModelCard(id=name)
+    return card
+
+
+def _card(serving: Serving, name: str) -> ModelCard | None:
+    """Describe a name; None if its N or K exceeds the operator's limits."""
+    choice = serving.catalogue.choose(name, Standard())
+    procedure = choice.procedure
+    if (procedure.k if isinstance(procedure, Controlled) else procedure.n) > serving.largest_n(choice):
+        return None
+    support = {} if name == AUTO else serving.judged.support(choice.policy)
+    found = {
+        family: SupportedN(n=each.n, falls=each.falls, peak=each.peak)
+        for family, each in support.items()
+        if isinstance(procedure, Standard) or family == procedure.family
+    }
+    return ModelCard(id=name, supported_n=found or None)
 
 
 async def _answer(
@@ -92,7 +108,8 @@ async def _answer(
                 choices=make_choices(form, selection),
                 usage=usage(result),
                 **extension_fields(body, job, result),
-            )
+            ),
+            warning_headers(job),
         )
 
     return await render(result, answer)
@@ -120,7 +137,9 @@ async def _stream(
         if body.stream_options and body.stream_options.include_usage:
             yield json_event({**head, "object": form.chunk_name, "choices": [], "usage": usage(event).model_dump()})
 
-    return await stream(request, lambda listen: serving.decode(request, job, listen), to_events, [DONE])
+    return await stream(
+        request, lambda listen: serving.decode(request, job, listen), to_events, [DONE], warning_headers(job)
+    )
 
 
 async def _job(

@@ -1,7 +1,7 @@
 """Creates the fields of an answer from the result of decoding."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ from server.protocol.answers import CalibrationInfo, Candidate, Control, EarlyRe
 from server.protocol.requests import GenerationRequest
 
 T = TypeVar("T")
+WARNING = "X-InfAlign-Warning"
+"""Header with the messages of all warnings."""
 SHORT_ENTRIES = 1000
 """Answers with at most so many log-probabilities are written on the event loop. That takes a few milliseconds."""
 
@@ -70,6 +72,7 @@ def extension_fields(body: GenerationRequest, job: Job, result: DecodingResult) 
         "rejection": rejection_info(result),
         "candidates": result.by_index if body.return_candidates else None,
         "missing": Missing(asked=job.draws, reasons=result.failures) if result.failures else None,
+        "warnings": job.warnings or None,
         # Greedy sampling makes all candidates the same.
         "greedy": True if job.sampling.greedy and _has_choice(job) else None,
     }
@@ -106,6 +109,11 @@ async def render(result: DecodingResult, work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work) if entries > SHORT_ENTRIES else work()
 
 
-def json_answer(answer: BaseModel) -> Response:
+def warning_headers(job: Job) -> dict[str, str]:
+    """Return the headers for the warnings, which clients see whose library drops fields that it does not know."""
+    return {WARNING: "; ".join(warning.message for warning in job.warnings)} if job.warnings else {}
+
+
+def json_answer(answer: BaseModel, headers: Mapping[str, str] | None = None) -> Response:
     """Return a JSON response. Fields that are None are left out."""
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+    return Response(answer.model_dump_json(exclude_none=True), headers=headers, media_type="application/json")

@@ -11,9 +11,10 @@ from starlette.requests import Request
 from infalign.manifest import SamplingLaw
 from server.decoding.adapters import Adapters
 from server.decoding.admission import Admission
-from server.decoding.catalogue import Catalogue
+from server.decoding.catalogue import Catalogue, Choice
 from server.decoding.decoder import Decoder
 from server.decoding.jobs import DecodingResult, Event, Job
+from server.decoding.judged import Judged
 from server.errors import BadRequest, DeadlineExceeded
 from server.observability.metrics import Metrics
 from server.settings import Settings
@@ -31,6 +32,7 @@ class Serving:
     decoder: Decoder
     admission: Admission
     adapters: Adapters
+    judged: Judged
     settings: Settings
     metrics: Metrics
 
@@ -46,6 +48,11 @@ class Serving:
         """
         if n > self.settings.max_n:
             raise BadRequest(f"{field}: got {n}, accepted: at most {self.settings.max_n}", field)
+
+    def largest_n(self, choice: Choice) -> int:
+        """Return the largest N that the operator allows with a policy and a procedure."""
+        judged = self.judged.limit(choice.policy, choice.procedure)
+        return self.settings.max_n if judged is None else min(self.settings.max_n, judged)
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run ``work`` within the operator's limits of requests and time.

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -29,7 +29,11 @@ DONE = ServerSentEvent("[DONE]", sep=LINE_END)
 
 
 async def stream(
-    request: Request, work: Work, to_events: ToEvents, last: Iterable[ServerSentEvent] = ()
+    request: Request,
+    work: Work,
+    to_events: ToEvents,
+    last: Iterable[ServerSentEvent] = (),
+    headers: Mapping[str, str] | None = None,
 ) -> EventSourceResponse:
     """Create the response that streams the events and the result of ``work``.
 
@@ -41,6 +45,7 @@ async def stream(
         work: Starts the work.
         to_events: Translates events of the work, and its result.
         last: Events to send at the end.
+        headers: Extra headers.
 
     Raises:
         ServerError: The work failed before its first event.
@@ -73,14 +78,19 @@ async def stream(
         except Exception as error:
             yield json_event(report_unexpected(error, "a stream").envelope, "error")
 
-    return _Stream(send(), task)
+    return _Stream(send(), task, headers)
 
 
 class _Stream(EventSourceResponse):
     """Cancels its work when it ends. A generator that never started would not run its own clean-up."""
 
-    def __init__(self, events: AsyncIterator[ServerSentEvent], task: "asyncio.Future[DecodingResult]") -> None:
-        super().__init__(events, sep=LINE_END)
+    def __init__(
+        self,
+        events: AsyncIterator[ServerSentEvent],
+        task: "asyncio.Future[DecodingResult]",
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        super().__init__(events, sep=LINE_END, headers=headers)
         self.task = task
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
