@@ -154,7 +154,7 @@ def rewrite_bundle(
     Raises:
         BundleError: The parts do not fit each other. Nothing is written then.
     """
-    policies = policies or {name: _keep(policy) for name, policy in bundle.policies.items()}
+    policies = policies or {name: keep_policy(policy) for name, policy in bundle.policies.items()}
     manifest = bundle.manifest
     parts = {part: bundle.path / part for part in SHARED_PARTS} | ({"calibration": calibration} if calibration else {})
     with tempfile.TemporaryDirectory(
@@ -205,7 +205,7 @@ def join_bundles(bundles: Sequence[Bundle], target: Path) -> Bundle:
         for name, policy in bundle.policies.items():
             if name in policies:
                 raise BundleMismatch(f"{bundle.path}: another bundle has a policy {name} too")
-            policies[name] = _keep(policy)
+            policies[name] = keep_policy(policy)
     return rewrite_bundle(bundles[0], target, policies=policies, card=_card(policies))
 
 
@@ -219,8 +219,8 @@ def _fit_scorer(bundle: Bundle, calibration: Path, folder: Path) -> Path:
     return scorer
 
 
-def _keep(policy: BundledPolicy) -> NewPolicy:
-    """A policy of a bundle, as it is put into another."""
+def keep_policy(policy: BundledPolicy) -> NewPolicy:
+    """Return a policy of a bundle, as it is put into another."""
     directory = None if policy.is_reference else policy.directory
     evaluation = policy.evaluation if policy.evaluation.is_dir() else None  # one that was not aligned here has none
     return NewPolicy(directory, evaluation, policy.is_adapter, policy.record)

@@ -10,7 +10,7 @@ INFALIGN = str(Path(sys.executable).parent / "infalign")
 TINY = {
     "data.helpdesk.answers": 1,
     "data.helpdesk.pairs": 1,
-    "data.helpdesk.held_out": 36,
+    "data.helpdesk.held_out": 60,
     "rollouts.samples": 4,
     "rollouts.max_tokens": 16,
     "ctrl.steps": 12,

@@ -28,7 +28,7 @@ MISSING = (
     ),
 )
 """Sections that the shipped config ``adapter`` leaves to the command line, the options that do, and what they take."""
-HEAVY = ("sft", "reward", "rollouts", "scorer", "ctrl", "evaluate")
+HEAVY = ("sft", "reward", "rollouts", "scorer", "ctrl", "evaluate", "judge")
 """Stages that run a model. A plan estimates memory and time for these."""
 
 
@@ -160,6 +160,11 @@ def run(config: "Config", target: Path, if_missing: bool = False, until: str | N
 @click.option(
     "--judge-output", type=click.IntRange(0), help="Which output of the classifier is the score, where it has several."
 )
+@click.option(
+    "--record",
+    is_flag=True,
+    help="Measure instead how large N may be by the judge, on validation prompts, and write it into BUNDLE.",
+)
 @click.option("--limit", type=click.IntRange(1), help="Use so many prompts at most.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the draws.")
 @click.option(
@@ -170,11 +175,11 @@ def run(config: "Config", target: Path, if_missing: bool = False, until: str | N
 )
 @click.option("--json", "as_json", is_flag=True, help="Every figure, instead of the table.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw win rate against KL: .png or .svg.")
-def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, **options: Any) -> None:
+def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, record: bool, **options: Any) -> None:
     """Measure BUNDLE (default: the demo) on fresh draws: win rates with intervals, KL, theory beside it.
 
     PROMPTS are JSON lines, or a JSON array, of rows with a `prompt` of text or messages. Without them, the test
-    prompts in the bundle are used, which no stage trained on.
+    prompts in the bundle are used, which no stage trained on; with --record, its validation prompts.
     """
     from training.interrupts import remember_interrupts
     from training.runtime import prepare_process
@@ -185,7 +190,13 @@ def evaluate(bundle: Path | None, prompts: Path | None, as_json: bool, **options
             from training.evaluation import report
             from training.evaluation.command import Request, evaluate_bundle
 
-        evaluation = evaluate_bundle(Request(bundle=bundle or bundle_path("demo"), prompts=prompts, **options))
+        request = Request(bundle=bundle or bundle_path("demo"), prompts=prompts, **options)
+        if record:
+            from training.evaluation.record import record_judge
+
+            click.echo(record_judge(request, as_json), nl=False)
+            return
+        evaluation = evaluate_bundle(request)
     click.echo(report.as_json(evaluation) if as_json else report.as_text(evaluation), nl=False)
 
 

@@ -29,7 +29,8 @@ def evaluate_policy(
     law: SamplingLaw,
     config: Evaluation,
     samples: int,
-    judge: str | None,
+    judge: str | Path | None,
+    judge_output: int | None,
     seed: int,
 ) -> None:
     """Draw from policy and reference, and write the draws and the figures of an evaluation.
@@ -47,6 +48,7 @@ def evaluate_policy(
         config: How much is drawn.
         samples: K, the rewards per prompt in the calibration. The theoretical win rate depends on it.
         judge: Judge, as :func:`training.judges.load_judge` takes it, or None for no judge.
+        judge_output: Which output of the judge is the score, if it has several.
         seed: Seed of the stage.
     """
     trained_for = parse_mixture(procedure)
@@ -56,7 +58,7 @@ def evaluate_policy(
     draws = collect(
         *load_pair(policy, reference, law),
         CombinedScorer.load(reward, combination, reference),
-        load_judge(judge) if judge else None,
+        load_judge(str(judge), judge_output) if judge else None,
         prompts,
         config.draws or max(map(count_draws, procedures)),
         seed,
@@ -66,3 +68,4 @@ def evaluate_policy(
     report.write_report(
         directory, compute_evaluation(draws, procedures, transformation, trained_for, samples), prompts, samples
     )
+    report.write_prompts(directory, read_prompts(data, "validation"), report.VALIDATION)

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from infalign.errors import InvalidValue
 from infalign.templates import Message
+from training.config.stages import HELPDESK
 from training.data import corpus
 from training.data.judge import judge
 
 Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], NDArray[np.float64]]
 """Maps prompts and responses to scores of shape (len(responses),). Higher is better."""
-HELPDESK = "helpdesk"
-"""Name of the judge that knows the ground truth of the generated help desk."""
 
 
 def load_judge(name: str, output: int | None = None) -> Judge:

@@ -1,4 +1,4 @@
-"""The pipeline of a run: data → sft → reward → rollouts → calibrate → scorer → ctrl → evaluate → bundle.
+"""The pipeline of a run: data → sft → reward → rollouts → calibrate → scorer → ctrl → evaluate → judge → bundle.
 
 :data:`training.stages.STAGES` lists the stages and :mod:`training.runner` runs them. A plan goes through the same
 stages but builds none. To keep a plan fast, slow libraries are imported only when a stage needs them.
@@ -133,13 +133,15 @@ def _plan(config: Config, runner: Runner) -> list[StageReport]:
 
 def _write_bundle(config: Config, artifacts: Artifacts, output: Path, scratch: Path) -> Bundle:
     from infalign.prefix_scorer import load_scorer
-    from training.card import write_aligned_card, write_card, write_scorer_section
+    from training.card import write_aligned_card, write_card, write_judge_section, write_scorer_section
     from training.data import REPORT, read_prompts
     from training.evaluation import report
     from training.figures import flatten_estimates
+    from training.judged import read_judge_record
     from training.models import is_adapter
     from training.reward_model import accuracy_figures, read_accuracy
 
+    judged = read_judge_record(artifacts.judged) if config.validation_judge else None
     accuracy, data_report = read_accuracy(artifacts.reward.parent), _read(artifacts.data / REPORT)
     if config.ctrl:
         solution = _read(artifacts.policy.parent / "solved.json")
@@ -150,22 +152,26 @@ def _write_bundle(config: Config, artifacts: Artifacts, output: Path, scratch: P
         else:  # the prompts alone, for whoever measures the policy later
             evaluation, kl = scratch, Estimate(**solution["kl"])  # an interval takes several validation prompts
             report.write_prompts(evaluation, read_prompts(artifacts.data, "test"))
+            report.write_prompts(evaluation, read_prompts(artifacts.data, "validation"), report.VALIDATION)
             figures, figures_text = flatten_estimates({"kl": kl}), None
         alignment = Alignment(
             procedure=config.procedure,
             transformation=config.transformation,
             beta=solution["beta"],
             measured=figures | accuracy_figures(accuracy),
+            judged=judged,
         )
         policy = NewPolicy(artifacts.policy, evaluation, is_adapter(artifacts.policy), alignment)
         card = write_aligned_card(config, solution, data_report, accuracy, figures_text)
     else:
-        policy = NewPolicy(alignment=Alignment(measured=accuracy_figures(accuracy)))
+        policy = NewPolicy(alignment=Alignment(measured=accuracy_figures(accuracy), judged=judged))
         card = write_card(config, data_report, accuracy)
     parts = {"reference": artifacts.reference, "reward": artifacts.reward, "calibration": artifacts.calibration}
     if config.scorer:
         parts["scorer"] = artifacts.scorer
         card += write_scorer_section(load_scorer(artifacts.scorer)[1])
+    if judged:
+        card += write_judge_section(config.policy_name, judged)
     return write_bundle(
         output,
         parts,
@@ -211,6 +217,7 @@ def _check_splits(config: Config, data: Path) -> None:
     Raises:
         InvalidValue: A split is empty.
     """
+    from infalign.overoptimisation import LEAST_PROMPTS
     from training.lengths import REPORT
 
     report = _read(data / REPORT)
@@ -221,6 +228,9 @@ def _check_splits(config: Config, data: Path) -> None:
     if config.scorer and not (counts["train"] and counts["validation"]):
         given = f"{counts['train']} train, {counts['validation']} validation"
         raise InvalidValue("scorer", given, "a run with train and validation prompts; data.prompts.held_out gives some")
+    if config.judge and counts["validation"] < LEAST_PROMPTS:
+        accepted = f"at least {LEAST_PROMPTS} validation prompts for judge, a third of the prompts held out"
+        raise InvalidValue("data", counts["validation"], accepted)
 
 
 def _read(path: Path) -> Any:

@@ -173,6 +173,8 @@ def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
     batch = min(BATCH * draw_bytes(shape, prompt.longest), max(batch_budget(), draw_bytes(shape, prompt.longest)))
     if config.evaluation:
         stage_bytes |= {"evaluate": model_bytes + shape.bytes + batch}
+    if config.validation_judge and config.ctrl:
+        stage_bytes |= {"judge": model_bytes + shape.bytes + batch}
     if config.rollouts.engine == "transformers":
         stage_bytes |= {"rollouts": model_bytes + batch}
 
@@ -188,6 +190,8 @@ def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
     if evaluation := config.evaluation:
         tested, draws = min(sizes.counts["test"], evaluation.prompts or math.inf), evaluation.draws or DRAWS
         work["evaluate"] = tested * (2 * draws * sample_work + min(draws, KL_DRAWS) * compare_work)
+    if config.ctrl and (judge := config.validation_judge):
+        work["judge"] = sizes.counts["validation"] * judge.draws * sample_work
     if config.sft:
         answers = sizes.lengths["answer"]
         tokens = answers.rows * answers.mean * config.sft.epochs

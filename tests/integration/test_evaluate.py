@@ -1,12 +1,13 @@
 """`infalign evaluate` on the demo, drawn by vLLM: it finds again what training measured."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from infalign import Bundle
+from infalign import Bundle, JudgeRecord, read_bundle
 from tests.commands import run_here
 from tests.integration.conftest import INFALIGN
 
@@ -31,6 +32,23 @@ def test_vllm_finds_what_training_measured(bundle: Bundle, tmp_path: Path) -> No
     assert plot.exists()
 
 
+def test_the_judges_record_is_written_into_the_bundle(tiny_home: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_home / "bundle", tmp_path / "bundle")
+    trained = read_bundle(copy).policy().record.judged
+    assert trained
+    assert (trained.judge, trained.prompts, trained.draws) == ("helpdesk", 20, 128)
+    options = ("--judge", "helpdesk", "--record", "--draws", "8", "--engine", "transformers")
+    done = run_here("evaluate", str(copy), *options, "--json")
+    assert done.returncode == 0, done.stderr
+    record = read_bundle(copy).policy().record.judged
+    assert record == JudgeRecord.model_validate_json(done.stdout)
+    assert record.draws == 8
+    assert (copy / "README.md").read_text().count("## How large N may be: demo") == 1
+    tested = str(copy / "evaluation" / "demo" / "prompts.jsonl")
+    done = run_here("evaluate", str(copy), tested, *options)
+    assert "accepted: none of the bundle's test prompts" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -40,6 +58,9 @@ def test_vllm_finds_what_training_measured(bundle: Bundle, tmp_path: Path) -> No
         (("{bundle}", "--draws", "4"), "draws: got 4, accepted: enough for best-of-8"),
         (("{bundle}", "--plot", "picture.gif"), "--plot: got 'picture.gif'"),
         (("{bundle}", "-n", "1"), "-n"),
+        (("{bundle}", "--record"), "--record: got 'true', accepted: a judge to go with it: --judge"),
+        (("{bundle}", "--judge", "helpdesk", "--record", "-n", "4"), "accepted: no -n beside it"),
+        (("{bundle}", "--judge", "helpdesk", "--record"), "PROMPTS: got '2 prompts', accepted: at least 20"),
     ],
 )
 def test_a_mistake_is_one_line(bundle: Bundle, arguments: tuple[str, ...], message: str) -> None:

@@ -81,7 +81,7 @@ def test_a_run_killed_three_times_ends_bit_for_bit_as_if_it_had_not_been(tmp_pat
         for home in (tmp_path, tiny_home)
     )
     assert ours == theirs
-    assert plan(tmp_path).stdout.count("reused") == 8
+    assert plan(tmp_path).stdout.count("reused") == 9
 
 
 def test_a_run_leaves_a_bundle_with_what_it_measured(tiny_home: Path) -> None:
@@ -115,8 +115,9 @@ def test_a_plan_says_what_would_run_and_makes_nothing(tmp_path: Path) -> None:
         "scorer",
         "ctrl",
         "evaluate",
+        "judge",
     ]
-    assert done.stdout.count("to run") == 8
+    assert done.stdout.count("to run") == 9
     assert done.stderr == "Memory and time are unknown until the stage data has run (--until data).\n"
     assert not list(tmp_path.iterdir())
 

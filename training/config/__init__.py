@@ -19,7 +19,7 @@ from training.config.rewards import (
     TrainedReward,
 )
 from training.config.run import Config, DataConfig
-from training.config.stages import Compute, Ctrl, Evaluation, Optimiser, PrefixScorer, Ray, Rollouts
+from training.config.stages import Compute, Ctrl, Evaluation, Optimiser, PrefixScorer, Ray, Rollouts, ValidationJudge
 
 __all__ = [
     "FILES",
@@ -50,4 +50,5 @@ __all__ = [
     "Scratch",
     "Service",
     "TrainedReward",
+    "ValidationJudge",
 ]

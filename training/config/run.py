@@ -11,7 +11,16 @@ from training.config.data import Data
 from training.config.model import Model
 from training.config.rewards import Reward, TrainedReward
 from training.config.section import Section
-from training.config.stages import Compute, Ctrl, Evaluation, Optimiser, PrefixScorer, Rollouts
+from training.config.stages import (
+    HELPDESK,
+    Compute,
+    Ctrl,
+    Evaluation,
+    Optimiser,
+    PrefixScorer,
+    Rollouts,
+    ValidationJudge,
+)
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -65,6 +74,11 @@ class Config(DataConfig):
         Evaluation(),
         description="how the policy is measured; null measures nothing, which `infalign evaluate` can do later",
     )
+    judge: ValidationJudge | None = Field(
+        None,
+        description="what measures the policy beside the reward; if left out, the ground truth where the help desk is "
+        "generated, and otherwise nothing",
+    )
     scorer: PrefixScorer | None = Field(
         None, description="how a prefix scorer is trained, which predicts quantiles early; if left out, there is none"
     )
@@ -113,6 +127,11 @@ class Config(DataConfig):
         if self.ctrl is None:
             raise LookupError("a run without ctrl trains no policy")
         return self.ctrl
+
+    @property
+    def validation_judge(self) -> ValidationJudge | None:
+        """The judge of the run, if it has one."""
+        return self.judge or (ValidationJudge(path=HELPDESK) if self.data.helpdesk else None)
 
     @property
     def law(self) -> SamplingLaw:

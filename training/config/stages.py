@@ -1,5 +1,6 @@
 """The sections of the stages: how each of them works, and how all of them use the machine."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -7,6 +8,9 @@ from pydantic import Field, model_validator
 from training.config.model import Lora
 from training.config.section import Section
 from training.identity import IMMATERIAL
+
+HELPDESK = "helpdesk"
+"""Name of the judge that knows the ground truth of the generated help desk."""
 
 
 class Optimiser(Section):
@@ -106,6 +110,31 @@ class Evaluation(Section):
         description="responses per prompt and model; if left out, 64, or more if the procedure takes more",
     )
     prompts: int | None = Field(None, gt=0, description="test prompts that are used at most; all if left out")
+
+
+class ValidationJudge(Section):
+    """A judge that is independent of the reward: how good answers are by it, and how large N may be until they suffer.
+
+    Nothing is trained or selected by it.
+    """
+
+    path: str = Field(
+        description="directory of a sequence classifier, whose higher scores are better; helpdesk is the ground truth "
+        "of the generated help desk"
+    )
+    output: int | None = Field(
+        None, ge=0, description="which output of the classifier is the score, from 0; may be left out if it has one"
+    )
+    draws: int = Field(
+        128,
+        ge=2,
+        description="candidates of the policy to each validation prompt; nothing is learned about an N above this",
+    )
+
+    @property
+    def source(self) -> str | Path:
+        """The judge. A directory is a path, so that its contents are a part of what a stage is made from."""
+        return self.path if self.path == HELPDESK else Path(self.path)
 
 
 class PrefixScorer(Optimiser):

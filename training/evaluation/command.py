@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infalign.bundle import Bundle, read_bundle
+from infalign.bundle import Bundle, BundledPolicy, read_bundle
 from infalign.errors import InvalidValue
 from infalign.files import reward_models
 from infalign.manifest import SamplingLaw
@@ -20,7 +20,7 @@ from training.data.files import read_files
 from training.evaluation import report
 from training.evaluation.draws import collect
 from training.evaluation.figures import Evaluation, check_draws, compute_evaluation, procedures_of
-from training.judges import load_judge
+from training.judges import Judge, load_judge
 from training.sampler import Sampler, load_pair
 from training.scorer import CombinedScorer
 
@@ -54,6 +54,16 @@ class Request:
     trust_rewards: bool = False
     """Whether rewards that are not classifiers may run."""
 
+    def load_judge(self) -> Judge | None:
+        """Load the judge, if there is one.
+
+        Raises:
+            InvalidValue: There is no such judge.
+        """
+        if self.judge_output is not None and not self.judge:
+            raise InvalidValue("--judge-output", self.judge_output, "a judge to go with it: --judge")
+        return load_judge(self.judge, self.judge_output) if self.judge else None
+
 
 def evaluate_bundle(request: Request) -> Evaluation:
     """Evaluate a bundle, and draw the picture if one is wanted.
@@ -77,22 +87,16 @@ def evaluate_bundle(request: Request) -> Evaluation:
     check_draws(request.draws, procedures)
     if request.plot:
         check_path(request.plot)
-    if request.judge_output is not None and not request.judge:
-        raise InvalidValue("--judge-output", request.judge_output, "a judge to go with it: --judge")
-    judge = load_judge(request.judge, request.judge_output) if request.judge else None
+    judge = request.load_judge()
     law = bundle.manifest.sampling
     policy, reference = load_pair(policy_part.directory, bundle.reference, law)
     prompts = read_evaluation_prompts(request.prompts or policy_part.evaluation / report.PROMPTS, policy, request.limit)
     scorer = CombinedScorer.load(bundle.reward_model, bundle.combination, bundle.reference)
-    _check_rewards(bundle, scorer)
+    check_rewards(bundle, scorer)
     texts = ScoredTexts.load(bundle.calibration.reasoning_parser, bundle.reference)
     drawers = None
     if request.engine == "vllm":
-        reference_engine = _TransientEngine(bundle.reference, None, law)
-        if policy_part.is_adapter:
-            drawers = _TransientEngine(bundle.reference, policy_part.directory, law), reference_engine
-        else:
-            drawers = _TransientEngine(policy_part.directory, None, law), reference_engine
+        drawers = TransientEngine.of(bundle, policy_part), TransientEngine(bundle.reference, None, law)
     draws = collect(policy, reference, scorer, judge, prompts, request.draws, request.seed, drawers, texts)
     samples = bundle.table.samples
     evaluation = compute_evaluation(draws, procedures, transformation, trained_for, samples)
@@ -102,7 +106,7 @@ def evaluate_bundle(request: Request) -> Evaluation:
     return evaluation
 
 
-def _check_rewards(bundle: Bundle, scorer: CombinedScorer) -> None:
+def check_rewards(bundle: Bundle, scorer: CombinedScorer) -> None:
     """Check that the reward models give the rewards that the bundle was calibrated with, or raise RewardMismatch."""
     prompts = [example.prompt for example in bundle.examples]
     rewards = scorer.scorers.score(prompts, [example.response for example in bundle.examples])
@@ -144,13 +148,21 @@ def read_evaluation_prompts(path: Path, policy: Sampler, limit: int | None) -> l
     return prompts
 
 
-class _TransientEngine:
+class TransientEngine:
     """A vLLM engine that runs only while it draws. Two engines would have to share the memory of one GPU."""
 
     def __init__(self, directory: Path, adapter: Path | None, law: SamplingLaw) -> None:
         self.directory, self.adapter, self.law = directory, adapter, law
 
+    @classmethod
+    def of(cls, bundle: Bundle, policy: BundledPolicy) -> "TransientEngine":
+        """The engine of a policy."""
+        if policy.is_adapter:
+            return cls(bundle.reference, policy.directory, bundle.manifest.sampling)
+        return cls(policy.directory, None, bundle.manifest.sampling)
+
     def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "draws") -> list[list[int]]:
+        """Draw one response to each prompt."""
         from training.vllm_sampler import VllmSampler
 
         engine = VllmSampler.load(self.directory, self.law, self.adapter)

@@ -83,6 +83,26 @@ def load_draws(directory: Path) -> Draws:
     return Draws(policy, reference, tensors["kl"])
 
 
+def score_side(
+    scorer: CombinedScorer,
+    judge: Judge | None,
+    prompts: Sequence[Sequence[Message]],
+    answers: Sequence[str],
+    draws: int,
+) -> Side:
+    """Score the answers of one model.
+
+    Args:
+        scorer: The reward that selects responses.
+        judge: A judge, if there is one.
+        prompts: P conversations, each repeated for its M answers.
+        answers: (P M) answers, as rewards read them.
+        draws: M.
+    """
+    rewards = scorer.score(prompts, answers).astype(np.float64).reshape(-1, draws)
+    return Side(rewards, judge(prompts, answers).reshape(-1, draws) if judge else None)
+
+
 def collect(
     policy: Sampler,
     reference: Sampler,
@@ -113,13 +133,14 @@ def collect(
     measured = [row for row in range(len(repeats)) if row % draws < KL_DRAWS]
     kl = sequence_kl(policy, reference, [repeats[row] for row in measured], [responses[row] for row in measured])
 
-    def score_side(tokens: list[list[int]]) -> Side:
+    theirs = reference_drawer.draw(repeats, derive_seed(seed, "reference"), "reference")
+
+    def score(tokens: list[list[int]]) -> Side:
         answers = texts.read_all(repeats, tokens) if texts else policy.text(tokens)
-        rewards = scorer.score(repeats, answers).astype(np.float64).reshape(-1, draws)
-        return Side(rewards, judge(repeats, answers).reshape(-1, draws) if judge else None)
+        return score_side(scorer, judge, repeats, answers, draws)
 
     return Draws(
-        score_side(responses),
-        score_side(reference_drawer.draw(repeats, derive_seed(seed, "reference"), "reference")),
+        score(responses),
+        score(theirs),
         kl.reshape(len(prompts), -1).mean(axis=1),
     )

@@ -20,11 +20,12 @@ from infalign.templates import Message
 from training.evaluation.figures import Evaluation
 from training.figures import flatten_estimates
 
-FIGURES, SELECTION, TEXT, PROMPTS, PICTURE = (
+FIGURES, SELECTION, TEXT, PROMPTS, VALIDATION, PICTURE = (
     "figures.json",
     "measured.json",
     "figures.md",
     "prompts.jsonl",
+    "validation.jsonl",
     "win_rate.svg",
 )
 """Files of a report."""
@@ -154,14 +155,15 @@ def write_report(directory: Path, evaluation: Evaluation, prompts: Sequence[Sequ
     save(figure, directory / PICTURE, select_figures(evaluation))
 
 
-def write_prompts(directory: Path, prompts: Sequence[Sequence[Message]]) -> None:
+def write_prompts(directory: Path, prompts: Sequence[Sequence[Message]], name: str = PROMPTS) -> None:
     """Write the prompts of an evaluation, from which ``infalign evaluate`` can measure the policy again.
 
     Args:
         directory: Directory that is written to.
         prompts: Conversations.
+        name: Name of the file.
     """
-    with (directory / PROMPTS).open("w", encoding="utf-8") as file:
+    with (directory / name).open("w", encoding="utf-8") as file:
         for messages in prompts:
             file.write(json.dumps({"prompt": messages}, ensure_ascii=False) + "\n")
 

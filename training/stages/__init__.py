@@ -9,6 +9,7 @@ from training.stages.calibrate import Calibrate
 from training.stages.ctrl import AlignPolicy
 from training.stages.data import PrepareData
 from training.stages.evaluate import Evaluate
+from training.stages.judge import AskJudge
 from training.stages.reward import MakeRewardModels
 from training.stages.rollouts import DrawRollouts
 from training.stages.scorer import MakePrefixScorer
@@ -25,5 +26,6 @@ STAGES: tuple[Stage, ...] = (
     MakePrefixScorer(),
     AlignPolicy(),
     Evaluate(),
+    AskJudge(),
 )
 """All stages in their order."""

@@ -56,6 +56,11 @@ class Artifacts:
         """Directory of the stage ``evaluate``: draws and figures of policy and reference on test prompts."""
         return self.directories["evaluate"]
 
+    @property
+    def judged(self) -> Path:
+        """Directory of the stage ``judge``: the largest N that the judge supports."""
+        return self.directories["judge"]
+
 
 class Stage(ABC):
     """One step of a run. It leaves a directory, and it is not repeated while what it is made from stays the same.

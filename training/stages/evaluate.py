@@ -17,6 +17,7 @@ class Evaluate(Stage):
 
     def inputs(self, config: Config, artifacts: Artifacts) -> Mapping[str, Any]:
         """Return everything that the stage is made from."""
+        judge = config.validation_judge
         return {
             "data": artifacts.data,
             "policy": artifacts.policy,
@@ -28,7 +29,8 @@ class Evaluate(Stage):
             "law": config.law,
             "config": config.evaluation,
             "samples": config.rollouts.samples,
-            "judge": "helpdesk" if config.data.helpdesk else None,
+            "judge": judge and judge.source,
+            "judge_output": judge and judge.output,
             "seed": derive_seed(config.seed, "evaluate"),
         }
 

@@ -32,7 +32,7 @@ def test_a_stage_depends_on_what_it_uses(stage: str, modules: tuple[str, ...]) -
 @pytest.mark.parametrize(
     ("stage", "package"),
     [
-        *((stage, "training.evaluation") for stage in STAGES if stage != "evaluate"),
+        *((stage, "training.evaluation") for stage in STAGES if stage not in ("evaluate", "judge")),
         *((stage, "training.solvers") for stage in STAGES if stage != "ctrl"),
         *((stage, "infalign.transforms") for stage in ("data", "sft", "reward", "rollouts", "calibrate")),
         *((stage, "infalign.plots") for stage in STAGES if stage != "evaluate"),
