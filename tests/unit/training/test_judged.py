@@ -89,9 +89,7 @@ def test_too_few_validation_prompts_leave_no_record(tmp_path: Path) -> None:
     assert read_judge_record(tmp_path) == RECORD_OF[True]
 
 
-@pytest.mark.parametrize(
-    ("agrees", "text"), [(True, "at least N = 16. No fall"), (False, "It is highest at N = 1.")]
-)
+@pytest.mark.parametrize(("agrees", "text"), [(True, "at least N = 16. No fall"), (False, "It is highest at N = 1.")])
 def test_the_card_says_how_large_n_may_be(agrees: bool, text: str) -> None:
     section = write_judge_section("demo", RECORD_OF[agrees])
     assert text in section
