@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from infalign.frontier import Point, point
     from infalign.goodness import Goodness
     from infalign.judge_record import JudgeRecord
+    from infalign.live import live_transformation
     from infalign.manifest import Alignment
     from infalign.mixture import Mixture
     from infalign.optimum import Optimal, optimal
@@ -54,6 +55,7 @@ _HOMES = {
     "judge_record": ("JudgeRecord",),
     "manifest": ("Alignment",),
     "mixture": ("Mixture",),
+    "live": ("live_transformation",),
     "optimum": ("Optimal", "optimal"),
     "overoptimisation": ("Support", "find_fall", "find_support", "score_curve"),
     "parsing": ("parse_decoding", "parse_mixture", "parse_procedure", "parse_transformation"),
@@ -124,6 +126,7 @@ __all__ = [
     "fit_rejection",
     "fit_share",
     "join_bundles",
+    "live_transformation",
     "optimal",
     "over_prompts",
     "parse_decoding",

@@ -112,6 +112,10 @@ class NotConverged(InfAlignError):
     """
 
 
+class Diverged(InfAlignError):
+    """Training has diverged. The message names the step, the last checkpoint and what helps."""
+
+
 class EngineFailed(InfAlignError):
     """An engine did not start, or one that draws responses offline died or failed during a draw."""
 

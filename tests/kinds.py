@@ -66,7 +66,7 @@ KINDS = {
 COLUMNS = {
     "server": "`infalign serve` with vLLM in process: the rewards of an answer are those that training gives",
     "remote": "the same, with `--policy-urls` and `--reward-urls`",
-    "training": "CTRL with `rloo` for two steps, with this reward alone",
+    "training": "CTRL for two steps, with this reward alone",
     "evaluate": "`infalign evaluate` of that policy, on its test prompts",
     "calibrate": "`infalign calibrate` of further prompts",
     "on demand": '`"calibrate": true` in a request',

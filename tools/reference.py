@@ -41,7 +41,7 @@ TOPICS = {
 MODULES = {
     "Calibration": "calibration table combination pooling goodness",
     "Procedures": "procedures poisson controlled mixture",
-    "Transformations": "transformation transforms optimum",
+    "Transformations": "transformation transforms optimum live",
     "Policies and win rates": "policies frontier",
     "Estimates from samples": "estimators",
     "Over-optimisation": "overoptimisation judge_record",

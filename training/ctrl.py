@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from infalign.manifest import SamplingLaw
 from infalign.parsing import parse_mixture, parse_transformation
@@ -30,7 +31,18 @@ SETTLING_DRAWS = 32
 """Responses per validation prompt that the KL is measured on while the policy settles."""
 
 
-def make_policy(
+def make_policy(directory: Path, *, data: Path, **inputs: Any) -> None:
+    """Train the policy and save it into ``directory``/model.
+
+    Args:
+        directory: Directory of the stage.
+        data: Directory of the stage ``data``.
+        inputs: The other arguments of :func:`make_task`.
+    """
+    train_policy(make_task(directory, data=data, **inputs), read_prompts(data, "validation"))
+
+
+def make_task(
     directory: Path,
     *,
     data: Path,
@@ -44,8 +56,8 @@ def make_policy(
     config: Ctrl,
     compute: Compute,
     seed: int,
-) -> None:
-    """Train the policy and save it into ``directory``/model.
+) -> Task:
+    """Make the task of a solver.
 
     Args:
         directory: Directory of the stage.
@@ -62,24 +74,24 @@ def make_policy(
         seed: Seed of the stage.
     """
     combination, record = load_calibration(calibration)
-    task = Task(
+    return Task(
         directory=directory,
         prompts=read_prompts(data, "train"),
         rollouts=rollouts,
         reference=reference,
         scorer=CombinedScorer.load(reward, combination, reference),
         combination=combination,
-        transformation=make_objective(procedure, transformation, config.target_kl),
+        procedure=parse_mixture(procedure),
+        transformation=make_transformation(procedure, transformation, config.target_kl),
         law=law,
-        config=config,
+        config=config.model_copy(update={"objective": config.choose_objective(procedure, transformation)}),
         compute=compute,
         seed=seed,
-        texts=ScoredTexts.load(record.reasoning_parser, reference) if config.solver == "rloo" else None,
+        texts=ScoredTexts.load(record.reasoning_parser, reference) if config.solver != "regression" else None,
     )
-    train_policy(task, read_prompts(data, "validation"))
 
 
-def make_objective(procedure: str, transformation: str, target_kl: float) -> Transformation:
+def make_transformation(procedure: str, transformation: str, target_kl: float) -> Transformation:
     """Make the transformation Φ that the solver maximises.
 
     Args:

@@ -4,6 +4,7 @@ It asks about validation prompts, so that the test prompts stay unseen. The cand
 served: fresh ones of the policy, or the stored rollouts where the policy is the reference itself.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def write_judge_record(
     """
     prompts = read_prompts(data, "validation")
     if len(prompts) < LEAST_PROMPTS:
+        count = f"{len(prompts)} validation prompts, and {LEAST_PROMPTS} are needed"
+        print(f"judge: {count}: the bundle will not say how large N may be", file=sys.stderr)
         return
     scores = load_judge(str(judge), judge_output)
     combination, record = load_calibration(calibration)

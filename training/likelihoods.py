@@ -29,13 +29,38 @@ def log_probabilities(
     Returns:
         Log-probabilities in nats, of shape (len(responses),). They can be differentiated.
     """
-    rows = [{"input_ids": [*head, *tail]} for head, tail in zip(prompts, responses, strict=True)]
-    inputs = tokenizer.pad(rows, return_tensors="pt", padding_side="left").to(model.device)
-    mask = _response_mask(inputs, responses)
+    inputs, mask = _read(tokenizer, prompts, responses, model.device)
     logits = _response_logits(model, inputs, mask)
     labels = inputs.input_ids[:, -mask.shape[1] :][mask]
     token_logs = logits.log_softmax(dim=-1).gather(-1, labels[:, None])[:, 0]
     return token_logs.new_zeros(mask.shape).masked_scatter(mask, token_logs).sum(dim=1)
+
+
+def response_logits(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Compute the logits that predict each token of each response.
+
+    Args:
+        model: A causal LM.
+        tokenizer: Its tokenizer.
+        prompts: Token ids of the prompts.
+        responses: Token ids of the responses.
+
+    Returns:
+        Logits of shape (tokens of all responses, vocabulary), in float32, response by response. They can be
+        differentiated.
+    """
+    return _response_logits(model, *_read(tokenizer, prompts, responses, model.device))
+
+
+def _read(
+    tokenizer: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: Any
+) -> tuple[Any, torch.Tensor]:
+    """Return inputs, padded on the left, and which of their last places hold tokens of the response."""
+    rows = [{"input_ids": [*head, *tail]} for head, tail in zip(prompts, responses, strict=True)]
+    inputs = tokenizer.pad(rows, return_tensors="pt", padding_side="left").to(device)
+    return inputs, _response_mask(inputs, responses)
 
 
 def _response_mask(inputs: Any, responses: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -84,9 +109,7 @@ def sequence_kl(
     tokens = tokenise_prompts(policy.tokenizer, prompts)
     for batch in batches(list(zip(tokens, responses, strict=True)), COMPARE_BATCH, size):
         heads, tails = zip(*batch, strict=True)
-        rows = [{"input_ids": [*head, *tail]} for head, tail in zip(heads, tails, strict=True)]
-        inputs = policy.tokenizer.pad(rows, return_tensors="pt", padding_side="left").to(policy.model.device)
-        mask = _response_mask(inputs, tails)
+        inputs, mask = _read(policy.tokenizer, heads, tails, policy.model.device)
         ours, theirs = (
             _response_logits(model, inputs, mask).log_softmax(dim=-1) for model in (policy.model, reference.model)
         )

@@ -195,6 +195,23 @@ def off_policy_pass(shape: Shape, config: Ctrl, compute: Compute, length: int, r
     return Pass(shape, compute, length, config.lora, logits=False, response=response, others=shape.bytes)
 
 
+def draw_and_compare_pass(
+    shape: Shape, config: Ctrl, compute: Compute, length: int, response: int, rewards: int
+) -> Pass:
+    """Describe a pass of the solver ``ctrl``, which holds all logits of the responses of a pass.
+
+    Args:
+        shape: Shape of the policy.
+        config: How the policy is trained.
+        compute: How the trainer uses the machine.
+        length: Tokens of the longest sequence.
+        response: Tokens of the longest response.
+        rewards: Bytes of the reward models.
+    """
+    others = rewards + (0 if config.lora else shape.bytes)
+    return Pass(shape, compute, length, config.lora, logits=False, response=response, others=others)
+
+
 def fit_sequences(stage: str, batch: int, need: Pass, process_count: int = 1) -> int:
     """Choose how many rows of a batch a process does at a time, and say so in one line on stderr.
 

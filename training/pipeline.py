@@ -202,7 +202,7 @@ def _check(config: Config) -> None:
         from training import ctrl
         from training.evaluation.figures import check_draws, count_draws, procedures_of
 
-    ctrl.make_objective(config.procedure, config.transformation, config.ctrl.target_kl)
+    ctrl.make_transformation(config.procedure, config.transformation, config.ctrl.target_kl)
     procedures = procedures_of(parse_mixture(config.procedure))
     if config.evaluation and config.evaluation.draws:
         check_draws(config.evaluation.draws, procedures, "evaluation.draws")

@@ -25,7 +25,16 @@ from training import memory
 from training.config import Config, Lora
 from training.lengths import REPORT, Lengths, read_lengths
 from training.machine import available_memory, has_gpu
-from training.memory import SHARE, Pass, batch_budget, draw_bytes, largest_part, off_policy_pass, on_policy_pass
+from training.memory import (
+    SHARE,
+    Pass,
+    batch_budget,
+    draw_and_compare_pass,
+    draw_bytes,
+    largest_part,
+    off_policy_pass,
+    on_policy_pass,
+)
 from training.shapes import Shape, read_shape, reference_shape
 
 EFFICIENCY, SPREAD = 0.4, 2.5
@@ -123,14 +132,13 @@ def estimate_passes(config: Config, sizes: Sizes) -> dict[str, tuple[int, Pass]]
     if ctrl is None:
         return result
     longest = sizes.lengths["prompt"].longest
-    result["ctrl"] = (
-        ctrl.prompts * ctrl.generations,
-        (
-            on_policy_pass(shape, ctrl, compute, longest, sizes.reward_bytes)
-            if ctrl.solver == "rloo"
-            else off_policy_pass(shape, ctrl, compute, longest, config.rollouts.max_tokens)
-        ),
-    )
+    response = config.rollouts.max_tokens
+    need = {
+        "ctrl": draw_and_compare_pass(shape, ctrl, compute, longest, response, sizes.reward_bytes),
+        "rloo": on_policy_pass(shape, ctrl, compute, longest, sizes.reward_bytes),
+        "regression": off_policy_pass(shape, ctrl, compute, longest, response),
+    }
+    result["ctrl"] = ctrl.prompts * ctrl.generations, need[ctrl.solver]
     return result
 
 
@@ -207,7 +215,7 @@ def estimate_stages(config: Config, sizes: Sizes) -> dict[str, StageEstimate]:
         work["scorer"] = (responses * factor + measured) * length * 2 * sizes.trunk.linear
     if ctrl := config.ctrl:
         step = _work_factor(config, ctrl.lora) * read_work * length
-        step += draw_work + compare_work + judge_work * length if ctrl.solver == "rloo" else read_work * length
+        step += draw_work + compare_work + judge_work * length if ctrl.solver != "regression" else read_work * length
         work["ctrl"] = ctrl.steps * ctrl.prompts * ctrl.generations * step
         work["ctrl"] += sizes.counts["validation"] * SETTLING * (draw_work + compare_work)
     return {stage: StageEstimate(stage_bytes.get(stage), flops / speed) for stage, flops in work.items()}

@@ -19,9 +19,14 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_first() -> bool:
     """Say whether this is the first process, which writes the files."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def broadcast(value: Value) -> Value:

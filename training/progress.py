@@ -28,10 +28,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the bar, and drop what a killed run logged after its last checkpoint, since it is logged again."""
         self.bar = make_bar(self.stage, state.max_steps, state.global_step)
-        if self.metrics.exists():  # of a killed run: what it logged after its last checkpoint is logged again
-            rows = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            lines = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= state.global_step]
-            self.metrics.write_text("".join(lines), encoding="utf-8")
+        drop_rows_after(self.metrics, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Advance the bar."""
@@ -76,6 +73,24 @@ def attach_progress(
         from transformers.integrations import TensorBoardCallback
 
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(directory / "tensorboard"))))
+
+
+def drop_rows_after(metrics: Path, step: int) -> None:
+    """Drop what a killed run logged after its last checkpoint, since it is logged again.
+
+    Args:
+        metrics: File of JSON lines, which need not exist.
+        step: Step of the checkpoint.
+    """
+    if metrics.exists():
+        rows = [row for row in read_rows(metrics) if row["step"] <= step]
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_rows(metrics: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines, but for a last line that was not written to its end."""
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class Bar(tqdm):  # type: ignore[type-arg]  # tqdm has no type parameters when it runs
@@ -123,13 +138,20 @@ class Finished:
         """Do nothing. The bar goes on with the next prompts."""
 
 
-def make_bar(stage: str, total: int, initial: int = 0) -> Bar:
+def make_bar(stage: str | None, total: int, initial: int = 0) -> Bar:
     """Make a progress bar.
 
     Args:
-        stage: Name of the stage.
+        stage: Name of the stage; None shows no bar.
         total: Number of steps.
         initial: Number of steps that are already done.
     """
     layout = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed}<{remaining} {postfix}"
-    return Bar(total=total, initial=initial, desc=f"{stage:>10}", bar_format=layout, mininterval=1.0)
+    return Bar(
+        total=total,
+        initial=initial,
+        desc=f"{stage or '':>10}",
+        bar_format=layout,
+        mininterval=1.0,
+        disable=stage is None,
+    )

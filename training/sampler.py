@@ -1,20 +1,13 @@
 """Draws responses from a causal LM with transformers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoTokenizer,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import AutoTokenizer, TopKLogitsWarper, TopPLogitsWarper
 
 from infalign.manifest import SamplingLaw
 from infalign.templates import Message, render_prompt, tokenise
@@ -27,18 +20,34 @@ GENERATE_BATCH, SEGMENT = 1024, 8
 """Responses drawn at a time, and tokens until finished responses leave the batch."""
 
 
-class InverseCdfSampler(LogitsProcessor):  # type: ignore[misc]
-    """A logits processor that samples a token and leaves only that token possible.
+def sample_tokens(logits: torch.Tensor) -> torch.Tensor:
+    """Sample a token from each row of logits.
 
-    It needs one uniform number per row. Greedy decoding after it returns the sample. torch.multinomial draws a random
-    number for every entry of the vocabulary instead, which took half of the generation time on a CPU.
+    It inverts the cumulative distribution function, which takes one uniform number per row. torch.multinomial draws one
+    for every token of the vocabulary instead, which took half of the time on a CPU. Tokens are summed block by block,
+    and only the block that the sample is in is searched: that is faster, and exact in float32.
+
+    Args:
+        logits: Logits of shape (B, vocabulary). A token with -inf is never drawn.
+
+    Returns:
+        Tokens of shape (B,).
     """
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        cumulative = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1)
-        uniform = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device) * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, uniform, right=True).clamp_(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
+    vocabulary = logits.shape[1]
+    width = 1 << (vocabulary.bit_length() // 2)
+    weights = torch.nn.functional.pad(logits.float().softmax(dim=-1), (0, -vocabulary % width)).unflatten(
+        1, (-1, width)
+    )
+    masses = weights.sum(dim=-1)
+    cumulative = masses.double().cumsum(dim=-1)
+    uniform = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device) * cumulative[:, -1:]
+    block = torch.searchsorted(cumulative, uniform, right=True).clamp_(max=masses.shape[1] - 1)
+    mass = masses.gather(1, block)
+    share = (uniform - cumulative.gather(1, block) + mass) / mass
+    inside = weights[torch.arange(len(logits), device=logits.device), block[:, 0]].double().cumsum(dim=-1)
+    # A share of 1, by rounding, would be beyond the last token that is possible.
+    place = torch.searchsorted(inside, share.clamp_(0, 1 - 1e-12) * inside[:, -1:], right=True)
+    return (block * width + place)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -67,13 +76,13 @@ class Sampler:
         )
 
     @torch.inference_mode()
-    def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "rollouts") -> list[list[int]]:
+    def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str | None = "rollouts") -> list[list[int]]:
         """Draw one response to each prompt. To draw several, repeat the prompt.
 
         Args:
             prompts: Conversations.
             seed: Seed of the draws.
-            stage: Name that the progress bar shows.
+            stage: Name that the progress bar shows; None shows no bar.
 
         Returns:
             Token ids of each response, with the end token unless the response was cut off.
@@ -121,20 +130,19 @@ class Sampler:
             inputs.to(self.model.device),
             self.law.max_tokens,
             [self.tokenizer.eos_token_id],
-            self._law_processors(),
+            self._choose,
         )
 
-    def _law_processors(self) -> LogitsProcessorList:
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """Sample a token by the law from each row of logits."""
         law = self.law
-        processors = LogitsProcessorList()
         if law.temperature != 1:
-            processors.append(TemperatureLogitsWarper(law.temperature))
+            logits = logits / law.temperature
         if law.top_k:
-            processors.append(TopKLogitsWarper(law.top_k))
+            logits = TopKLogitsWarper(law.top_k)(None, logits)
         if law.top_p < 1:
-            processors.append(TopPLogitsWarper(law.top_p))
-        processors.append(InverseCdfSampler())
-        return processors
+            logits = TopPLogitsWarper(law.top_p)(None, logits)
+        return sample_tokens(logits)
 
 
 def draw_responses(
@@ -142,7 +150,7 @@ def draw_responses(
     inputs: Mapping[str, torch.Tensor],
     max_tokens: int,
     ends: Sequence[int],
-    processors: LogitsProcessorList,
+    choose: Callable[[torch.Tensor], torch.Tensor] = sample_tokens,
 ) -> list[list[int]]:
     """Draw one response to each prompt of a batch, faster than transformers alone does.
 
@@ -154,7 +162,7 @@ def draw_responses(
         inputs: ``input_ids`` and ``attention_mask`` of the prompts, padded on the left, both of shape (B, width).
         max_tokens: Most tokens of a response.
         ends: Tokens that end a response.
-        processors: Logits processors, the last of which draws; see :class:`InverseCdfSampler`.
+        choose: Chooses the next tokens, (rows,), from logits, (rows, vocabulary).
 
     Returns:
         Token ids of each response, with the end token unless the response was cut off.
@@ -164,7 +172,7 @@ def draw_responses(
     # adapter away.
     is_merged = ids.is_cuda and model.dtype == torch.float32
     with merged_adapter(model) if is_merged else nullcontext():
-        return _draw_segments(model, ids, inputs["attention_mask"], max_tokens, ends, processors)
+        return _draw_segments(model, ids, inputs["attention_mask"], max_tokens, ends, choose)
 
 
 def _draw_segments(
@@ -173,38 +181,37 @@ def _draw_segments(
     mask: torch.Tensor,
     max_tokens: int,
     ends: Sequence[int],
-    processors: LogitsProcessorList,
+    choose: Callable[[torch.Tensor], torch.Tensor],
 ) -> list[list[int]]:
     """Draw one response to each prompt, a segment at a time."""
     responses: list[list[int]] = [[] for _ in ids]
-    cache, open_rows = _read_prompts(model, ids, mask), list(range(len(ids)))
+    cache, last, open_rows = _read_prompts(model, ids, mask), ids[:, -1:], list(range(len(ids)))
     for start in range(0, max_tokens, SEGMENT):
-        output = type(model).generate(  # the solver rloo puts another function in place of the model's own
-            model,
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            do_sample=False,
-            logits_processor=processors,
-            max_new_tokens=min(SEGMENT, max_tokens - start),
-            eos_token_id=list(ends),
-            return_dict_in_generate=True,
-        )
+        segment = []
+        for _ in range(min(SEGMENT, max_tokens - start)):
+            output = model(
+                input_ids=last,
+                attention_mask=mask,
+                position_ids=mask.sum(dim=1, keepdim=True) - 1,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache, last = output.past_key_values, choose(output.logits[:, -1])[:, None]
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            segment.append(last)
         still_open = []
-        for place, (row, segment) in enumerate(
-            zip(open_rows, output.sequences[:, ids.shape[1] :].tolist(), strict=True)
-        ):
-            length = next((length for length, token in enumerate(segment, 1) if token in ends), None)
-            responses[row] += segment[:length]
+        for place, (row, tokens) in enumerate(zip(open_rows, torch.cat(segment, dim=1).tolist(), strict=True)):
+            length = next((length for length, token in enumerate(tokens, 1) if token in ends), None)
+            responses[row] += tokens[:length]
             if length is None:
                 still_open.append(place)
         if not still_open:
             break
-        places = torch.tensor(still_open, device=ids.device)
-        ids, cache = output.sequences[places], output.past_key_values
-        mask = torch.nn.functional.pad(mask[places], (0, ids.shape[1] - mask.shape[1]), value=1)
-        cache.reorder_cache(places)
-        open_rows = [open_rows[place] for place in still_open]
+        if len(still_open) < len(open_rows):
+            places = torch.tensor(still_open, device=ids.device)
+            last, mask = last[places], mask[places]
+            cache.reorder_cache(places)
+            open_rows = [open_rows[place] for place in still_open]
     return responses
 
 

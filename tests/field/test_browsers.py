@@ -101,7 +101,7 @@ async def test_a_page_of_an_allowed_origin_may_call_and_asks_without_a_key(
             answer = await client.post(TEXT, json={"prompt": "x"}, headers=headers | {"Origin": ORIGIN})
             assert answer.status_code == status
             assert answer.headers["access-control-allow-origin"] == ORIGIN
-            assert answer.headers["access-control-expose-headers"] == "X-Request-Id, Retry-After"
+            assert answer.headers["access-control-expose-headers"] == "X-Request-Id, Retry-After, X-InfAlign-Warning"
 
 
 async def test_without_the_option_no_page_of_another_origin_may_call(client: httpx.AsyncClient) -> None:

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 from infalign.cli import infalign
 from infalign.errors import InvalidValue, TooLittleMemory
 from infalign.machine import cgroup_memory
+from infalign.mixture import Mixture
+from infalign.procedures import Standard
 from infalign.storage import load_calibration
 from infalign.transforms import Identity
 from tests.tiny import tiny_job
@@ -178,6 +180,7 @@ def test_the_regression_learns_the_same_from_a_batch_in_parts(tmp_path: Path, ma
             reference=job.reference,
             scorer=CombinedScorer.load(job.reward, combination, job.reference),
             combination=combination,
+            procedure=Mixture.of(Standard()),
             transformation=Identity(),
             law=job.law,
             config=Ctrl(

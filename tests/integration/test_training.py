@@ -52,7 +52,8 @@ def kill_in(home: Path, stage: str) -> None:
     with log.open("w") as stderr:
         process = subprocess.Popen(command(home / "bundle"), env=environment(home), stderr=stderr)
         deadline = time.monotonic() + 300
-        while not list(runs.glob(f".{stage}-*/checkpoints/*/trainer_state.json")) and time.monotonic() < deadline:
+        checkpoint = "checkpoint.pt" if stage == "ctrl" else "checkpoints/*/trainer_state.json"
+        while not list(runs.glob(f".{stage}-*/{checkpoint}")) and time.monotonic() < deadline:
             assert process.poll() is None, log.read_text()
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
@@ -179,7 +180,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path
         done = subprocess.run(train, env=environment(home), capture_output=True, text=True)
         assert done.returncode == 2
         stage, error = done.stderr.splitlines()
-        assert stage.startswith("stage 1 of 9, data: ")
+        assert stage.startswith("stage 1 of 10, data: ")
         assert error == (
             f"infalign: {home}/runs: no space left on the disk; what was finished is kept, and the next run goes on"
         )

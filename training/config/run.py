@@ -94,6 +94,11 @@ class Config(DataConfig):
             raise ValueError(f"{' and '.join(sorted(aligned))} without ctrl: give ctrl, or leave it out")
         if self.ctrl and self.data.prompts and self.data.prompts.held_out in (0, 1):
             raise ValueError("ctrl needs data.prompts.held_out of at least 2, to settle and to measure the policy")
+        if self.ctrl and self.ctrl.objective in ("live", "group") and self.transformation != "optimal":
+            raise ValueError(
+                f"ctrl.objective={self.ctrl.objective} maximises the win rate itself, and not transformation="
+                f"{self.transformation}: set transformation=optimal, which says the same, or ctrl.objective=fixed"
+            )
         if self.model.scratch and not self.sft:
             raise ValueError("a model from scratch needs sft")
         coarse = self.model.base and self.model.base.precision == "bfloat16"

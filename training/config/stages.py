@@ -69,10 +69,16 @@ class Ctrl(Section):
     KL the divergence of the policy from the reference.
     """
 
-    solver: Literal["rloo", "regression"] = Field(
-        "rloo",
-        description="algorithm; rloo (REINFORCE leave-one-out) draws from the policy while it trains, regression "
-        "learns from the stored rollouts alone",
+    solver: Literal["ctrl", "rloo", "regression"] = Field(
+        "ctrl",
+        description="algorithm; ctrl and rloo (TRL's REINFORCE leave-one-out) draw from the policy while it trains, "
+        "regression learns from the stored rollouts alone",
+    )
+    objective: Literal["fixed", "live", "group"] | None = Field(
+        None,
+        description="what the solver ctrl maximises: fixed is E[Φ(C)]; live and group are the win rate under the "
+        "procedure, by its gradient at the present policy or by subsets of the responses to a prompt; if left out, "
+        "live for best-of-n with the transformation optimal that is not annealed, and fixed elsewhere",
     )
     seed: int | None = Field(None, ge=0, description="seed of this stage alone; the seed of the run if left out")
     target_kl: float = Field(
@@ -83,22 +89,42 @@ class Ctrl(Section):
         "muon", description="muon orthogonalises the steps of weight matrices; adam for adapters and sharded weights"
     )
     prompts: int = Field(gt=0, description="prompts per step")
-    generations: int = Field(ge=2, description="responses per prompt and step")
+    generations: int = Field(ge=1, description="responses per prompt and step")
     steps: int = Field(gt=0, description="optimiser steps")
     anneal: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of the steps of rloo in which the objective moves from the identity (plain quantiles) to Φ; "
-        "0.7 helps a steep Φ such as exp(10)",
+        description="share of the steps of ctrl and rloo in which the objective moves from the identity (plain "
+        "quantiles) to Φ; 0.7 helps a steep Φ such as exp(10)",
     )
     lora: Lora | None = Field(None, description="train the policy as an adapter on the reference")
 
     @model_validator(mode="after")
     def _check_anneal(self) -> Self:
-        if self.anneal and self.solver != "rloo":
-            raise ValueError(f"anneal is for rloo, not for {self.solver}: set ctrl.anneal=0")
+        wins = self.objective in ("live", "group")
+        if self.anneal and (self.solver == "regression" or wins):
+            whose = self.solver if self.solver == "regression" else self.objective
+            raise ValueError(f"anneal is for a fixed Φ that is learned on-policy, not for {whose}: set ctrl.anneal=0")
+        if wins and self.solver != "ctrl":
+            raise ValueError(f"objective={self.objective} is for the solver ctrl, not for {self.solver}")
+        least = {"rloo": 2, "regression": 2}.get(self.solver, 2 if self.objective == "group" else 1)
+        if self.generations < least:
+            raise ValueError(f"generations must be at least {least} for {self.solver} with objective={self.objective}")
         return self
+
+    def choose_objective(self, procedure: str, transformation: str) -> Literal["fixed", "live", "group"]:
+        """Choose the objective where none is given. ``live`` won more for best-of-n, and less for worst-of-n.
+
+        Args:
+            procedure: Decoding procedure that the policy is aligned for.
+            transformation: Name of the transformation Φ.
+        """
+        if self.objective:
+            return self.objective
+        is_best = procedure.startswith("best-of-") and "+" not in procedure
+        is_live = is_best and (self.solver, transformation, self.anneal) == ("ctrl", "optimal", 0)
+        return "live" if is_live else "fixed"
 
 
 class Evaluation(Section):

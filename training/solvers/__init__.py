@@ -8,12 +8,12 @@ KL; :mod:`training.solvers.settling` then moves it there.
 from collections.abc import Callable
 from pathlib import Path
 
-from training.solvers import regression, rloo
+from training.solvers import ctrl, regression, rloo
 from training.solvers.task import Task
 
 Solver = Callable[[Task, Path], float]
 """Trains the policy of a task, saves it into a directory, and returns the β that it ended with."""
-SOLVERS: dict[str, Solver] = {"rloo": rloo.solve, "regression": regression.solve}
+SOLVERS: dict[str, Solver] = {"ctrl": ctrl.solve, "rloo": rloo.solve, "regression": regression.solve}
 """Solvers by their names in a config."""
 
 __all__ = ["SOLVERS", "Solver", "Task"]

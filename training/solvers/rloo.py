@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, GenerationConfig, LogitsProcessorList, TrainerCallback
+from transformers import AutoTokenizer, GenerationConfig, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from infalign.policies import beta_for_kl
@@ -27,7 +27,7 @@ from training.models import lora_config, read_causal, save_trainer_model
 from training.optimisers import MuonAdam
 from training.progress import attach_progress
 from training.runtime import run_trainer, trainer_arguments
-from training.sampler import InverseCdfSampler, draw_responses
+from training.sampler import draw_responses
 from training.solvers.task import Task
 from training.solvers.trl_rloo import RLOOConfig, RLOOTrainer
 
@@ -119,7 +119,6 @@ def generate(
         {"input_ids": input_ids, "attention_mask": attention_mask},
         max_tokens,
         ends if isinstance(ends, list) else [ends],
-        LogitsProcessorList([InverseCdfSampler()]),
     )
     padded = pad_sequence(
         [torch.tensor(tokens, device=input_ids.device) for tokens in responses],

@@ -9,6 +9,7 @@ import numpy as np
 from infalign.arrays import Floats
 from infalign.combination import Combination
 from infalign.manifest import SamplingLaw
+from infalign.mixture import Mixture
 from infalign.table import CalibrationTable
 from infalign.templates import Message
 from infalign.transformation import Transformation
@@ -34,6 +35,8 @@ class Task:
     """The reward."""
     combination: Combination
     """Calibration tables of the reward models, and how they are combined."""
+    procedure: Mixture
+    """What the policy is aligned for: one decoding procedure, or several with weights."""
     transformation: Transformation
     """The transformation Φ."""
     law: SamplingLaw

@@ -37,5 +37,5 @@ class AlignPolicy(Stage):
         return config.ctrl is not None
 
     def is_parallel(self, config: Config) -> bool:
-        """Say whether the solver trains in all processes, as rloo does."""
-        return config.alignment.solver == "rloo"
+        """Say whether the solver trains in all processes, as ctrl and rloo do."""
+        return config.alignment.solver != "regression"

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from infalign import InvalidValue
+from infalign.mixture import Mixture
+from infalign.procedures import Standard
 from infalign.reasoning import ATTEMPTS
 from infalign.storage import load_calibration
 from infalign.templates import prompt_key, render_prompt
@@ -140,6 +142,7 @@ def test_ctrl_and_evaluation_score_answers_and_an_unfinished_one_is_empty(
         reference=job.reference,
         scorer=watched,  # type: ignore[arg-type]
         combination=combination,
+        procedure=Mixture.of(Standard()),
         transformation=Identity(),
         law=job.law,
         config=load_config("demo").ctrl,

@@ -5,7 +5,7 @@ import yaml
 
 from infalign import InvalidValue
 from training.configs import ADAPTER, SHIPPED, load_config, make_config
-from training.ctrl import make_objective
+from training.ctrl import make_transformation
 from training.identity import Identities
 
 LAUNCH = SHIPPED.parent / "launch"
@@ -39,7 +39,7 @@ def test_a_policy_is_aligned_for_something_by_something() -> None:
 def test_a_policy_may_be_aligned_for_a_mixture() -> None:
     config = load_config("demo", ("procedure=worst-of-4+2*best-of-4",))
     assert config.procedure == "2*best-of-4+worst-of-4"
-    assert make_objective(config.procedure, config.transformation, 0.5).span == pytest.approx(1)
+    assert make_transformation(config.procedure, config.transformation, 0.5).span == pytest.approx(1)
     with pytest.raises(InvalidValue, match=r"procedure: .*standard\+best-of-4 or 2\*best-of-4\+worst-of-4"):
         load_config("demo", ("procedure=best-of-4+best",))
 
@@ -63,6 +63,23 @@ def test_data_files_replace_those_of_the_config(tmp_path: Path) -> None:
     data = load_config("hh-harmless", paths=(str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))).data
     assert (data.source, data.files.hub) == ("transcripts", None)
     assert data.files.paths == (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "objective"),
+    [
+        ((), "live"),
+        (("transformation=log",), "fixed"),
+        (("procedure=worst-of-4",), "fixed"),
+        (("procedure=best-of-2+best-of-4",), "fixed"),
+        (("ctrl.anneal=0.7",), "fixed"),
+        (("ctrl.solver=rloo",), "fixed"),
+        (("ctrl.objective=group",), "group"),
+    ],
+)
+def test_the_objective_follows_the_transformation(overrides: tuple[str, ...], objective: str) -> None:
+    config = load_config("demo", overrides)
+    assert config.alignment.choose_objective(config.procedure, config.transformation) == objective
 
 
 def test_reward_models_have_names_and_weights() -> None:
@@ -90,7 +107,13 @@ def test_reward_models_have_names_and_weights() -> None:
         ("hh-harmless", ("data.transcripts.hub=null",), (), "give paths .* or hub: exactly one"),
         ("hh-harmless", ("data.transcripts.held_out=0",), (), "data.transcripts.held_out: got 0"),
         ("llama-8b-lora", ("ctrl.lora=null",), (), "ctrl cannot train weights of bfloat16.* give ctrl.lora"),
-        ("demo", ("ctrl.solver=regression",), (), "anneal is for rloo, not for regression: set ctrl.anneal=0"),
+        (
+            "demo",
+            ("ctrl.solver=regression", "ctrl.anneal=0.7"),
+            (),
+            "anneal is for a fixed Φ that is learned on-policy, not for regression",
+        ),
+        ("demo", ("transformation=log", "ctrl.objective=live"), (), "live maximises .* not transformation=log: set tr"),
         ("demo", ("sft=null",), (), "a model from scratch needs sft"),
         ("demo", ("model.scratch=null",), (), "model: .*give scratch, or base"),
         ("demo", ("reward.train=null",), (), "reward: .*give at least one of train, classifiers"),

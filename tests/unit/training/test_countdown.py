@@ -15,6 +15,6 @@ def test_stages_are_counted_and_the_time_left_follows_from_what_was_taken(capsys
     countdown.finish(sft, 60.0)  # six times as long as it was estimated to take
     countdown.announce(reward)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("stage 1 of 9, data: ")
-    assert lines[1] == f"stage 2 of 9, sft: {sft.purpose}"
-    assert lines[2] == f"stage 3 of 9, reward: {reward.purpose} (about 4 min left)"
+    assert lines[0].startswith("stage 1 of 10, data: ")
+    assert lines[1] == f"stage 2 of 10, sft: {sft.purpose}"
+    assert lines[2] == f"stage 3 of 10, reward: {reward.purpose} (about 4 min left)"

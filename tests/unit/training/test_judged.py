@@ -66,7 +66,9 @@ def test_the_record_names_the_judge_and_what_it_supports() -> None:
     assert all(support.falls and support.peak == 1 for support in RECORD_OF[False].support.values())
 
 
-def test_too_few_validation_prompts_leave_no_record(tmp_path: Path) -> None:
+def test_too_few_validation_prompts_leave_no_record_and_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"prompt": [{"role": "user", "content": str(place)}], "split": "validation"} for place in range(19)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     unused: Any = None
@@ -87,6 +89,8 @@ def test_too_few_validation_prompts_leave_no_record(tmp_path: Path) -> None:
     assert read_judge_record(tmp_path) is None
     (tmp_path / RECORD).write_text(RECORD_OF[True].model_dump_json())
     assert read_judge_record(tmp_path) == RECORD_OF[True]
+    expected = "judge: 19 validation prompts, and 20 are needed: the bundle will not say how large N may be\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize(("agrees", "text"), [(True, "at least N = 16. No fall"), (False, "It is highest at N = 1.")])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import LogitsProcessorList
 
 from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
@@ -15,7 +14,7 @@ from training.config import Lora, Scratch
 from training.likelihoods import sequence_kl
 from training.models import lora_config, merged_adapter, new_model
 from training.optimisers import MuonAdam
-from training.sampler import Sampler, draw_responses
+from training.sampler import Sampler, draw_responses, sample_tokens
 from training.solvers.settling import settle
 from training.tokenizer import train_tokenizer
 
@@ -28,6 +27,10 @@ def model(seed: int = 0) -> Sampler:
     tokenizer = train_tokenizer(["what is the way to the station"], 300)
     network = new_model(tokenizer, Scratch(vocabulary=300, hidden=32, layers=1, positions=64))
     return Sampler(network.eval(), tokenizer, LAW)
+
+
+def greedily(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=-1)
 
 
 def moved(sampler: Sampler, by: float) -> Sampler:
@@ -97,12 +100,29 @@ def test_a_batch_draws_what_each_prompt_draws_alone() -> None:
     inputs = sampler.tokenizer.pad(
         [{"input_ids": prompt} for prompt in tokens], padding_side="left", return_tensors="pt"
     )
-    assert draw_responses(sampler.model, inputs, 30, ends, LogitsProcessorList()) == alone
+    assert draw_responses(sampler.model, inputs, 30, ends, greedily) == alone
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 7, 64, 300])
+def test_tokens_are_sampled_as_often_as_their_probability_says(vocabulary: int) -> None:
+    torch.manual_seed(2)
+    logits = 2 * torch.randn(vocabulary)
+    logits[1::3] = -torch.inf
+    drawn = sample_tokens(logits.expand(200_000, -1)).bincount(minlength=vocabulary)
+    expected = 200_000 * logits.softmax(dim=0).double().numpy()
+    assert not drawn[expected == 0].any()
+    assert (np.abs(drawn.numpy() - expected) <= 5 * np.sqrt(expected) + 1).all()
+
+
+def test_rows_are_sampled_from_their_own_logits() -> None:
+    logits = torch.full((50, 50), -torch.inf)
+    logits.fill_diagonal_(0.0)
+    assert sample_tokens(logits).tolist() == list(range(50))
 
 
 def test_a_prompt_of_one_token_is_drawn_from() -> None:
     inputs = {"input_ids": torch.tensor([[5], [5], [7]]), "attention_mask": torch.ones(3, 1, dtype=torch.long)}
-    first, second, third = draw_responses(model().model, inputs, 4, [-1], LogitsProcessorList())
+    first, second, third = draw_responses(model().model, inputs, 4, [-1], greedily)
     assert first == second != third
     assert len(third) == 4
 

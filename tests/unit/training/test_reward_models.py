@@ -10,6 +10,8 @@ import pytest
 
 from infalign import Calibration, CalibrationTable, Combination, Identity, InvalidValue, beta_for_kl
 from infalign.files import reward_models
+from infalign.mixture import Mixture
+from infalign.procedures import Standard
 from infalign.storage import load_calibration
 from infalign.templates import prompt_key, render_prompt
 from tests.tiny import tiny_job
@@ -117,9 +119,10 @@ def test_both_solvers_learn_from_the_combined_reward(
         reference=job.reference,
         scorer=CombinedScorer.load(turned, combination, job.reference),
         combination=combination,
+        procedure=Mixture.of(Standard()),
         transformation=Identity(),
         law=job.law,
-        config=load_config("demo").ctrl,
+        config=load_config("demo", ("ctrl.anneal=0.7",)).ctrl,
         compute=Compute(),
         seed=0,
     )

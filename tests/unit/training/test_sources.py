@@ -21,6 +21,7 @@ SOURCES = Sources()
         ("rollouts", ("training.workers", "training.shards", "training.sampler", "training.scorer", "infalign.files")),
         ("calibrate", ("infalign.calibration", "infalign.combination", "training.shards")),
         ("ctrl", ("infalign.transforms", "infalign.calibration", "infalign.policies", "infalign.optimum")),
+        ("ctrl", ("training.solvers.ctrl", "training.solvers.objectives", "training.solvers.gradient")),
         ("ctrl", ("training.solvers.rloo", "training.solvers.regression", "training.solvers.settling")),
         ("evaluate", ("training.evaluation.report", "infalign.plots", "infalign.frontier", "training.data.judge")),
     ],
