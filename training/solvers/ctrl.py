@@ -26,7 +26,7 @@ from training.memory import draw_and_compare_pass, fit_sequences, model_shape
 from training.models import WithoutAdapter, load_causal, lora_config, place, read_causal, save_model
 from training.optimisers import MuonAdam
 from training.progress import drop_rows_after, make_bar
-from training.sampler import Sampler, tokenise_prompts
+from training.sampler import Sampler
 from training.shared_prompts import SharedPrompts
 from training.solvers.draws import Drawer, Draws
 from training.solvers.gradient import History, logit_gradient
@@ -99,7 +99,7 @@ class _Run:
         self._steering = Steering(config.target_kl, beta_for_kl(task.transformation, config.target_kl))
         self._history = History(task.law.max_tokens)
         self._drawer = Drawer(task, self._sampler, processes.rank(), processes.count())
-        longest = max(map(len, tokenise_prompts(tokenizer, task.prompts))) + task.law.max_tokens
+        longest = max(map(len, self._drawer.prompts)) + task.law.max_tokens
         need = draw_and_compare_pass(
             model_shape(policy), config, compute, longest, task.law.max_tokens, task.scorer.scorers.memory
         )

@@ -39,6 +39,8 @@ class Drawer:
     def __init__(self, task: Task, sampler: Sampler, rank: int = 0, count: int = 1) -> None:
         self._task, self._sampler, self._rank, self._count = task, sampler, rank, count
         self._keys = [prompt_key(render_prompt(sampler.tokenizer, messages)) for messages in task.prompts]
+        self.prompts = tokenise_prompts(sampler.tokenizer, task.prompts)
+        """Token ids of the prompts of the task."""
 
     def draw(self, step: int) -> Draws:
         """Draw and score this process's share of a step.
@@ -56,7 +58,7 @@ class Drawer:
         answers = texts.read_all(conversations, responses) if texts else self._sampler.text(responses)
         rewards = self._task.scorer.score(conversations, answers).astype(np.float64)
         quantiles = self._task.table.quantile([self._keys[row] for row in rows], rewards)
-        return Draws(tokenise_prompts(self._sampler.tokenizer, conversations), responses, quantiles, rewards)
+        return Draws([self.prompts[row] for row in rows], responses, quantiles, rewards)
 
     def _rows(self, step: int) -> Sequence[int]:
         """Choose the prompts of a step. All prompts come once before one comes again."""
