@@ -22,7 +22,7 @@ from training.data import read_prompts
 from training.evaluation.draws import Drawer, Side, score_side
 from training.judges import Judge, load_judge
 from training.rollouts import read_rollouts
-from training.sampler import Sampler, load_pair
+from training.sampler import Sampler, load_policy
 from training.scorer import CombinedScorer
 from training.seeds import derive_seed
 
@@ -72,7 +72,7 @@ def write_judge_record(
         assert rollouts  # noqa: S101 - a run without a policy gives them
         side = judge_rollouts(rollouts, reference, combination, prompts, scores)
     else:
-        sampler, _ = load_pair(policy, reference, law)
+        sampler = load_policy(policy, reference, law)
         scorer = CombinedScorer.load(reward, combination, reference)
         texts = ScoredTexts.load(record.reasoning_parser, reference)
         side = judge_policy(sampler, scorer, scores, prompts, draws, seed, texts=texts)

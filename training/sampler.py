@@ -249,6 +249,20 @@ def _read_prompts(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
     return cache
 
 
+def load_policy(policy: Path, reference: Path, law: SamplingLaw) -> Sampler:
+    """Load a policy alone. The reference is read only if the policy is an adapter on it.
+
+    Args:
+        policy: Directory of the policy: a model, or an adapter on the reference.
+        reference: Directory of the reference.
+        law: Sampling law.
+    """
+    if not is_adapter(policy):
+        return Sampler.load(policy, law)
+    base = Sampler.load(reference, law)
+    return Sampler(put_adapter(policy, base.model), base.tokenizer, law)
+
+
 def load_pair(policy: Path, reference: Path, law: SamplingLaw) -> tuple[Sampler, Sampler]:
     """Load policy and reference. If the policy is an adapter, both share one copy of the reference's weights.
 

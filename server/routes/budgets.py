@@ -12,7 +12,7 @@ from server.routes.dependencies import require_role
 from server.routes.disconnects import run_while_connected
 from server.routes.jobs import make_chat
 from server.routes.scorer import require_scorer
-from server.routes.serving import ServingDep
+from server.routes.serving import Serving, ServingDep
 
 router = APIRouter(prefix="/v1", tags=["decoding"], dependencies=[require_role("generate")])
 
@@ -26,7 +26,7 @@ async def budgets(body: BudgetsRequest, request: Request, serving: ServingDep) -
     """
     model = serving.catalogue.choose(body.model, Standard()).policy
     prefixes = require_scorer(serving, "budgets: cannot be split")
-    most = _check_limits(body, serving.largest_n(Choice(model, BestOfN())))
+    most = _check_limits(serving, body, serving.largest_n(Choice(model, BestOfN())))
     conversations = {f"prompts.{place}": Conversation(prompt=prompt) for place, prompt in enumerate(body.prompts)}
     for place, messages in enumerate(body.conversations):
         conversations[f"conversations.{place}"] = make_chat(serving, body, messages)
@@ -45,11 +45,10 @@ async def budgets(body: BudgetsRequest, request: Request, serving: ServingDep) -
     )
 
 
-def _check_limits(body: BudgetsRequest, largest: int) -> int:
+def _check_limits(serving: Serving, body: BudgetsRequest, largest: int) -> int:
     """Check that the numbers fit each other and the operator's limit. Returns the most draws of a prompt."""
     most = largest if body.most is None else body.most
-    if most > largest:
-        raise BadRequest(f"most: got {most}, accepted: at most {largest}", "most")
+    serving.check_n("most", most, largest)
     if body.least > most:
         raise BadRequest(f"least: got {body.least}, accepted: at most {most}, the most draws of a prompt", "least")
     number = len(body.prompts) + len(body.conversations)

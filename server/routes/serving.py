@@ -36,18 +36,20 @@ class Serving:
     settings: Settings
     metrics: Metrics
 
-    def check_n(self, field: str, n: int) -> None:
+    def check_n(self, field: str, n: int, largest: int | None = None) -> None:
         """Check the number of candidates.
 
         Args:
             field: The request field that sets it.
             n: The number of candidates.
+            largest: The operator's limit; ``max_n`` by default.
 
         Raises:
-            BadRequest: It exceeds the operator's limit.
+            BadRequest: It exceeds the limit.
         """
-        if n > self.settings.max_n:
-            raise BadRequest(f"{field}: got {n}, accepted: at most {self.settings.max_n}", field)
+        largest = self.settings.max_n if largest is None else largest
+        if n > largest:
+            raise BadRequest(f"{field}: got {n}, accepted: at most {largest}", field)
 
     def largest_n(self, choice: Choice) -> int:
         """Return the largest N that the operator allows with a policy and a procedure."""

@@ -16,7 +16,7 @@ from training.evaluation import report
 from training.evaluation.command import Request, TransientEngine, check_rewards, read_evaluation_prompts
 from training.evaluation.figures import NS
 from training.judged import judge_policy, make_record
-from training.sampler import Sampler, load_pair
+from training.sampler import Sampler, load_policy
 from training.scorer import CombinedScorer
 
 
@@ -47,7 +47,7 @@ def record_judge(request: Request, as_json: bool) -> str:
     if policy.is_reference:
         sampler = Sampler.load(bundle.reference, law)
     else:
-        sampler, _ = load_pair(policy.directory, bundle.reference, law)
+        sampler = load_policy(policy.directory, bundle.reference, law)
     prompts = _read_prompts(request, policy, sampler)
     scorer = CombinedScorer.load(bundle.reward_model, bundle.combination, bundle.reference)
     check_rewards(bundle, scorer)
