@@ -8,6 +8,7 @@ from infalign.judge_record import JudgeRecord
 from infalign.manifest import ScorerRecord
 from infalign.procedures import BestOfN, WorstOfN
 from training.config import Config
+from training.reached import describe_miss
 
 HEAD = """---
 library_name: infalign
@@ -26,7 +27,7 @@ transformation `{transformation}`, its reference, its {reward}, and {samples} ca
 of {prompts} prompts. Serve it with `infalign serve`.
 
 {measured} β ended at {beta:.4g}; the weights' distance from the
-reference was scaled by {scale:.3f} to reach the target KL of {target:g}.
+reference was scaled by {scale:.3f} to reach the target KL of {target:g}. {miss}
 
 {origin}
 {rewards}"""
@@ -163,6 +164,7 @@ def write_aligned_card(
         beta=solution["beta"],
         scale=solution["scale"],
         target=config.alignment.target_kl,
+        miss=describe_miss(solution, config.alignment.target_kl) or "",
     )
 
 

@@ -5,6 +5,7 @@ stages but builds none. To keep a plan fast, slow libraries are imported only wh
 """
 
 import json
+import sys
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from infalign.reasoning import AnswerProcess
 from training import planning, processes
 from training.config import Config
 from training.pins import list_origins, pin_models
+from training.reached import describe_miss
 from training.runner import Runner, StageReport, Stopped
 from training.stages import STAGES, Artifacts
 
@@ -112,6 +114,10 @@ def _run_stages(config: Config, runner: Runner) -> Artifacts:
         _check(config)
     for stage in runner.stages:
         artifacts.directories[stage.name] = runner.run(stage, config, artifacts)
+        if stage.name == "ctrl" and not runner.dry and processes.is_first():
+            solution = _read(artifacts.policy.parent / "solved.json")
+            if config.ctrl and (miss := describe_miss(solution, config.ctrl.target_kl)):
+                print(f"ctrl: {miss}", file=sys.stderr)
         if stage.name == "data" and not runner.dry:
             _check_splits(config, artifacts.data)
             missing = [report.name for report in _plan(config, runner.dry_copy()) if not report.reused]
