@@ -37,7 +37,7 @@ def explain(
     Returns:
         The error, for the caller to raise.
     """
-    error, *others = _foremost(errors)
+    error, *others = _foremost(errors) if show else map(_blame, _foremost(errors))
     path = _path(error)
     field = ".".join(truncate(str(part), LIMIT) for part in path) or "body"
     if error["type"] == "missing":
@@ -64,6 +64,18 @@ def _foremost(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     return of_union if fits["type"].endswith("_type") and len(fits["loc"]) == union + 1 else [fits]
 
 
+def _blame(error: ErrorDetails) -> ErrorDetails:
+    """Blame the keys of a section that a message about the whole section speaks of, and not all that it contains."""
+    section = error.get("input")
+    if error["type"] != "value_error" or not isinstance(section, dict):
+        return error
+    given = {key: value for key, value in section.items() if value is not None}
+    keys = [key for key in given if re.search(rf"(?<![\w.]){re.escape(str(key))}(?![\w.])", str(error["msg"]))]
+    if len(keys) == 1:
+        return {**error, "loc": (*error["loc"], keys[0]), "input": section[keys[0]]}
+    return {**error, "input": {key: section[key] for key in keys}} if keys else error
+
+
 def _path(error: ErrorDetails) -> list[Any]:
     """Write the place of a value as a user would."""
     *parts, last = error["loc"] or ("body",)
@@ -78,6 +90,9 @@ def _is_union_tag(part: object) -> bool:
 
 
 def _requirement(error: ErrorDetails) -> str:
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidValue):  # its message names a field and the value once more
+        return cause.requirement
     return PREAMBLE.sub("", str(error["msg"]), count=1).replace(" after validation", "")
 
 

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Self, TypeVar, cast
 from pydantic import AfterValidator, Field, model_validator
 
 from infalign.manifest import NAME, SamplingLaw
+from infalign.mixture import Mixture
 from infalign.parsing import check_transformation, parse_mixture
+from infalign.procedures import FixedN
 from training.config.data import Data
 from training.config.model import Model
 from training.config.rewards import Reward, TrainedReward
@@ -28,6 +30,18 @@ SectionT = TypeVar("SectionT", bound=Section)
 def _normalise(parse: Any) -> AfterValidator:
     """A validator that replaces a text by how ``parse`` writes it."""
     return AfterValidator(lambda text: str(parse(text)))
+
+
+def _check_group(mixture: Mixture, generations: int) -> None:
+    """Check that the objective ``group`` can estimate win rates from so many responses to a prompt."""
+    for procedure in mixture.procedures:
+        if not isinstance(procedure, FixedN):
+            raise ValueError(f"ctrl.objective=group is for standard, best-of-n and worst-of-n, not for {procedure}")
+        if procedure.n > generations:
+            raise ValueError(
+                f"ctrl.objective=group takes ctrl.generations of at least the {procedure.n} of {procedure}; "
+                f"got {generations}"
+            )
 
 
 def _pick(kind: type[SectionT], **values: Any) -> SectionT:
@@ -99,6 +113,8 @@ class Config(DataConfig):
                 f"ctrl.objective={self.ctrl.objective} maximises the win rate itself, and not transformation="
                 f"{self.transformation}: set transformation=optimal, which says the same, or ctrl.objective=fixed"
             )
+        if self.ctrl and self.ctrl.objective == "group":
+            _check_group(parse_mixture(self.procedure), self.ctrl.generations)
         if self.model.scratch and not self.sft:
             raise ValueError("a model from scratch needs sft")
         coarse = self.model.base and self.model.base.precision == "bfloat16"
