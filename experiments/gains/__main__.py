@@ -1,0 +1,104 @@
+"""The command of the experiment."""
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from experiments.gains.curves import STEP, Curves, Place, draw_curves, write_curves
+from experiments.gains.methods import METHODS
+from experiments.gains.policies import STUDY, Job, Measurement, make_reference, measure_policies
+from experiments.gains.reader import write_knowledge
+from experiments.gains.results import Results
+from experiments.gains.table import describe, draw_picture, write_table
+from infalign.errors import InvalidValue
+
+WORKERS = click.option(
+    "--workers", type=click.IntRange(1), default=os.cpu_count() or 1, help="Policies trained side by side."
+)
+OUTPUT = click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the results."
+)
+SEEDS = click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Policies per method.")
+
+
+@click.group()
+def main() -> None:
+    """Measure what aligning for the decoding procedure gains, on the help desk."""
+
+
+@main.command()
+@OUTPUT
+@SEEDS
+@WORKERS
+@click.option("--kl", type=click.FloatRange(0, 10, min_open=True), default=0.5, show_default=True, help="Nats.")
+@click.option("--methods", type=click.IntRange(1, len(METHODS)), default=len(METHODS), help="Only the first so many.")
+@click.option("--name", default="reproduce", show_default=True, help="Name of the result files.")
+def table(output: Path, seeds: int, workers: int, kl: float, methods: int, name: str) -> None:
+    """Train every method, measure it, and write table, picture and JSON."""
+    from training.configs import load_config
+
+    overrides = (f"ctrl.target_kl={kl}",)
+    config = load_config(str(STUDY), overrides)
+    c, anchors = config.ctrl, config.rollouts.samples
+    if c is None:
+        raise InvalidValue("ctrl", None, "a section ctrl in study.yaml")
+    jobs = [Job(method, seed, overrides) for seed in range(seeds) for method in METHODS[:methods]]
+    output.mkdir(parents=True, exist_ok=True)
+    picture = f"{name}.svg" if name != "reproduce" else "win_rates.svg"
+    measurements: list[tuple[Job, Measurement]] = []
+    for job, measurement in measure_policies(jobs, workers):
+        measurements.append((job, measurement))
+        settings = (
+            f"{seeds} seeds of CTRL on one reference; {c.steps} steps of {c.prompts} prompts x {c.generations} "
+            f"responses by the solver `{c.solver}`, settled at KL {kl:g} on validation prompts; K = {anchors}; "
+            f"measured on {len(measurement.kl)} test prompts. 95% intervals over prompts and seeds. "
+            f"Made by `make reproduce`; [picture]({picture}), [numbers]({name}.json)."
+        )
+        text = write_table(Results(measurements, anchors), settings)
+        (output / f"{name}.md").write_text(text, encoding="utf-8")
+        rows = [describe(*each) for each in sorted(measurements, key=lambda each: (each[0].method.name, each[0].seed))]
+        (output / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        click.echo(f"{len(measurements)} of {len(jobs)}: {job.method.name}, seed {job.seed}", err=True)
+    draw_picture(Results(measurements, anchors), output / picture)  # a minute, so once
+    click.echo(text)
+
+
+@main.command()
+@OUTPUT
+@SEEDS
+@WORKERS
+@click.option("--steps", type=int, multiple=True, default=(60, 120, 240, 480, 960), help=f"Steps of {STEP} draws.")
+@click.option("--width", "widths", type=int, multiple=True, default=(128, 256), help="Widths of the networks.")
+def curves(output: Path, seeds: int, workers: int, steps: tuple[int, ...], widths: tuple[int, ...]) -> None:
+    """Train with more and more draws, and draw the curves. What policies.json has is not trained again."""
+    from training.configs import load_config
+
+    anchors = load_config(str(STUDY), ()).rollouts.samples
+    measured = Curves(output / "policies.json")
+    for width in widths:
+        jobs = list(measured.list_missing([Place(width, count) for count in steps], seeds))
+        places = {job: place for place, job in jobs}
+        for job, measurement in measure_policies([job for _, job in jobs], workers):
+            measured.add(places[job], job, measurement)
+            click.echo(f"{places[job].draws} draws, width {width}: {job.method.name}, seed {job.seed}", err=True)
+    results = measured.results(anchors)
+    draw_curves(results, output / "curves.svg")
+    (output / "curves.md").write_text(write_curves(results), encoding="utf-8")
+    click.echo(write_curves(results))
+
+
+@main.command()
+@OUTPUT
+@click.option("--kl", type=click.FloatRange(0, 10, min_open=True), default=0.5, show_default=True, help="Nats.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the readers and of the draws.")
+def reader(output: Path, kl: float, seed: int) -> None:
+    """Measure what the knowledge of readers of whole responses is worth."""
+    text = write_knowledge(make_reference(), kl, seed)
+    (output / "reader.md").write_text(text, encoding="utf-8")
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()
