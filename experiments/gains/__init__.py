@@ -2,7 +2,7 @@
 
     python -m experiments.gains table --output docs/results
     python -m experiments.gains curves --output docs/results
-    python -m experiments.gains account --output docs/results
+    python -m experiments.gains reader --output docs/results
 
 All methods start from the data and the reference of ``study.yaml``: the help desk of the demo, with more answers and
 comparisons. Each trains one policy per seed, with the same solver, steps and samples, and settles at the same KL on

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.gains.methods import BEST, IDENTITY, IDENTITY_COARSE, METHODS, WORST, Method
 from experiments.gains.policies import Job, Measurement
 from experiments.gains.results import Results
+from experiments.gains.table import write_head, write_row
 from infalign import Estimate
 from infalign.plots import COLOURS, panels, save
 from infalign.procedures import BestOfN, Procedure, WorstOfN
@@ -108,15 +109,13 @@ class Curves:
 
 def write_curves(curves: dict[Place, Results]) -> str:
     """Write the table, in Markdown."""
-    lines = [
-        "| width | draws | under | calibrated identity | CTRL | gain | theory's room | share of it | "
-        "gain by the judge | KL that shows | theory at that | CTRL on training prompts |",
-        "|---" * 12 + "|",
-    ]
+    names = "width, draws, under, calibrated identity, CTRL, gain, theory's room, share of it, gain by the judge, "
+    names += "KL that shows, theory at that, CTRL on training prompts"
+    lines = write_head(names.split(", "))
     for place, results in curves.items():
         for baseline, method, procedure in STUDIED:
             shown = results.visible_kl(method)
-            cells: list[Any] = [
+            cells = [
                 place.width,
                 f"{place.draws:,}",
                 procedure,
@@ -130,7 +129,7 @@ def write_curves(curves: dict[Place, Results]) -> str:
                 f"{results.theory(method, procedure, shown):.3f}",
                 results.wins(method, procedure, "train"),
             ]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+            lines.append(write_row(cells))
     return "\n".join(lines) + "\n"
 
 

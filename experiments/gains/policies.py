@@ -52,23 +52,21 @@ class Measurement:
 
 def train_policy(job: Job) -> Any:
     """Train the policy of a job unless it exists, and return the :class:`training.stages.Artifacts` of its run."""
-    from training.configs import load_config
-    from training.pipeline import run_stages
-    from training.runtime import prepare_process
-
-    prepare_process()
-    config = load_config(str(STUDY), (*job.method.overrides(job.seed), *job.overrides))
-    return run_stages(config, home() / "runs", until="evaluate")
+    return _run_study((*job.method.overrides(job.seed), *job.overrides), until="evaluate")
 
 
 def make_reference() -> Any:
     """Make the stages that all policies share unless they exist, and return their artifacts."""
+    return _run_study((), until="calibrate")
+
+
+def _run_study(overrides: tuple[str, ...], until: str) -> Any:
     from training.configs import load_config
     from training.pipeline import run_stages
     from training.runtime import prepare_process
 
     prepare_process()
-    return run_stages(load_config(str(STUDY), ()), home() / "runs", until="calibrate")
+    return run_stages(load_config(str(STUDY), overrides), home() / "runs", until=until)
 
 
 def measure_policy(job: Job, threads: int) -> Measurement:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
+from experiments.gains.table import write_head, write_row
 from experiments.reweighted import table_kl, table_win_rate
 from infalign import Estimate, over_prompts, parse_transformation
 from infalign.arrays import Floats
@@ -209,8 +210,9 @@ def write_knowledge(artifacts: Any, kl: float, seed: int) -> str:
         "A reader starts either from the reward model or from the reference, as a policy does. *Explained* is the "
         "share of the variance within a prompt. Made by `python -m experiments.gains reader --output docs/results`.",
         "",
-        "| reader | under | C explained | Φ explained | identity | optimal | gain | share of the first |",
-        "|---" * 8 + "|",
+        *write_head(
+            ["reader", "under", "C explained", "Φ explained", "identity", "optimal", "gain", "share of the first"]
+        ),
     ]
     for procedure in PROCEDURES:
         most = None
@@ -220,10 +222,9 @@ def write_knowledge(artifacts: Any, kl: float, seed: int) -> str:
             )
             gain = best.wins.value - identity.wins.value
             most = most or gain
-            lines.append(
-                f"| {name} | {procedure} | {identity.quantile:.2f} | {best.phi:.2f} | {identity.wins} | {best.wins} | "
-                f"{gain:.3f} | {gain / most:.0%} |"
-            )
+            explained = f"{identity.quantile:.2f}", f"{best.phi:.2f}"
+            share = f"{gain / most:.0%}"
+            lines.append(write_row([name, procedure, *explained, identity.wins, best.wins, f"{gain:.3f}", share]))
     return "\n".join(lines) + "\n"
 
 

@@ -25,26 +25,26 @@ def write_table(results: Results, settings: str) -> str:
     names = [str(procedure) for procedure in PROCEDURES]
     lines = ["# Aligned for how they are decoded", "", settings, ""]
     lines += ["## Win rate over the reference, both decoded alike, by the reward model that selects", ""]
-    lines += _write_head(["method", "KL", *names])
+    lines += write_head(["method", "KL", *names])
     for method in results.methods:
-        lines.append(_write_row([method.name, results.kl(method), *(results.wins(method, p) for p in PROCEDURES)]))
-    lines += ["", "## The same selections by the judge", "", *_write_head(["method", *names])]
+        lines.append(write_row([method.name, results.kl(method), *(results.wins(method, p) for p in PROCEDURES)]))
+    lines += ["", "## The same selections by the judge", "", *write_head(["method", *names])]
     for method in results.methods:
-        lines.append(_write_row([method.name, *(results.wins(method, p, "judged") for p in PROCEDURES)]))
+        lines.append(write_row([method.name, *(results.wins(method, p, "judged") for p in PROCEDURES)]))
     lines += ["", "## What was claimed", ""]
-    lines += _write_head(["better", "than", "under", "gain", "theory's room", "share of it", "gain by the judge"])
+    lines += write_head(["better", "than", "under", "gain", "theory's room", "share of it", "gain by the judge"])
     for better, worse, procedure in CLAIMS:
         if {better, worse} <= set(results.methods):
             gain, judged = (results.gain(better, worse, procedure, what) for what in ("wins", "judged"))
             room = results.room(better, worse, procedure)
             share = f"{gain.value / room:.0%}" if room > 0.01 else "–"
-            lines.append(_write_row([better.name, worse.name, procedure, gain, f"{room:.3f}", share, judged]))
+            lines.append(write_row([better.name, worse.name, procedure, gain, f"{room:.3f}", share, judged]))
     if MIXED in results.methods:
         lines += ["", f"## One policy for {MIXED.procedure}", ""]
-        lines += _write_head(["under", "the mixture", "the method for it alone", "cost", "in theory", "by the judge"])
+        lines += write_head(["under", "the mixture", "the method for it alone", "cost", "in theory", "by the judge"])
         for method, procedure in VERSATILITY:
             lines.append(
-                _write_row(
+                write_row(
                     [
                         procedure,
                         results.wins(MIXED, procedure),
@@ -56,7 +56,7 @@ def write_table(results: Results, settings: str) -> str:
                 )
             )
     lines += ["", "## Where the rest of the room goes", ""]
-    lines += _write_head(
+    lines += write_head(
         ["method", "under", "theory at its KL", "KL that shows", "theory at that", "training prompts", "test prompts"]
     )
     for method, procedure in ACCOUNT:
@@ -65,18 +65,20 @@ def write_table(results: Results, settings: str) -> str:
             theory = [results.theory(method, procedure), results.theory(method, procedure, shown)]
             wins = [results.wins(method, procedure, what) for what in ("train", "wins")]
             lines.append(
-                _write_row([method.name, procedure, f"{theory[0]:.3f}", f"{shown:.2f}", f"{theory[1]:.3f}", *wins])
+                write_row([method.name, procedure, f"{theory[0]:.3f}", f"{shown:.2f}", f"{theory[1]:.3f}", *wins])
             )
     lines += ["", "The *KL that shows* is that of the distribution of quantiles. The rest of the KL moves probability"]
     lines += ["between responses of equal quality."]
     return "\n".join(lines) + "\n"
 
 
-def _write_head(names: list[str]) -> list[str]:
-    return [_write_row(names), "|---" * len(names) + "|"]
+def write_head(names: list[str]) -> list[str]:
+    """Write the head of a table and the line below it, in Markdown."""
+    return [write_row(names), "|---" * len(names) + "|"]
 
 
-def _write_row(cells: Sequence[object]) -> str:
+def write_row(cells: Sequence[object]) -> str:
+    """Write a row of a table, in Markdown."""
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
