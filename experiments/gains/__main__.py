@@ -46,7 +46,10 @@ def table(output: Path, seeds: int, workers: int, kl: float, methods: int, name:
         raise InvalidValue("ctrl", None, "a section ctrl in study.yaml")
     jobs = [Job(method, seed, overrides) for seed in range(seeds) for method in METHODS[:methods]]
     output.mkdir(parents=True, exist_ok=True)
-    picture = f"{name}.svg" if name != "reproduce" else "win_rates.svg"
+    picture, command = "win_rates.svg", "make reproduce"
+    if name != "reproduce":
+        picture = f"{name}.svg"
+        command = f"python -m experiments.gains table --kl {kl:g} --methods {methods} --name {name} --output {output}"
     measurements: list[tuple[Job, Measurement]] = []
     for job, measurement in measure_policies(jobs, workers):
         measurements.append((job, measurement))
@@ -54,7 +57,7 @@ def table(output: Path, seeds: int, workers: int, kl: float, methods: int, name:
             f"{seeds} seeds of CTRL on one reference; {c.steps} steps of {c.prompts} prompts x {c.generations} "
             f"responses by the solver `{c.solver}`, settled at KL {kl:g} on validation prompts; K = {anchors}; "
             f"measured on {len(measurement.kl)} test prompts. 95% intervals over prompts and seeds. "
-            f"Made by `make reproduce`; [picture]({picture}), [numbers]({name}.json)."
+            f"Made by `{command}`; [picture]({picture}), [numbers]({name}.json)."
         )
         text = write_table(Results(measurements, anchors), settings)
         (output / f"{name}.md").write_text(text, encoding="utf-8")
