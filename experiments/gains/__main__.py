@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from experiments.gains.curves import STEP, Curves, Place, draw_curves, write_curves
 from experiments.gains.methods import METHODS
+from experiments.gains.objectives import OBJECTIVES, write_objectives
 from experiments.gains.policies import STUDY, Job, Measurement, make_reference, measure_policies
 from experiments.gains.reader import write_knowledge
 from experiments.gains.results import Results
@@ -37,35 +39,63 @@ def main() -> None:
 @click.option("--name", default="reproduce", show_default=True, help="Name of the result files.")
 def table(output: Path, seeds: int, workers: int, kl: float, methods: int, name: str) -> None:
     """Train every method, measure it, and write table, picture and JSON."""
-    from training.configs import load_config
-
-    overrides = (f"ctrl.target_kl={kl}",)
-    config = load_config(str(STUDY), overrides)
-    c, anchors = config.ctrl, config.rollouts.samples
-    if c is None:
-        raise InvalidValue("ctrl", None, "a section ctrl in study.yaml")
-    jobs = [Job(method, seed, overrides) for seed in range(seeds) for method in METHODS[:methods]]
-    output.mkdir(parents=True, exist_ok=True)
     picture, command = "win_rates.svg", "make reproduce"
     if name != "reproduce":
         picture = f"{name}.svg"
         command = f"python -m experiments.gains table --kl {kl:g} --methods {methods} --name {name} --output {output}"
+    results = _measure(
+        [Job(method, seed, (f"ctrl.target_kl={kl}",)) for seed in range(seeds) for method in METHODS[:methods]],
+        workers,
+        output / name,
+        f"Made by `{command}`; [picture]({picture}), [numbers]({name}.json).",
+        write_table,
+    )
+    draw_picture(results, output / picture)
+
+
+@main.command()
+@OUTPUT
+@SEEDS
+@WORKERS
+def objectives(output: Path, seeds: int, workers: int) -> None:
+    """Train with every objective of the solver ctrl for best-of-4, and write table and JSON."""
+    _measure(
+        [Job(method, seed, ("ctrl.target_kl=0.5",)) for seed in range(seeds) for method in OBJECTIVES],
+        workers,
+        output / "objectives",
+        f"Made by `python -m experiments.gains objectives --output {output}`; [numbers](objectives.json).",
+        write_objectives,
+    )
+
+
+def _measure(
+    jobs: Sequence[Job], workers: int, name: Path, origin: str, write: Callable[[Results, str], str]
+) -> Results:
+    """Measure policies, and write their table and their figures after each of them."""
+    from training.configs import load_config
+
+    config = load_config(str(STUDY), jobs[0].overrides)
+    c, anchors = config.ctrl, config.rollouts.samples
+    if c is None:
+        raise InvalidValue("ctrl", None, "a section ctrl in study.yaml")
+    name.parent.mkdir(parents=True, exist_ok=True)
+    methods = list(dict.fromkeys(job.method for job in jobs))
     measurements: list[tuple[Job, Measurement]] = []
     for job, measurement in measure_policies(jobs, workers):
         measurements.append((job, measurement))
         settings = (
-            f"{seeds} seeds of CTRL on one reference; {c.steps} steps of {c.prompts} prompts x {c.generations} "
-            f"responses by the solver `{c.solver}`, settled at KL {kl:g} on validation prompts; K = {anchors}; "
-            f"measured on {len(measurement.kl)} test prompts. 95% intervals over prompts and seeds. "
-            f"Made by `{command}`; [picture]({picture}), [numbers]({name}.json)."
+            f"{len(jobs) // len(methods)} seeds of CTRL on one reference; {c.steps} steps of {c.prompts} prompts x "
+            f"{c.generations} responses by the solver `{c.solver}`, settled at KL {c.target_kl:g} on validation "
+            f"prompts; K = {anchors}; measured on {len(measurement.kl)} test prompts. 95% intervals over prompts and "
+            f"seeds. {origin}"
         )
-        text = write_table(Results(measurements, anchors), settings)
-        (output / f"{name}.md").write_text(text, encoding="utf-8")
+        results = Results(measurements, anchors, methods)
+        name.with_suffix(".md").write_text(write(results, settings), encoding="utf-8")
         rows = [describe(*each) for each in sorted(measurements, key=lambda each: (each[0].method.name, each[0].seed))]
-        (output / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        name.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         click.echo(f"{len(measurements)} of {len(jobs)}: {job.method.name}, seed {job.seed}", err=True)
-    draw_picture(Results(measurements, anchors), output / picture)  # a minute, so once
-    click.echo(text)
+    click.echo(write(results, settings))
+    return results
 
 
 @main.command()

@@ -20,13 +20,16 @@ class Results:
     Args:
         measurements: What was measured.
         anchors: K.
+        methods: Methods in the order of tables. Those that were not measured are left out.
     """
 
-    def __init__(self, measurements: Sequence[tuple[Job, Measurement]], anchors: int) -> None:
+    def __init__(
+        self, measurements: Sequence[tuple[Job, Measurement]], anchors: int, methods: Sequence[Method] = METHODS
+    ) -> None:
         self._rows = sorted(measurements, key=lambda row: row[0].seed)
         self.anchors = anchors
-        names = {job.method for job, _ in measurements}
-        self.methods = [method for method in METHODS if method in names]
+        measured = {job.method for job, _ in measurements}
+        self.methods = [method for method in methods if method in measured]
 
     def kl(self, method: Method) -> Estimate:
         """Return the KL of a method on test prompts."""

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.gains.curves import Curves, Place, draw_curves, write_curves
 from experiments.gains.methods import BEST, IDENTITY, IDENTITY_COARSE, METHODS, PROCEDURES, WORST
+from experiments.gains.objectives import OBJECTIVES, write_objectives
 from experiments.gains.policies import Job, Measurement, visible_kl
 from experiments.gains.reader import BINS, Responses, compute_knowledge
 from experiments.gains.results import Results, over_seeds
@@ -48,7 +49,7 @@ def test_the_share_is_the_gain_over_what_theory_leaves_at_the_measured_kl() -> N
 
 
 def test_every_method_can_be_trained() -> None:
-    for method in METHODS:
+    for method in (*METHODS, *OBJECTIVES):
         config = load_config(str(STUDY), method.overrides(3))
         assert config.ctrl is not None
         assert (config.procedure, config.transformation) == (method.procedure, method.transformation)
@@ -63,6 +64,13 @@ def test_the_table_has_every_method_and_claim() -> None:
     assert "| CTRL optimal for best-of-4 | calibrated identity | best-of-4 | 0.000 [0.000, 0.000] |" in text
     assert text.count("(calibrated identity) | 0.000") == 1
     assert json.loads(json.dumps(describe(*rows[0])))["wins"]["best-of-4"] == pytest.approx(0.7)
+
+
+def test_the_table_of_objectives_compares_each_with_the_default() -> None:
+    rows = [(Job(method, 0), make_measurement(0.7 if method == BEST else 0.69)) for method in OBJECTIVES]
+    text = write_objectives(Results(rows, 64, OBJECTIVES), "Settings.")
+    assert text.count("| 0.010 [0.010, 0.010] | 0.010 [0.010, 0.010] |") == len(OBJECTIVES) - 1
+    assert "| max@4 of groups of 8 |" in text
 
 
 def test_curves_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
