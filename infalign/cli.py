@@ -16,6 +16,9 @@ COMMANDS = {
     "evaluate": ("training.cli", "Measure a bundle on fresh draws: win rates, KL, what a judge says."),
     "join": ("infalign.commands", "Put the adapters of several bundles into one."),
     "serve": ("server.cli", "Serve a bundle over HTTP, Best-of-N and Worst-of-N."),
+    "decode": ("workbench.decode", "Answer every prompt of a file by best-of-N or worst-of-N."),
+    "probe": ("workbench.probe", "Draw many samples of each prompt of a file, and store them."),
+    "report": ("workbench.report.command", "Show what the samples of a campaign say."),
     "key": ("server.access.command", "Make or remove an API key of the server."),
 }
 

@@ -11,10 +11,10 @@ from vllm.v1.engine.coordinator import DPCoordinatorProc
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from infalign.lifetime import end_with_parent
 from server.engines import mixed_logprobs, seeded_sampler
 from server.engines.engine import SERVER_PID
 from server.engines.failure import note_failures, watch_reports
-from server.engines.lifetime import end_with_parent
 
 
 class DependentExecutor(UniProcExecutor):  # type: ignore[misc] # vLLM is not followed

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from server.engines.lifetime import end_with_parent
+from infalign.lifetime import end_with_parent
 
 
 def main(model: str, server: str) -> None:

@@ -1,0 +1,1 @@
+"""What the samples of a campaign say: figures, a page, and a gate for continuous integration."""
