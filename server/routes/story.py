@@ -14,6 +14,8 @@ from server.protocol.session import Story
 
 USUAL = 0.85
 """The quantile of the reward in a story without texts."""
+DECIMALS = 9
+"""Decimals of the rewards."""
 
 
 def tell_story(bundle: Bundle, tokenizer: Any) -> Story:
@@ -66,4 +68,4 @@ def _tell(calibration: Calibration, reward: float, example: RewardExample | None
 
 def _rewards(calibration: Calibration) -> Floats:
     """The rewards of a calibration, which keeps them as multiples of its grid."""
-    return np.sort(calibration.anchors) * calibration.resolution
+    return np.round(calibration.anchors * calibration.resolution, DECIMALS)
