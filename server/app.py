@@ -48,10 +48,12 @@ from server.middleware.request_log import RequestLogMiddleware
 from server.observability.metrics import Metrics
 from server.observability.tracing import Tracing, create_tracing
 from server.protocol.answers import ErrorAnswer
-from server.routes import adapters, budgets, calibrations, controlled, decoding, openai, operations
+from server.routes import adapters, budgets, calibrations, controlled, decoding, openai, operations, session
 from server.routes.errors import install_error_handlers
+from server.routes.pages import add_playground
 from server.routes.results import WARNING
 from server.routes.serving import Serving
+from server.routes.story import tell_story
 from server.settings import Settings
 
 log = logging.getLogger("infalign.server")
@@ -170,9 +172,11 @@ def create_app(
         judged,
         settings,
         metrics,
+        tell_story(served_bundle.bundle, served_bundle.tokenizers[0]),
     )
-    for routes in (decoding, controlled, calibrations, budgets, openai, adapters, operations):
+    for routes in (decoding, controlled, calibrations, budgets, openai, adapters, session, operations):
         app.include_router(routes.router)
+    add_playground(app)
     _add_head_routes(app)
     install_error_handlers(app)
     # Each middleware wraps those added before it, so the last one sees a request first.

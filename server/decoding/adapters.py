@@ -42,6 +42,8 @@ class Adapters:
     ) -> None:
         self.bundle, self.folder, self.catalogue, self.engines = bundle, folder, catalogue, engines
         self.drift, self.judged = drift, judged
+        self.policies: dict[str, BundledPolicy] = dict(bundle.policies)
+        """The policies that are served, by their names."""
         self._lock = asyncio.Lock()
 
     async def load(self, name: str) -> list[str]:
@@ -114,6 +116,7 @@ class Adapters:
             self.catalogue.add(policy.name, policy.record.procedure)
             self.drift.add(policy.name, policy.record)
             self.judged.add(policy.name, policy.record)
+            self.policies[policy.name] = policy
 
     async def _forget(self, policies: Iterable[BundledPolicy]) -> None:
         for policy in policies:
@@ -123,4 +126,5 @@ class Adapters:
         await self.catalogue.remove(name)
         self.drift.remove(name)
         self.judged.remove(name)
+        self.policies.pop(name, None)
         await self.engines.unload(name)

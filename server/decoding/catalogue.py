@@ -65,6 +65,10 @@ class Catalogue:
         """Names of the policies."""
         return tuple(self._procedures)
 
+    def procedure(self, policy: str) -> str:
+        """Return the procedure, or the mixture of several, that a policy was aligned for."""
+        return str(self._procedures[policy])
+
     def names(self, max_n: int) -> list[str]:
         """Return the names to list: first those without a procedure, then those with one.
 

@@ -14,12 +14,20 @@ DATA_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors
 """For JSON, text and streams, which load nothing."""
 PAGE_POLICY = (
     b"content-security-policy",
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+)
+"""For the playground. Its scripts and styles are files of this server, so nothing that a model says can be one."""
+DOCS_POLICY = (
+    b"content-security-policy",
     # FastAPI puts a script into the page, Swagger UI inserts styles, and ReDoc starts a worker.
     b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src blob:; "
     b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
 )
 """For /docs and /redoc. The server itself provides their scripts and styles."""
+DOCS = ("/docs", "/redoc")
+"""Start of the paths of these pages."""
 NO_STORE = (b"cache-control", b"no-store")
 """For everything under /v1, so that no cache stores prompts and responses."""
 
@@ -44,13 +52,19 @@ class SecurityHeadersMiddleware:
         async def send_wrapper(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), *COMMON_HEADERS]
-                headers.append(PAGE_POLICY if _is_page(headers) else DATA_POLICY)
+                headers.append(_choose_policy(scope["path"], headers))
                 if private:
                     headers = [header for header in headers if header[0].lower() != NO_STORE[0]] + [NO_STORE]
                 message = {**message, "headers": headers}
             await send(message)
 
         await self.app(scope, receive, send_wrapper)
+
+
+def _choose_policy(path: str, headers: Headers) -> tuple[bytes, bytes]:
+    if not _is_page(headers):
+        return DATA_POLICY
+    return DOCS_POLICY if path.startswith(DOCS) else PAGE_POLICY
 
 
 def _is_page(headers: Headers) -> bool:

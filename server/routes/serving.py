@@ -17,6 +17,7 @@ from server.decoding.jobs import DecodingResult, Event, Job
 from server.decoding.judged import Judged
 from server.errors import BadRequest, DeadlineExceeded
 from server.observability.metrics import Metrics
+from server.protocol.session import Story
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ class Serving:
     judged: Judged
     settings: Settings
     metrics: Metrics
+    story: Story
+    """What the playground explains quantiles with."""
 
     def check_n(self, field: str, n: int, largest: int | None = None) -> None:
         """Check the number of candidates.

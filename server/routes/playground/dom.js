@@ -1,0 +1,81 @@
+// Small helpers to make elements. They set text only, never HTML: what a model writes must stay text.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** Find an element by its id. */
+export const byId = (id) => document.getElementById(id);
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === false || value === null || value === undefined) continue;
+    element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** Make an HTML element. Children that are texts become text. */
+export const h = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children);
+
+/** Make an SVG element. */
+export const s = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
+
+/** Put an element at a share of its parent's width. Scripts may set styles under the page's policy; markup may not. */
+export function place(element, left, right = null) {
+  element.style.left = `${100 * left}%`;
+  if (right !== null) element.style.width = `${100 * (right - left)}%`;
+  return element;
+}
+
+/** Terms and their descriptions, as the children of a dl. A description that is null is left out. */
+export const facts = (rows) =>
+  rows
+    .filter(([, value]) => value !== null && value !== undefined)
+    .map(([term, ...value]) => h("div", {}, h("dt", {}, term), h("dd", {}, ...value)));
+
+/** A table with headings for columns and rows. It scrolls by itself where the screen is narrow. */
+export const table = (caption, head, rows) =>
+  h(
+    "div",
+    { class: "scroll", tabindex: "0", role: "group", "aria-label": caption },
+    h(
+      "table",
+      {},
+      h("caption", {}, caption),
+      h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col" }, text)))),
+      h("tbody", {}, rows.map(([first, ...rest]) =>
+        h("tr", {}, h("th", { scope: "row" }, first), rest.map((cell) => h("td", {}, cell))))),
+    ),
+  );
+
+const minus = (text) => text.replace("-", "−");
+
+/** A number with so many decimals, and a real minus sign. */
+export const number = (value, decimals = 2) => minus(value.toFixed(decimals));
+
+/** A whole number with commas. */
+export const whole = (value) => minus(Math.round(value).toLocaleString("en"));
+
+/** An interval, such as "0.80 to 0.95". */
+export const interval = (low, high, decimals = 2) => `${number(low, decimals)} to ${number(high, decimals)}`;
+
+/** A figure with its interval, if that is known. */
+export const figure = ({ value, low, high }, decimals = 2) =>
+  typeof low === "number" && typeof high === "number"
+    ? `${number(value, decimals)} (${interval(low, high, decimals)})`
+    : number(value, decimals);
+
+/** One thing or several: "1 token", "3 tokens". */
+export const count = (amount, thing) => `${whole(amount)} ${thing}${amount === 1 ? "" : "s"}`;
+
+/** Draw a chart as wide as its box, and again whenever the box gets another width, so that its text keeps its size. */
+export function responsive(box, draw) {
+  let last = 0;
+  new ResizeObserver(() => {
+    const width = Math.floor(box.clientWidth);
+    if (!width || width === last) return;
+    last = width;
+    box.replaceChildren(draw(width));
+  }).observe(box);
+  return box;
+}

@@ -1,0 +1,64 @@
+// Starts the page: asks the server who we are and what we may do, and hands that to the parts.
+
+import { get } from "./api.js";
+import { offer, startAsk } from "./ask.js";
+import { showBundle } from "./bundle.js";
+import { byId } from "./dom.js";
+import { showFailure } from "./failures.js";
+import { key } from "./key.js";
+import { startMetrics } from "./metrics.js";
+import { showStory } from "./story.js";
+import { startTabs } from "./tabs.js";
+
+const PAUSE = 3000; // milliseconds between two questions whether the engines are up
+
+async function load() {
+  byId("ask").disabled = true;
+  byId("notice").replaceChildren();
+  try {
+    const session = await get("v1/session");
+    const isAnonymous = session.caller === "anonymous";
+    byId("who").textContent = isAnonymous ? "This server needs no key." : `Key ${session.caller}: ${session.roles.join(", ")}`;
+    byId("key").hidden = isAnonymous;
+    offer(session);
+    showBundle(session);
+    showStory(session);
+    waitUntilReady();
+  } catch (error) {
+    byId("who").textContent = error.status === 401 ? "No valid key" : "Not connected";
+    if (error.status === 401) byId("key").open = true;
+    byId("key").hidden = false;
+    showFailure(byId("notice"), error, error.status === 401 ? "Enter one above." : "", load);
+  }
+}
+
+/** Say that the engines are not up, as long as they are not. */
+async function waitUntilReady() {
+  try {
+    await get("ready");
+    byId("notice").replaceChildren();
+  } catch (error) {
+    if (!byId("notice").firstChild) showFailure(byId("notice"), error, "This page looks again by itself.");
+    setTimeout(waitUntilReady, PAUSE);
+  }
+}
+
+function startKey() {
+  byId("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    key.keep(byId("key-input").value.trim());
+    byId("key-input").value = "";
+    byId("key").open = false;
+    load();
+  });
+  byId("key-forget").addEventListener("click", () => {
+    key.keep("");
+    load();
+  });
+}
+
+startTabs();
+startAsk();
+startKey();
+startMetrics();
+load();
