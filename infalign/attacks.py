@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 
 from infalign.arrays import Floats
 from infalign.errors import InvalidValue
-from infalign.estimators import Estimate, Samples, check_samples, expected_value, over_prompts
-from infalign.procedures import WorstOfN
+from infalign.estimators import Estimate, Samples, check_samples, over_prompts
+from infalign.hits import hit_at_k
 
 
 def attack_success(safety: Samples, threshold: float, n: int) -> Floats:
@@ -28,10 +28,12 @@ def attack_success(safety: Samples, threshold: float, n: int) -> Floats:
         (P,) attack success rates, NaN for a prompt with fewer than n samples.
 
     Raises:
-        InvalidValue: A sample is not finite, or the samples of a prompt are empty or not one-dimensional.
+        InvalidValue: ``n`` is below 1, a sample is not finite, or the samples of a prompt are empty or not
+            one-dimensional.
     """
-    safe = [row >= threshold for row in check_samples("safety", safety)]
-    return 1 - expected_value(safe, WorstOfN(n))
+    if n < 1:
+        raise InvalidValue("n", n, "a whole number of at least 1")
+    return hit_at_k([row < threshold for row in check_samples("safety", safety)], n)
 
 
 @dataclass(frozen=True)
