@@ -22,6 +22,7 @@ class ServedPolicy(BaseModel):
 
     id: str
     digest: str
+    max_n: dict[str, int]
 
 
 class Session(BaseModel):
@@ -30,8 +31,8 @@ class Session(BaseModel):
     caller: str
     roles: list[str]
     models: list[ServedPolicy]
-    max_n: int
     max_requests: int
+    calibration: str
 
     def find_policy(self, name: str | None) -> ServedPolicy:
         """Return the policy of a name, or the default one.

@@ -145,9 +145,10 @@ async def _run(plan: Plan, url: str, access: Access) -> int:
             raise AccessDenied(f"--key: a campaign takes a key with the role probe, {session.caller} has {roles}")
         policy = session.find_policy(plan.model)
         settings = plan.settings
-        sampling = Sampling(policy, settings["seed"], settings["calibrate"], settings["sampling"])
+        bundle = f"{policy.digest[:16]}-{session.calibration[:16]}"
+        sampling = Sampling(policy.id, bundle, settings["seed"], settings["calibrate"], settings["sampling"])
         source = plan.make_source(connection, sampling)
-        store = Store(plan.output, {**settings, "model": policy.id, "bundle": policy.digest})
+        store = Store(plan.output, {**settings, "model": policy.id, "bundle": bundle})
         for note in store.notes:
             click.echo(note, err=True)
         workers = min(access.concurrency * (MOST_PER_REQUEST // source.per_request), session.max_requests)
@@ -155,7 +156,7 @@ async def _run(plan: Plan, url: str, access: Access) -> int:
         total = sum(map(plan.count, plan.file.prompts))
         try:
             with tqdm(total=total, initial=store.settled, unit=" samples", smoothing=0.05) as bar:
-                campaign = Campaign(source, store, plan.target, session.max_n, access.retries, bar.update)
+                campaign = Campaign(source, store, plan.target, policy.max_n["worst-of-n"], access.retries, bar.update)
                 await run_tasks(campaign.tasks(plan.file.prompts, plan.count), workers)
         finally:
             store.close()

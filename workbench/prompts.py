@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def read_prompts(
     for number, row in read_rows(path, "PROMPTS"):
         prompt = _read_prompt(path, number, row, column)
         if not any(map(_is_said, prompt.messages)):
-            left_out["have an empty prompt and are left out"].append(number)
+            left_out["empty prompt"].append(number)
             continue
         is_new = prompt.id not in prompts
         if is_new and limit is not None and len(prompts) >= limit:
@@ -112,12 +112,12 @@ def read_prompts(
             if isinstance(text, str) and text.strip():
                 answers[prompt.id].append((text, {k: v for k, v in prompt.tags.items() if k != responses}))
             else:
-                left_out["have an empty response and are left out"].append(number)
+                left_out["empty response"].append(number)
         elif not is_new:
-            left_out["repeat an earlier prompt, which is taken once"].append(number)
+            left_out["prompt that occurs before"].append(number)
     if not prompts:
         raise InvalidValue("PROMPTS", str(path), "a file with at least one prompt")
-    notes = (f"{path.name}: {len(rows)} rows {what} ({_list(rows)})" for what, rows in left_out.items())
+    notes = (f"{path.name}: left out {_list(rows)}: {reason}" for reason, rows in left_out.items())
     return PromptFile(tuple(prompts.values()), tuple(notes), answers)
 
 
@@ -194,7 +194,7 @@ def _is_said(message: Message) -> bool:
     return bool(content.strip() if isinstance(content, str) else content)
 
 
-def _list(rows: Iterable[int]) -> str:
-    numbers = list(rows)
-    shown = ", ".join(map(str, numbers[:LISTED_ROWS]))
-    return f"row {shown}" if len(numbers) == 1 else f"rows {shown}{', …' if len(numbers) > LISTED_ROWS else ''}"
+def _list(rows: Sequence[int]) -> str:
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    return f"{len(rows)} rows ({', '.join(map(str, rows[:LISTED_ROWS]))}{', …' if len(rows) > LISTED_ROWS else ''})"

@@ -26,7 +26,7 @@ class Sample(BaseModel):
     completion_tokens: int | None = Field(None, description="length of the response; missing for a given response")
     seed: int | None = Field(None, description="seed that the response was drawn with; missing for a given response")
     model: str = Field(description="name of the model on the server")
-    bundle: str = Field(description="digest of the policy's weights, or of the reference's if that was served")
+    bundle: str = Field(description="hash of the weights, a hyphen, and hash of what rewards and quantiles depend on")
     augmentation: str | None = Field(None, description="augmentations of the prompt, as given on the command line")
     tags: str = Field("{}", description="the other columns of the prompt's row, as a JSON object of texts")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.augmentations import Augmentation
-from workbench.connection import Connection, ServedPolicy
+from workbench.connection import Connection
 from workbench.prompts import Prompt
 from workbench.samples import Sample
 
@@ -21,7 +21,10 @@ SEEDS = 2**61
 class Sampling:
     """How samples are made."""
 
-    policy: ServedPolicy
+    model: str
+    """Name of the policy on the server."""
+    bundle: str
+    """Hashes of the policy, and of what rewards and quantiles depend on."""
     seed: int = 0
     calibrate: bool = False
     """Whether each prompt is calibrated first, which takes K draws from the reference."""
@@ -65,7 +68,7 @@ class Source(ABC):
     async def _draw(self, messages: Sequence[Mapping[str, Any]], n: int, seed: int, calibrate: bool) -> dict[str, Any]:
         body = {
             **self.sampling.fields,
-            "model": self.sampling.policy.id,
+            "model": self.sampling.model,
             "messages": messages,
             "n": n,
             "seed": seed,
@@ -77,7 +80,7 @@ class Source(ABC):
 
     async def _score(self, prompt: Prompt, responses: Sequence[str]) -> dict[str, Any]:
         body = {
-            "model": self.sampling.policy.id,
+            "model": self.sampling.model,
             "messages": prompt.messages,
             "responses": responses,
             "calibrate": self.sampling.calibrate,
@@ -95,8 +98,8 @@ class Source(ABC):
             text=text,
             **scores,
             scope=scope,
-            model=self.sampling.policy.id,
-            bundle=self.sampling.policy.digest,
+            model=self.sampling.model,
+            bundle=self.sampling.bundle,
             **{"tags": json.dumps(dict(prompt.tags), ensure_ascii=False), **others},
         )
 

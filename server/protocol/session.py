@@ -53,6 +53,7 @@ class SessionModel(Answer):
     """A policy that requests may name as their ``model``."""
 
     id: str
+    digest: str = Field(description="hash of its weights")
     procedure: str = Field(description="the procedure, or the mixture of several, that it was aligned for")
     max_n: dict[str, int] = Field(description="largest N, by best-of-n and worst-of-n")
     card: PolicyCard | None = Field(None, description="for callers with the role generate, if the bundle has a record")
@@ -105,6 +106,8 @@ class SessionAnswer(Answer):
     caller: str = Field(description="name of the API key; anonymous if the server has no keys")
     roles: list[Role]
     max_n: int = Field(description="largest N of a request")
+    max_requests: int = Field(description="requests that the server works on at a time")
+    calibration: str = Field(description="hash of everything that rewards and quantiles depend on")
     models: list[SessionModel] = Field(description="the default first")
     bundle: BundleCard | None = Field(None, description="for callers with the role generate")
     story: Story | None = Field(None, description="for callers with the role generate")

@@ -5,6 +5,7 @@ import asyncio
 from fastapi import APIRouter
 
 from infalign.procedures import BestOfN, WorstOfN
+from server.decoding.calibrator import calibration_digest
 from server.decoding.catalogue import Choice
 from server.protocol.session import SessionAnswer, SessionModel
 from server.routes.cards import describe_bundle, describe_policy
@@ -29,6 +30,8 @@ async def session(caller: CallerDep, serving: ServingDep) -> SessionAnswer:
         caller=caller.name,
         roles=sorted(caller.roles),
         max_n=serving.settings.max_n,
+        max_requests=serving.settings.max_requests,
+        calibration=calibration_digest(bundle.calibration),
         models=models,
         bundle=describe_bundle(bundle, serving.decoder.prefixes is not None) if is_user else None,
         story=serving.story.without_text if is_user and not is_admin else serving.story if is_user else None,
@@ -41,6 +44,7 @@ def _describe_models(serving: Serving, shows_cards: bool) -> list[SessionModel]:
     return [
         SessionModel(
             id=name,
+            digest=policy.record.digest if policy else serving.adapters.bundle.calibration.reference,
             procedure=serving.catalogue.procedure(name),
             max_n={kind.family: serving.largest_n(Choice(name, kind())) for kind in (BestOfN, WorstOfN)},
             card=describe_policy(policy) if shows_cards and policy else None,

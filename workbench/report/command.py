@@ -18,7 +18,7 @@ from workbench.report.analysis import Question, analyse
 from workbench.report.comparison import compare
 from workbench.report.gate import parse_gate
 from workbench.report.table import SampleTable, label_by_tag, read_labels
-from workbench.store import write_atomically
+from workbench.store import read_settings, write_atomically
 
 DEFAULT_HIT = "quantile<0.05"
 JUDGE_REQUESTS, JUDGE_PATIENCE, JUDGE_TIMEOUT = 8, 300.0, 660.0
@@ -88,6 +88,7 @@ def report(
     """
     criteria = [parse_criterion(text) for text in hits or (DEFAULT_HIT,)]
     conditions = [parse_gate(text) for text in gates]
+    read_settings(directory)
     table = SampleTable(directory, least)
     extra: dict[str, Sequence[Any]] = {}
     if labels and tag:

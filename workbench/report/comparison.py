@@ -77,5 +77,10 @@ def _hits(table: SampleTable, prompts: Sequence[int], criterion: Criterion, ns: 
 def _list_notes(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:
     """List settings in which the campaigns differ, and that have nothing to do with the checkpoint."""
     names = ("seed", "sampling", "calibrate", "augmentation")
+    notes = []
+    if str(settings["bundle"]).split("-")[-1] != str(others["bundle"]).split("-")[-1]:
+        notes.append("The reward models or calibrations differ, so rewards and quantiles cannot be compared.")
     differ = [name for name in names if settings.get(name) != others.get(name)]
-    return [f"The campaigns also differ in {', '.join(differ)}."] if differ else []
+    if differ:
+        notes.append(f"The campaigns also differ in {', '.join(differ)}.")
+    return notes
