@@ -20,6 +20,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY infalign/ infalign/
 COPY server/ server/
 COPY training/ training/
+COPY workbench/ workbench/
 RUN pip install --no-deps .
 
 FROM ${PYTHON}

@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 
 from workbench.errors import Busy, ServerGone, Unreachable
 
-LONGEST_WAIT = 10.0
-"""Most seconds between two attempts to reach a server that does not answer."""
+FIRST_WAIT, LONGEST_WAIT = 1.0, 10.0
+"""Least and most seconds between two attempts to reach a server that does not answer."""
+RECOVERY = 16
+"""Rounds of requests after which one more is tried at a time. A refusal costs the wait that the server asks for."""
 
 
 class Pace:
@@ -59,7 +61,7 @@ class Pace:
             raise
         else:
             self._note_answer()
-            self._allowed = min(self.most, self._allowed + 1 / self._allowed)
+            self._allowed = min(self.most, self._allowed + 1 / (RECOVERY * self._allowed))
         finally:
             self._running -= 1
             self._wake()
@@ -97,5 +99,5 @@ class Pace:
             self._gone_since = now
         if now - self._gone_since > self._patience:
             raise ServerGone(f"{error}; given up after {self._patience:g} s without an answer") from error
+        self._resume_at = now + min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._failures, 10))
         self._failures += 1
-        self._resume_at = now + min(LONGEST_WAIT, 0.5 * 2 ** min(self._failures, 10))

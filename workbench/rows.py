@@ -11,7 +11,7 @@ from typing import Any
 
 from infalign.errors import InvalidValue, one_line, shorten
 
-ACCEPTED = "an existing file that ends in .jsonl, .json, .csv, .tsv, .parquet or .txt, all but .parquet also with .gz after it"
+ACCEPTED = "an existing file that ends in .jsonl, .json, .csv, .tsv, .txt (each also with .gz) or .parquet"
 """What error messages say is accepted."""
 TABLES = {".csv": ",", ".tsv": "\t"}
 """Separators of tables, by suffix."""

@@ -1,7 +1,6 @@
 """Files of training data as users have them: what is read, what is dropped and counted, what is refused in one line."""
 
 import gzip
-import importlib.util
 import json
 import math
 import os
@@ -38,6 +37,7 @@ from training.data.examples import (
 from training.data.files import read_files, read_hub
 from training.evaluation.command import read_evaluation_prompts
 from training.tokenizer import CHAT_TEMPLATE, train_tokenizer
+from workbench.prompts import read_prompts as read_campaign
 
 ROOT = Path(__file__).parents[2]
 PROMPTS_ALONE = ("sft=null", "reward={classifiers: [{path: x, higher_is: better}]}")
@@ -496,39 +496,26 @@ def test_a_config_that_is_not_yaml_is_refused_in_one_line(
     assert len(str(refusal.value).splitlines()) == 1
 
 
-@pytest.fixture(scope="module")
-def decode_prompts() -> Any:
-    spec = importlib.util.spec_from_file_location("decode_prompts", ROOT / "examples" / "decode_prompts.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_example_reads_prompts_behind_a_byte_order_mark(decode_prompts: Any, tmp_path: Path) -> None:
+def test_prompts_are_read_behind_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    path.write_bytes(BOM + b'{"prompt": "Hi"}\n"quoted" text\n42\n')
-    contents = [prompt[0]["content"] for prompt in decode_prompts.read_prompts(path, None)]
-    assert contents == ["Hi", '"quoted" text', "42"]
+    path.write_bytes(BOM + b'{"prompt": "Hi"}\n"quoted"\n')
+    assert [prompt.text for prompt in read_campaign(path).prompts] == ["Hi", "quoted"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(PRETTY, "line 1 looks like JSON, and cannot be parsed", id="array"),
-        pytest.param(DEEP.encode(), "line 1 looks like JSON, and cannot be parsed", id="deep"),
-        pytest.param(b'Hi\n{"question": "Hi"}', "line 2 has no prompt", id="no-prompt"),
-        pytest.param(b"\xff", "can't decode byte 0xff", id="no-text"),
+        pytest.param(PRETTY, "JSON in line 1", id="array"),
+        pytest.param(DEEP.encode(), "JSON in line 1", id="deep"),
+        pytest.param(b'"Hi"\n{"question": "Hi"}', "a column of row 2 of prompts.jsonl: question", id="no-prompt"),
+        pytest.param(b"\xff", "text in UTF-8", id="no-text"),
     ],
 )
-def test_the_example_sends_no_line_that_is_no_prompt(
-    decode_prompts: Any, tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_no_line_is_sent_that_is_no_prompt(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        decode_prompts.read_prompts(path, None)
+    with pytest.raises(InvalidValue, match=message):
+        read_campaign(path)
 
 
 def test_the_summary_names_the_most_common_reasons_alone() -> None:

@@ -1,5 +1,6 @@
 """The demo bundle through real vLLM, real HTTP and the real openai client."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from infalign import Bundle
 from infalign.templates import prompt_key, render_conversation, render_prompt, tokenise
 from tests.bad_requests import BAD
+from tests.commands import run_here
 from tests.integration.conftest import reproduction_in
 from training.data import corpus
 from training.data.judge import judge
@@ -189,22 +191,17 @@ def test_metrics_pages_and_memory(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("kind", ["own", "shared"])
-def test_the_example_sends_a_whole_file(server: str, tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
-    import json
-    import subprocess
-    import sys
-
+def test_a_whole_file_is_decoded(server: str, tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
     if kind == "shared":
         prompts = request.getfixturevalue("shared") / "data" / "hh-harmless-test.jsonl.gz"
     else:
         prompts = tmp_path / "prompts.jsonl"
-        rows = [json.dumps(QUESTION), "plain text", json.dumps({"prompt": "x"}), json.dumps({"messages": ASKED})]
-        rows.append(json.dumps({"prompt": "long " * 5000}))
-        prompts.write_text("\n".join(rows))
-    script = Path(__file__).parents[2] / "examples" / "decode_prompts.py"
-    command = [sys.executable, str(script), str(prompts), "--url", server, "--limit", "20", "--n", "8"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    print(f"\n{done.stdout}")
-    assert done.returncode == 0, done.stderr
-    best = done.stdout.splitlines()[1].split()
-    assert best[:5] == (["best-of-n", "5", "4", "1", "0"] if kind == "own" else ["best-of-n", "20", "20", "0", "0"])
+        rows = [QUESTION, "plain text", {"prompt": "x"}, {"messages": ASKED}, {"prompt": "long " * 5000}]
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "answers.jsonl"
+    done = run_here("decode", str(prompts), "--url", server, "--limit", "20", "--output", str(output))
+    assert done.returncode == (kind == "own"), done.stderr
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    errors = [answer["error"] for answer in answers if answer["error"]]
+    assert (len(answers), len(errors)) == ((5, 1) if kind == "own" else (20, 0))
+    assert all(0 <= answer["quantile"] <= 1 for answer in answers if not answer["error"])

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import FIRST, SERVED
 
 ROOT = Path(__file__).parents[2]
-ALLOWED = {"infalign": set(), "server": {"infalign"}, "training": {"infalign"}}
+ALLOWED = {"infalign": set(), "server": {"infalign"}, "training": {"infalign"}, "workbench": {"infalign"}}
 
 
 def imports_of(path: Path) -> set[str]:
