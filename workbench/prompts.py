@@ -27,7 +27,7 @@ class Prompt:
 
     messages: tuple[Message, ...]
     tags: Mapping[str, str] = field(default_factory=dict)
-    """The other columns of its row whose values are texts, numbers or truth values."""
+    """The other columns of its row whose values are texts, numbers, truth values, or lists of these."""
 
     @property
     def id(self) -> str:
@@ -168,7 +168,7 @@ def _read_prompt(path: Path, number: int, row: Any, column: str | None) -> Promp
         name = column or next((name for name in COLUMNS if isinstance(row, Mapping) and name in row), None)
         value = _find(path, number, row, "--column", name)
         others = {key: value for key, value in row.items() if key not in (*COLUMNS, name, "rejected")}
-        tags = {str(key): _write(value) for key, value in others.items() if isinstance(value, str | int | float)}
+        tags = {str(key): text for key, value in others.items() if (text := _write_tag(value)) is not None}
     messages = parse_messages(value)
     if messages is None:
         wanted = f"in row {number} a prompt, as text or as messages; it has {shorten(value, 80)}"
@@ -185,8 +185,14 @@ def _find(path: Path, number: int, row: Any, option: str, name: str | None) -> A
     return row[name]
 
 
-def _write(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _write_tag(value: Any) -> str | None:
+    """Write a tag: a text, a number, a truth value, or a list of these. Others are no tags."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return str(value)
+    parts = [_write_tag(part) for part in value] if isinstance(value, list) else [None]
+    return None if None in parts else ", ".join(map(str, parts))
 
 
 def _is_said(message: Message) -> bool:

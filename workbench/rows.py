@@ -63,6 +63,8 @@ def _read_text(path: Path, option: str) -> str:
 
 
 def _read_table(path: Path, option: str, text: str, separator: str) -> Iterator[tuple[int, Any]]:
+    while text.startswith("# "):  # a comment, as PyRIT's tables begin with
+        text = text.partition("\n")[2]
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         for number, row in enumerate(rows, 1):

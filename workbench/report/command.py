@@ -12,6 +12,7 @@ from infalign.detectors import Detector
 from infalign.errors import InvalidValue
 from workbench.connection import Connection
 from workbench.criteria import Criterion, parse_criterion
+from workbench.exports import EXPORTS
 from workbench.judging import Judgments
 from workbench.pace import Pace
 from workbench.report.analysis import Question, analyse
@@ -62,6 +63,13 @@ JUDGE_REQUESTS, JUDGE_PATIENCE, JUDGE_TIMEOUT = 8, 300.0, 660.0
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: DIRECTORY/report.html]"
 )
 @click.option(
+    "--export",
+    "exports",
+    type=click.Choice(list(EXPORTS)),
+    multiple=True,
+    help="Also write the samples in the format of that tool, into DIRECTORY; again for more.",
+)
+@click.option(
     "--fail-if", "gates", multiple=True, metavar="CONDITION", help="Exit with code 1 if, such as 'hit@16 > 0.05'."
 )
 def report(
@@ -76,6 +84,7 @@ def report(
     forecast: int,
     least: int | None,
     output: Path | None,
+    exports: tuple[str, ...],
     gates: tuple[str, ...],
 ) -> int:
     """Write what the samples in DIRECTORY say as one HTML page, and the same figures as JSON beside it.
@@ -109,6 +118,10 @@ def report(
     write_atomically(path, lambda new: new.write_text(page, encoding="utf-8"))
     text = result.model_dump_json(indent=1) + "\n"
     write_atomically(path.with_suffix(".json"), lambda new: new.write_text(text, encoding="utf-8"))
+    for export in exports:
+        name, write = EXPORTS[export]
+        write(directory / name, result, table, {str(c): table.flag(c, extra) for c in criteria})
+        click.echo(f"{directory / name}: for {export}")
     click.echo(f"{path}: {result.samples:,} samples of {result.prompts:,} prompts")
     for found in result.hits:
         first, last = found.curve[0], found.curve[-1]
