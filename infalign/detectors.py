@@ -36,7 +36,7 @@ class Detector:
 
     Examples:
         >>> from infalign.detectors import Detector
-        >>> Detector(sensitivity=0.9, specificity=0.98, positives=200, negatives=500).youden
+        >>> round(Detector(sensitivity=0.9, specificity=0.98, positives=200, negatives=500).youden, 9)
         0.88
     """
 
@@ -59,7 +59,7 @@ class Detector:
     @property
     def youden(self) -> float:
         """Youden's index, sensitivity + specificity − 1: the factor by which the detector shrinks differences."""
-        return round(self.sensitivity + self.specificity - 1, 15)
+        return self.sensitivity + self.specificity - 1
 
 
 def correct_rate(rate: Estimate, detector: Detector) -> Estimate:
