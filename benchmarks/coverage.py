@@ -111,7 +111,7 @@ def prompt_rows(trials: int, few: int) -> Iterator[tuple[str, str, Trial, int]]:
 def sample_rows(trials: int) -> Iterator[tuple[str, str, Trial, int]]:
     """The intervals of one prompt: name, setting, trial, number of trials."""
     for chance in (0.02, 0.1, 0.5):
-        yield "`wilson`", f"{chance:g}", partial(try_wilson, chance=chance, k=4), trials
+        yield "`wilson`", f"{chance:g}, k = 4", partial(try_wilson, chance=chance, k=4), trials
 
 
 def show(sizes: Sequence[int], unit: str, rows: Iterator[tuple[str, str, Trial, int]]) -> None:
