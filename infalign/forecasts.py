@@ -117,7 +117,7 @@ def forecast(hits: Hits, k: int, *, level: float = 0.95) -> Estimate:
     with one degree of freedom allows (profile likelihood). It holds what is unknown of a and b, and not that the model
     may be wrong. If no sample is a hit, it begins at 0, and if all are, it ends at 1.
 
-    From 30 prompts on, an interval of 95% covers the truth in 93% to 97% of cases, if the model is right.
+    From 30 prompts on, an interval of 95% covers the truth in 92% to 98% of cases, if the model is right.
 
     Args:
         hits: Which of the samples of each of P prompts are hits: booleans, or zeros and ones.

@@ -19,7 +19,7 @@ from scipy.special import gammaln
 from infalign.arrays import Floats
 from infalign.errors import InvalidValue
 from infalign.estimators import Estimate, check_samples
-from infalign.intervals import normal_quantile, score_interval, student_quantile
+from infalign.intervals import degrees_of_freedom, normal_quantile, score_interval, student_quantile
 
 Hits = Sequence[ArrayLike] | NDArray[Any]
 """For each prompt, a one-dimensional array that says which samples are hits."""
@@ -158,15 +158,20 @@ def pooled_rate(rates: ArrayLike, *, level: float = 0.95) -> Estimate:
 
     It is Wilson's score interval for p(1 − p)/V samples, where V is the variance of the mean rate p. This number is the
     *effective sample size* of survey statistics: how many independent samples would know the mean as well (Korn and
-    Graubard, 1998; Franco et al., 2019). The quantile is that of Student's t with P − 1 degrees of freedom (Dean and
-    Pagano, 2015). Two rules keep the interval from vanishing. V includes one more prompt, whose rate has the largest
-    possible variance, p(1 − p), so that prompts which agree by chance do not seem certain. If all rates are 0 or all
-    are 1, the effective sample size is P.
+    Graubard, 1998; Franco et al., 2019). The quantile is that of Student's t (Dean and Pagano, 2015). Three rules keep
+    the interval from being too narrow:
 
-    An interval of 95% covers the mean of the population of prompts in 94% to 97% of cases, from 30 prompts on, as long
-    as more than a handful of prompts have a rate other than 0 (or other than 1). With fewer, it depends on which
-    prompts are among the P, and the interval covers less often: in 87% to 92% of cases where some five of 100 prompts
-    carry the whole rate. If all rates are 0 and the mean is below 1/P, it nearly always covers.
+    - V includes one more prompt, whose rate has the largest possible variance, p(1 − p). So prompts that agree by
+      chance do not seem certain.
+    - The degrees of freedom count the prompts that carry the rate
+      (:func:`infalign.intervals.degrees_of_freedom`). If only a few prompts have a rate other than 0, or other than 1,
+      the variance is hardly known.
+    - No variance of rates is larger than p(1 − p), so the interval is never wider than that for P samples and P − 1
+      degrees of freedom. If all rates are 0 or all are 1, it is this one.
+
+    An interval of 95% covers the mean of the population of prompts in 94% to 98% of cases, from 30 prompts on. It
+    covers more often if hits are very rare, such as one in 1000 samples, and less often (in 92% of cases) if the mean
+    rate is above 0.98 or below 0.02 because of a handful of prompts.
 
     Args:
         rates: (P,) rates of P prompts in [0, 1], such as :func:`hit_at_k`.
@@ -189,21 +194,28 @@ def pooled_rate(rates: ArrayLike, *, level: float = 0.95) -> Estimate:
     quantile = student_quantile(level, prompts - 1)
     if math.isnan(mean) or prompts == 1:
         return Estimate(mean, math.nan, math.nan, level)
+    widest = score_interval(mean, prompts, quantile)
     largest = mean * (1 - mean)
-    spread = (float(np.sum((array - mean) ** 2)) + largest) / prompts
-    return Estimate(mean, *score_interval(mean, largest * prompts / spread if largest else prompts, quantile), level)
+    variance = (float(np.sum((array - mean) ** 2)) + largest) / prompts**2
+    if variance == 0:
+        return Estimate(mean, *widest, level)
+    freedom = min(degrees_of_freedom(array), degrees_of_freedom(1 - array))
+    low, high = score_interval(mean, largest / variance, student_quantile(level, freedom))
+    return Estimate(mean, max(low, widest[0]), min(high, widest[1]), level)
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> Estimate:
     """Compute the mean difference of two rates of each prompt, with an interval that does not vanish.
 
     It is the adjusted Wald interval of Agresti and Min (2005): two prompts are added, one at 0, and one half at each of
-    plus and minus the largest difference that was seen. If the rates are zeros and ones, this is their method. If all
-    differences are 0, nothing says how large one can be, and it is taken to be 1. The quantile is that of Student's t
-    with P − 1 degrees of freedom.
+    plus and minus 1. If the rates are zeros and ones, this is their method. Where differences are smaller, an interval
+    is often narrower whose last prompt is at plus and minus the largest difference that was seen, and whose degrees of
+    freedom count the prompts that differ (:func:`infalign.intervals.degrees_of_freedom`). The ends are those of the
+    narrower one. The quantiles are those of Student's t.
 
     From 30 prompts on, an interval of 95% covers the mean difference of the population of prompts in 94% to 98% of
-    cases, unless a handful of prompts carries it.
+    cases, and in more if differences are very rare. It covers less often if a handful of prompts carries the
+    difference: in some 90% of cases if five of 30 prompts do, and in 75% if one of them does.
 
     Args:
         first: (P,) rates of P prompts in [0, 1].
@@ -230,11 +242,15 @@ def paired_difference(first: ArrayLike, second: ArrayLike, *, level: float = 0.9
     quantile = student_quantile(level, prompts - 1)
     if math.isnan(mean) or prompts == 1:
         return Estimate(mean, math.nan, math.nan, level)
-    largest = float(np.abs(difference).max()) or 1.0
-    centre = float(difference.sum()) / (prompts + 2)
-    variance = (float(difference @ difference) + largest**2) / (prompts + 2) - centre**2
-    half = quantile * math.sqrt(variance / (prompts + 2))
-    return Estimate(mean, min(max(centre - half, -1.0), mean), max(min(centre + half, 1.0), mean), level)
+    sizes = np.abs(difference)
+    centre, squares = float(difference.sum()) / (prompts + 2), float(difference @ difference)
+
+    def half(size: float, quantile: float) -> float:
+        return quantile * math.sqrt((squares + size**2) / (prompts + 2) - centre**2) / math.sqrt(prompts + 2)
+
+    own = student_quantile(level, degrees_of_freedom(sizes))
+    width = min(half(1.0, quantile), half(float(sizes.max()) or 1.0, own))
+    return Estimate(mean, min(max(centre - width, -1.0), mean), max(min(centre + width, 1.0), mean), level)
 
 
 def _check_rates(name: str, values: ArrayLike) -> Floats:

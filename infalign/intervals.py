@@ -5,6 +5,7 @@ import math
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from infalign.arrays import Floats
 from infalign.errors import InvalidValue
 
 
@@ -45,7 +46,7 @@ def normal_quantile(level: float) -> float:
     return float(ndtri((1 + _check_level(level)) / 2))
 
 
-def student_quantile(level: float, freedom: int) -> float:
+def student_quantile(level: float, freedom: float) -> float:
     """Compute how many standard errors an interval reaches to each side, for Student's t distribution.
 
     Args:
@@ -59,6 +60,33 @@ def student_quantile(level: float, freedom: int) -> float:
         InvalidValue: The level is not between 0 and 1.
     """
     return float(stdtrit(freedom or np.nan, (1 + _check_level(level)) / 2))
+
+
+def degrees_of_freedom(sizes: Floats) -> float:
+    """Compute how many degrees of freedom the variance of a mean has, if a few prompts may carry all of it.
+
+    If all but m of P numbers are 0, the variance of their mean is known from these m alone. Where sizes differ, m is
+    their effective number (Σ x)²/Σ x² (Kish, 1965). The degrees of freedom are m (P − 1)/(P − m): about m if few
+    prompts count, and P − 1 at most. This rule is a heuristic, which was chosen for how often intervals cover.
+
+    Args:
+        sizes: (P,) numbers of at least 0.
+
+    Returns:
+        The degrees of freedom, from 1 to P − 1; P − 1 if all numbers are 0.
+
+    Examples:
+        >>> import numpy as np
+        >>> from infalign.intervals import degrees_of_freedom
+        >>> degrees_of_freedom(np.array([0.0, 0.0, 0.0, 0.5])), degrees_of_freedom(np.ones(4))
+        (1.0, 3.0)
+    """
+    most, largest = sizes.size - 1, float(sizes.max())
+    if largest == 0:
+        return float(most)
+    shares = sizes / largest
+    effective = float(shares.sum() ** 2 / (shares @ shares))
+    return min(effective * most / max(sizes.size - effective, 1.0), float(most))
 
 
 def _check_level(level: float) -> float:

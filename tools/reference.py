@@ -53,6 +53,8 @@ MODULES = {
     "Errors": "errors",
 }
 """Topics of the Python API, with the modules of each."""
+ATTACKS = ("hits", "detectors", "forecasts", "attacks")
+"""The modules about attack success, whose names are imported from the modules themselves."""
 
 
 def write_cli() -> str:
@@ -206,6 +208,12 @@ def write_python() -> str:
         lines = {name: (inspect.getdoc(getattr(infalign, name)) or "").split("\n")[0] for name in paths}
         parts += [f"## {topic}", table("name, what it is", [(f"[`{n}`][{paths[n]}]", cell(lines[n])) for n in paths])]
         parts += [f"::: {path}" for path in (["infalign.estimators"] if modules == "estimators" else paths.values())]
+    parts += [
+        "## Attack success",
+        "These names are imported from their modules, as in `from infalign.hits import pooled_rate`. "
+        "[Attack success](../guides/safety.md#attack-success) shows how to use them.",
+        *(f"::: infalign.{module}" for module in ATTACKS),
+    ]
     return page(parts)
 
 
