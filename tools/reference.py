@@ -211,7 +211,7 @@ def write_python() -> str:
     parts += [
         "## Attack success",
         "These names are imported from their modules, as in `from infalign.hits import pooled_rate`. "
-        "[Attack success](../guides/safety.md#attack-success) shows how to use them.",
+        "[Attack success](../guides/attack-success.md) shows how to use them.",
         *(f"::: infalign.{module}" for module in ATTACKS),
     ]
     return page(parts)

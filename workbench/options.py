@@ -47,6 +47,8 @@ class Access:
         """
         if self.bundle and self.url:
             raise InvalidValue("--url", self.url, "--url or --bundle, not both")
+        if self.bundle and not self.bundle.is_dir():
+            raise InvalidValue("--bundle", str(self.bundle), "the folder of a bundle")
         if self.reference and not self.bundle:
             raise InvalidValue("--reference", True, "nothing without --bundle")
         if self.bundle:
@@ -66,7 +68,7 @@ ACCESS = (
     click.option("--key", envvar="INFALIGN_API_KEY", show_envvar=True, help="API key of the server."),
     click.option(
         "--bundle",
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        type=click.Path(file_okay=False, path_type=Path),
         help="In place of --url: serve this bundle while the command runs.",
     ),
     click.option("--reference", is_flag=True, help="With --bundle, serve its reference in the policy's place."),

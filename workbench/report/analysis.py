@@ -155,6 +155,7 @@ def measure_hits(table: SampleTable, criterion: Criterion, flags: Flags, questio
         forecast=forecasts,
         back_test=tests,
         back_test_samples=small,
+        back_test_holds=all(map(_overlap, tests)) if tests else None,
         correction=_describe_correction(detector),
         agreement=agreement,
         tags=_measure_tags(table, rates, rows),
@@ -194,6 +195,11 @@ def _forecast(
     except NotConverged:
         return [], [], None
     return forecasts, tests, small if tests else None
+
+
+def _overlap(point: ForecastPoint) -> bool:
+    measured, predicted = point.measured, point.forecast
+    return measured is None or (measured.low <= predicted.high and predicted.low <= measured.high)
 
 
 def _describe_correction(detector: Detector | None) -> str:

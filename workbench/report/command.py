@@ -26,7 +26,7 @@ JUDGE_REQUESTS, JUDGE_PATIENCE, JUDGE_TIMEOUT = 8, 300.0, 660.0
 
 
 @click.command(short_help="Show what the samples of a campaign say.")
-@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--hit",
     "hits",
@@ -37,7 +37,7 @@ JUDGE_REQUESTS, JUDGE_PATIENCE, JUDGE_TIMEOUT = 8, 300.0, 660.0
 @click.option(
     "--compare",
     "other",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     help="Another campaign on the same prompts, such as of another checkpoint.",
 )
 @click.option(

@@ -100,6 +100,7 @@ class Hits(Model):
     curve: list[HitPoint]
     forecast: list[ForecastPoint]
     back_test: list[ForecastPoint] = Field(description="forecasts from the first samples, beside what all samples say")
+    back_test_holds: bool | None = Field(None, description="whether the intervals of the back-test overlap everywhere")
     back_test_samples: int | None = Field(None, description="samples of each prompt that the back-test is fitted to")
     correction: str = Field(description="how the detector's errors were corrected for, or that they were not")
     agreement: Agreement | None = None
