@@ -93,7 +93,7 @@ def draw_curve(transformation: str, procedure: str, aligned_for: str, largest: i
         The curve; None if theory has no point on it.
     """
     points = {0.0: 0.5}
-    for kl in np.linspace(0, largest, POINTS + 1)[1:].tolist():
+    for kl in (largest * np.linspace(0, 1, POINTS + 1)[1:] ** 2).tolist():  # a curve is steep at 0
         try:
             found = point(
                 transformation, parse_procedure(procedure), kl=kl, training_procedure=parse_mixture(aligned_for)

@@ -6,7 +6,7 @@ import { byId, count, facts, h, interval, number } from "./dom.js";
 import { showFailure } from "./failures.js";
 import { theory } from "./theory.js";
 
-const SHOWN_SAMPLES = 4;
+const SHOWN_SAMPLES = 3;
 const SCOPES = {
   prompt: (samples) => `${count(samples, "answer")} of the reference to this prompt`,
   predicted: (samples) => `answers predicted for this prompt, worth ${count(samples, "drawn one")}`,

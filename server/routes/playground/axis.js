@@ -63,18 +63,18 @@ function row(candidate, expected) {
   if (isScored) {
     track.append(place(h("span", { class: "interval" }), low, high), place(h("span", { class: "mark" }), quantile));
   }
-  const meta = isScored
-    ? `quantile ${number(quantile)}, interval ${interval(low, high)} · reward ${number(reward)} · ${count(tokens, "token")}`
-    : `${count(tokens, "token")} · drawn, no score shown yet`;
+  const parts = isScored
+    ? [[h("span", { class: "spoken" }, "interval "), interval(low, high)], `reward ${number(reward)}`, count(tokens, "token")]
+    : [count(tokens, "token"), "its score is not here yet"];
   return h(
     "li",
     { class: isScored ? "candidate" : "candidate is-waiting", "data-index": index },
-    h("span", { class: "value", "aria-hidden": "true" }, isScored ? number(quantile) : "…"),
+    h("span", { class: "value" }, h("span", { class: "spoken" }, "quantile "), isScored ? number(quantile) : "…"),
     h(
       "div",
       {},
       h("p", { class: "text" }, spoken(candidate)),
-      h("p", { class: "meta" }, `Candidate ${index + 1}: ${meta}`),
+      h("p", { class: "meta" }, [`Candidate ${index + 1}`, ...parts].map((part) => h("span", {}, part))),
     ),
     track,
   );

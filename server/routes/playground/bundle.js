@@ -4,6 +4,7 @@ import { chart, line } from "./chart.js";
 import { byId, count, facts, figure, h, number, responsive, s, table } from "./dom.js";
 
 const HEIGHT = 320;
+const NAMES = 84; // room for the names of curves at their ends
 const short = (digest) => `${digest.slice(0, 12)}…`;
 const source = (origin, digest) => (origin ? `${origin.model}, revision ${short(origin.revision)}` : digest);
 
@@ -69,14 +70,12 @@ function frontier({ kl, decoded, frontier: curves }) {
     const picture = chart({
       width, height: HEIGHT, x: [0, most], y: [0.5, 1],
       xTicks: [0, 1, 2, 3, 4].map((i) => (i * most) / 4), yTicks: [0.5, 0.6, 0.7, 0.8, 0.9, 1],
-      xLabel: "KL from the reference, nats", yLabel: "win rate", title: `Win rate against KL at ${number(kl.value)} nats. ${title}`,
-      format: (value) => String(Math.round(value * 100) / 100),
+      xLabel: "KL from the reference, nats", yLabel: "win rate", title: `Win rate against KL at ${number(kl.value)} nats. ${title}`, right: NAMES,
     });
     curves.forEach((curve, i) => {
       const { x, y } = picture;
-      const top = y(at(curve, most));
       picture.add(line(picture, curve.kl.map((value, j) => [value, curve.win_rate[j]]), i ? "curve" : "curve is-dashed"));
-      picture.add(s("text", { x: x(most) - 4, y: top + (i ? 18 : 20), "text-anchor": "end", class: "name" }, curve.procedure));
+      picture.add(s("text", { x: x(most) + 6, y: y(at(curve, most)) + 4, class: "name" }, curve.procedure));
       if (!points[i]) return;
       const { value, low = value, high = value } = points[i].win_rate;
       picture.add(

@@ -10,7 +10,7 @@ function fill(element, attributes, children) {
     if (value === false || value === null || value === undefined) continue;
     element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return element;
 }
 
@@ -33,20 +33,21 @@ export const facts = (rows) =>
     .filter(([, value]) => value !== null && value !== undefined)
     .map(([term, ...value]) => h("div", {}, h("dt", {}, term), h("dd", {}, ...value)));
 
-/** A table with headings for columns and rows. It scrolls by itself where the screen is narrow. */
-export const table = (caption, head, rows) =>
+/** A table with headings for columns and rows. It scrolls by itself where the screen is narrow, also by the keyboard. */
+export const table = (title, head, rows) => [
+  h("p", { class: "caption", "aria-hidden": "true" }, title),
   h(
     "div",
-    { class: "scroll", tabindex: "0", role: "group", "aria-label": caption },
+    { class: "scroll", tabindex: "0", role: "group", "aria-label": `Table: ${title}` },
     h(
       "table",
-      {},
-      h("caption", {}, caption),
+      { "aria-label": title },
       h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, rows.map(([first, ...rest]) =>
         h("tr", {}, h("th", { scope: "row" }, first), rest.map((cell) => h("td", {}, cell))))),
     ),
-  );
+  ),
+];
 
 const minus = (text) => text.replace("-", "−");
 

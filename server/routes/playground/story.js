@@ -5,7 +5,8 @@ import { diamond } from "./bundle.js";
 import { byId, count, h, interval, number, responsive, s } from "./dom.js";
 
 const SIZES = [1, 2, 4, 8, 16];
-const DOTS = 150; // height of a picture of dots
+const RADIUS = 4; // of a dot
+const HEAD = 30; // room above the dots, for the mark
 const CURVE = 260; // height of the picture of best of N
 const STEP = 0.02; // of the density that is drawn
 
@@ -58,16 +59,16 @@ function dots(width, { rewards, reward }, showsAnswer) {
   const least = Math.min(...values);
   const span = Math.max(...values) - least || 1;
   const [from, to] = [least - span / 20, least + (21 * span) / 20];
-  const radius = 4;
-  const placed = stack(rewards, ((2 * radius + 1) / (width - 60)) * (to - from));
-  const highest = Math.max(10, ...placed.map(([, level]) => level + 4));
+  const size = 2 * RADIUS + 1;
+  const placed = stack(rewards, (size / (width - 60)) * (to - from));
+  const height = HEAD + 52 + size * (1 + Math.max(...placed.map(([, level]) => level)));
   const picture = chart({
-    width, height: DOTS, x: [from, to], y: [0, highest], xTicks: ticks(from, to), yTicks: [], xLabel: "reward",
+    width, height, x: [from, to], y: [0, 1], xTicks: ticks(from, to), yTicks: [], xLabel: "reward",
     title: `The rewards of ${count(rewards.length, "answer")}, from ${number(rewards[0])} to ${number(rewards.at(-1))}${showsAnswer ? `, and the answer's reward ${number(reward)}` : ""}`,
   });
   const { x, y, add } = picture;
   add(...placed.map(([value, level]) =>
-    s("circle", { class: showsAnswer && value < reward ? "dot is-below" : "dot", cx: x(value), cy: y(0) - radius - 1 - level * (2 * radius + 1), r: radius })));
+    s("circle", { class: showsAnswer && value < reward ? "dot is-below" : "dot", cx: x(value), cy: y(0) - RADIUS - 1 - level * size, r: RADIUS })));
   if (showsAnswer) add(s("line", { class: "marker", x1: x(reward), x2: x(reward), y1: y(0), y2: 26 }), s("path", { class: "point", d: diamond(x(reward), 20, 7) }));
   return picture.svg;
 }
