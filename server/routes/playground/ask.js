@@ -1,6 +1,6 @@
 // The first tab: asks a question, shows the candidates as they come, and then which one is selected.
 
-import { post } from "./api.js";
+import { Failure, post } from "./api.js";
 import { Axis, spoken } from "./axis.js";
 import { byId, count, facts, h, interval, number } from "./dom.js";
 import { showFailure } from "./failures.js";
@@ -117,9 +117,12 @@ async function ask() {
   const run = { body, kind: kind(), start, done: 0, axis: new Axis(kind() === "worst", theory(kind(), body.n).expected_quantile) };
   running = controller;
   setBusy(true);
-  clear();
+  clearResults();
+  byId("error").replaceChildren();
   showTheory(theory(run.kind, body.n), run);
   byId("drawn").append(run.axis.element);
+  byId("progress").max = body.n;
+  byId("progress").value = 0;
   byId("status").textContent = "Waiting for the first answer. A prompt that is new takes longer.";
   try {
     let answer = null;
@@ -129,7 +132,7 @@ async function ask() {
       else answer = data;
     }
     if (answer) showAnswer(answer, run);
-    else showFailure(byId("error"), brokenOff(run));
+    else throw brokenOff(run);
   } catch (error) {
     byId("status").textContent = "";
     if (controller.signal.aborted) byId("status").textContent = `Cancelled. The server stops drawing. ${arrived(run)}`;
@@ -137,20 +140,21 @@ async function ask() {
   } finally {
     running = null;
     setBusy(false);
+    if (!run.axis.rows.size) clearResults();
   }
 }
 
 const arrived = ({ done, body }) => `${done} of ${count(body.n, "candidate")} had arrived.`;
-const brokenOff = (run) => Object.assign(new Error("The stream broke off before the answer."), { detail: arrived(run) });
+const brokenOff = (run) => new Failure("The stream broke off before the answer.", run.done ? "" : arrived(run));
 
 function setBusy(isBusy) {
   byId("ask").disabled = isBusy || !has("generate");
-  byId("cancel").disabled = !isBusy;
+  byId("cancel").disabled = byId("progress").hidden = !isBusy;
   byId("results").setAttribute("aria-busy", String(isBusy));
 }
 
-function clear() {
-  for (const id of ["error", "drawn", "facts", "selected"]) byId(id).replaceChildren();
+function clearResults() {
+  for (const id of ["drawn", "facts", "selected"]) byId(id).replaceChildren();
   byId("selected").hidden = true;
 }
 
@@ -158,7 +162,7 @@ function showCandidate(event, run) {
   const { event: what, ...candidate } = event;
   run.axis.put(candidate);
   if (what === "scored") run.done += 1;
-  byId("status").textContent = `${run.done} of ${run.body.n} scored.`;
+  byId("progress").value = run.done;
 }
 
 function showAnswer(answer, run) {
@@ -200,7 +204,7 @@ function describe(answer, run, seconds) {
   return facts([
     ["Quantile", h("b", {}, number(selected.quantile)), ` (${interval(selected.quantile_low, selected.quantile_high)})`],
     ["Theory for the reference", ...theoryText(answer.theory, run)],
-    ["Cost", `${count(number_drawn, "candidate")}, ${count(usage.completion_tokens, "token")}, ${number(seconds, 1)} s`],
+    ["Cost", `${count(number_drawn, "candidate")}, ${count(usage.completion_tokens, "token")}, ${number(seconds, seconds < 1 ? 2 : 1)} s`],
     ["Compared with", SCOPES[calibration.scope](calibration.samples)],
     ["Stopped early", stopping ? `${stopping.drawn} of ${stopping.asked} drawn: ${STOPS[stopping.reason] ?? stopping.reason}` : null],
     ["Failed", failed ? count(failed, "candidate") : null],

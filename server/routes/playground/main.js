@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { offer, startAsk } from "./ask.js";
 import { showBundle } from "./bundle.js";
-import { byId } from "./dom.js";
+import { byId, h } from "./dom.js";
 import { showFailure } from "./failures.js";
 import { key } from "./key.js";
 import { startMetrics } from "./metrics.js";
@@ -25,10 +25,12 @@ async function load() {
     showStory(session);
     waitUntilReady();
   } catch (error) {
-    byId("who").textContent = error.status === 401 ? "No valid key" : "Not connected";
-    if (error.status === 401) byId("key").open = true;
+    const isRefused = error.status === 401;
+    byId("who").textContent = isRefused ? "No valid key" : "Not connected";
+    byId("key").open = isRefused;
     byId("key").hidden = false;
-    showFailure(byId("notice"), error, error.status === 401 ? "Enter one above." : "", load);
+    if (isRefused && !key.value) byId("notice").append(h("p", { class: "welcome" }, "This server needs a key. Enter one above."));
+    else showFailure(byId("notice"), error, "", isRefused ? null : load);
   }
 }
 

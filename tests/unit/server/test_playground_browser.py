@@ -174,7 +174,7 @@ def test_a_key_without_probe_sees_the_upper_half_and_is_told_so(
 ) -> None:
     with playground(engines, keys=keys_file(tmp_path)) as address:
         page = visit(address)
-        expect(page.get_by_role("alert").filter(has_text="The server needs a valid key.")).to_be_visible()
+        expect(page.get_by_role("alert").filter(has_text="This server needs a key.")).to_be_visible()
         use_key(page, "app")
         expect(page.locator("#who")).to_have_text("Key app: generate")
         expect(page.get_by_label("Worst of N")).to_be_disabled()
@@ -190,7 +190,7 @@ def test_a_key_without_probe_sees_the_upper_half_and_is_told_so(
         expect(page.locator("#who")).to_have_text("Key app: generate")
         page.locator("#key > summary").click()
         page.get_by_role("button", name="Forget it").click()
-        expect(page.get_by_role("alert").filter(has_text="valid key")).to_be_visible()
+        expect(page.get_by_role("alert").filter(has_text="This server needs a key.")).to_be_visible()
         use_key(page, "safety")
         expect(page.get_by_label("Worst of N")).to_be_enabled()
 
