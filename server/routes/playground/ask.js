@@ -214,9 +214,9 @@ function describe(answer, run, seconds) {
 }
 
 function theoryText({ n, expected_quantile: expected, kl_bound: bound }, run) {
-  const formula = { best: "N/(N + 1)", worst: "1/(N + 1)", standard: "1/2" }[run.kind];
-  const kl = n > 1 ? `, at a KL of at most ${number(bound)} nats` : "";
-  return [`${number(expected)} on average, ${formula}${kl}`];
+  const formula = { best: "N/(N+1)", worst: "1/(N+1)", standard: "1/2" }[run.kind];
+  const kl = n > 1 ? ` The KL is at most ${number(bound)} nats.` : "";
+  return [`${number(expected)} on average, which is ${formula}.${kl}`];
 }
 
 function showTheory(found, run) {

@@ -64,7 +64,7 @@ function row(candidate, expected) {
     track.append(place(h("span", { class: "interval" }), low, high), place(h("span", { class: "mark" }), quantile));
   }
   const parts = isScored
-    ? [[h("span", { class: "spoken" }, "interval "), interval(low, high)], `reward ${number(reward)}`, count(tokens, "token")]
+    ? [`interval ${interval(low, high)}`, `reward ${number(reward)}`, count(tokens, "token")]
     : [count(tokens, "token"), "its score is not here yet"];
   return h(
     "li",

@@ -111,7 +111,7 @@ def test_candidates_appear_and_the_selected_one_is_marked(engines: FakeEngines, 
         expect(page.get_by_text("selected", exact=True)).to_have_count(1)
         expect(page.get_by_role("heading", name="The best of 8")).to_be_visible()
         facts = page.locator("#facts")
-        expect(facts).to_contain_text("0.89 on average, N/(N + 1), at a KL of at most 1.20 nats")
+        expect(facts).to_contain_text("0.89 on average, which is N/(N+1). The KL is at most 1.20 nats.")
         expect(facts).to_contain_text("8 candidates")
         expect(facts).to_contain_text("10 answers of the reference to this prompt")
 
@@ -123,7 +123,7 @@ def test_the_worst_and_a_single_answer_and_an_early_stop(engines: FakeEngines, v
         ask(page)
         expect(page.get_by_role("heading", name="The worst of 8")).to_be_visible()
         expect(page.locator("#selected")).to_contain_text("answer 1")
-        expect(page.locator("#facts")).to_contain_text("0.11 on average, 1/(N + 1)")
+        expect(page.locator("#facts")).to_contain_text("0.11 on average, which is 1/(N+1).")
         page.get_by_label("Standard").check()
         expect(page.get_by_label("Answers, N")).to_be_hidden()
         ask(page)
