@@ -88,7 +88,7 @@ function frontier({ kl, decoded, frontier: curves }) {
   return h(
     "figure",
     {},
-    responsive(h("div", { class: "chart" }), draw),
+    responsive(draw),
     h("figcaption", {}, "Lines: the highest win rate that theory allows with exact calibration. Diamonds: what was measured on test prompts."),
   );
 }

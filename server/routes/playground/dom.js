@@ -69,14 +69,17 @@ export const figure = ({ value, low, high }, decimals = 2) =>
 /** One thing or several: "1 token", "3 tokens". */
 export const count = (amount, thing) => `${whole(amount)} ${thing}${amount === 1 ? "" : "s"}`;
 
-/** Draw a chart as wide as its box, and again whenever the box gets another width, so that its text keeps its size. */
-export function responsive(box, draw) {
+/**
+ * Make a box with a chart as wide as the box. It is drawn again when the width changes, so that its text keeps its size,
+ * and by box.redraw() when its numbers change.
+ */
+export function responsive(draw) {
+  const box = h("div", { class: "chart" });
   let last = 0;
-  new ResizeObserver(() => {
-    const width = Math.floor(box.clientWidth);
-    if (!width || width === last) return;
-    last = width;
-    box.replaceChildren(draw(width));
-  }).observe(box);
+  box.redraw = () => {
+    last = Math.floor(box.clientWidth);
+    if (last) box.replaceChildren(draw(last));
+  };
+  new ResizeObserver(() => Math.floor(box.clientWidth) !== last && box.redraw()).observe(box);
   return box;
 }

@@ -12,7 +12,10 @@ import { startTabs } from "./tabs.js";
 
 const PAUSE = 3000; // milliseconds between two questions whether the engines are up
 
+let turn = 0; // counts the sessions, so that what an earlier one waits for is dropped
+
 async function load() {
+  turn += 1;
   byId("ask").disabled = true;
   byId("notice").replaceChildren();
   try {
@@ -23,8 +26,9 @@ async function load() {
     offer(session);
     showBundle(session);
     showStory(session);
-    waitUntilReady();
+    waitUntilReady(turn);
   } catch (error) {
+    for (const id of ["panel-bundle", "panel-story", "samples"]) byId(id).replaceChildren();
     const isRefused = error.status === 401;
     byId("who").textContent = isRefused ? "No valid key" : "Not connected";
     byId("key").open = isRefused;
@@ -35,13 +39,14 @@ async function load() {
 }
 
 /** Say that the engines are not up, as long as they are not. */
-async function waitUntilReady() {
+async function waitUntilReady(since) {
   try {
     await get("ready");
-    byId("notice").replaceChildren();
+    if (since === turn) byId("notice").replaceChildren();
   } catch (error) {
+    if (since !== turn) return;
     if (!byId("notice").firstChild) showFailure(byId("notice"), error, "This page looks again by itself.");
-    setTimeout(waitUntilReady, PAUSE);
+    setTimeout(() => since === turn && waitUntilReady(since), PAUSE);
   }
 }
 
@@ -55,7 +60,7 @@ function startKey() {
   });
   byId("key-forget").addEventListener("click", () => {
     key.keep("");
-    load();
+    location.reload(); // so that nothing stays on the page that the key has shown
   });
 }
 

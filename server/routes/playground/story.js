@@ -3,6 +3,7 @@
 import { chart, line } from "./chart.js";
 import { diamond } from "./bundle.js";
 import { byId, count, h, interval, number, responsive, s } from "./dom.js";
+import { theory } from "./theory.js";
 
 const SIZES = [1, 2, 4, 8, 16];
 const RADIUS = 4; // of a dot
@@ -27,14 +28,14 @@ export function showStory({ story, bundle, caller }) {
       { class: "story" },
       step("Ask the reference many times", story.prompt ? [`“${story.prompt}” `, `The reference, the model before training, has answered this ${k} times.`] : [`The reference, the model before training, has answered one prompt ${k} times.`],
         "Each dot is the reward of one answer. The scale has no unit, and other prompts have other rewards.",
-        responsive(h("div", { class: "chart" }), (width) => dots(width, story, false))),
+        responsive((width) => dots(width, story, false))),
       step("An answer falls among them", story.response ? [`“${story.response}”`] : ["Here is one answer."],
         `Its reward is ${number(story.reward)}. That alone does not say whether the answer is good.`,
-        responsive(h("div", { class: "chart" }), (width) => dots(width, story, true))),
+        responsive((width) => dots(width, story, true))),
       step("Count the dots that are lower", [h("span", { class: "formula" }, `(${below} + ½) / (${k} + 1) = ${number(story.quantile)}`)],
         `${below} of ${k} dots are lower; equal ones count half. So the quantile is ${number(story.quantile)}: better than about ${number(100 * story.quantile, 0)}% of the reference's answers. ` +
         `${k} dots leave some doubt. With 95% probability the true quantile is in ${interval(story.quantile_low, story.quantile_high)}.`,
-        responsive(h("div", { class: "chart" }), (width) => scale(width, story))),
+        responsive((width) => scale(width, story))),
       best(story),
     ),
   );
@@ -95,15 +96,16 @@ function scale(width, { quantile, quantile_low: low, quantile_high: high }) {
 function best({ rewards }) {
   let n = 4;
   let isWorst = false;
-  const box = h("div", { class: "chart" });
-  const words = h("p", { role: "status" });
   let draws = [];
+  const words = h("p", { role: "status" });
+  const selected = () => (isWorst ? Math.min(...draws) : Math.max(...draws));
+  const mean = () => theory(isWorst ? "worst" : "best", n).expected_quantile;
+  const box = responsive((width) => bestOf(width, draws, selected(), mean(), n, isWorst));
   const again = () => {
     draws = pick(rewards.length, n).map((rank) => (rank + 0.5) / rewards.length);
-    const selected = isWorst ? Math.min(...draws) : Math.max(...draws);
-    const mean = isWorst ? 1 / (n + 1) : n / (n + 1);
-    words.textContent = `${n === 1 ? "One draw" : `The ${isWorst ? "worst" : "best"} of ${n} draws`} has the quantile ${number(selected)} now, and ${number(mean)} on average.`;
-    if (box.clientWidth) box.replaceChildren(bestOf(box.clientWidth, draws, selected, mean, n, isWorst));
+    const who = n === 1 ? "One draw" : `The ${isWorst ? "worst" : "best"} of ${n} draws`;
+    words.textContent = `${who} has the quantile ${number(selected())} now, and ${number(mean())} on average.`;
+    box.redraw();
   };
   const choices = (name, options, chosen, act) =>
     h("div", { class: "choices", role: "group", "aria-label": name }, options.map(([text, value]) => {
@@ -116,11 +118,7 @@ function best({ rewards }) {
     }));
   const button = h("button", { type: "button" }, "Draw again");
   button.addEventListener("click", again);
-  responsive(box, (width) => {
-    if (!draws.length) again();
-    const selected = isWorst ? Math.min(...draws) : Math.max(...draws);
-    return bestOf(width, draws, selected, isWorst ? 1 / (n + 1) : n / (n + 1), n, isWorst);
-  });
+  again();
   return h(
     "li",
     {},
