@@ -14,9 +14,18 @@ export class Axis {
     this.isWorst = isWorst;
     this.rows = new Map();
     this.list = h("ol", { class: "candidates", "aria-label": "Candidates" });
-    const scale = h("div", { class: "track scale" }, TICKS.map((tick) => place(h("span", {}, String(tick)), tick)));
+    const scale = h(
+      "div",
+      { class: "track scale" },
+      TICKS.map((tick) => place(h("span", {}, String(tick)), tick)),
+    );
     this.label = place(h("span", { class: "expected-label" }), expected);
-    const head = h("div", { class: "axis-head", "aria-hidden": "true" }, h("span", {}, "quantile"), h("div", {}, this.label, scale));
+    const head = h(
+      "div",
+      { class: "axis-head", "aria-hidden": "true" },
+      h("span", {}, "quantile"),
+      h("div", {}, this.label, scale),
+    );
     this.element = h("div", { class: "axis" }, head, this.list);
     this.expect(expected);
   }
@@ -74,7 +83,11 @@ function row(candidate, expected) {
       "div",
       {},
       h("p", { class: "text" }, spoken(candidate)),
-      h("p", { class: "meta" }, [`Candidate ${index + 1}`, ...parts].map((part) => h("span", {}, part))),
+      h(
+        "p",
+        { class: "meta" },
+        [`Candidate ${index + 1}`, ...parts].map((part) => h("span", {}, part)),
+      ),
     ),
     track,
   );

@@ -8,9 +8,20 @@ const MARGIN = { left: 46, top: 12, bottom: 40 };
  * Make an empty chart.
  * @param {object} options - width, height, x and y as [least, most], ticks of each, their labels, a title, and
  *   right, the room beside the frame.
- * @returns {{svg: SVGElement, x: Function, y: Function, add: Function}} The chart, its two scales, and how to draw into it.
+ * @returns {object} svg, its two scales x and y, and add, which draws into it.
  */
-export function chart({ width, height, x: [x0, x1], y: [y0, y1], xTicks, yTicks, xLabel, yLabel, title, right: rightMargin = 14 }) {
+export function chart({
+  width,
+  height,
+  x: [x0, x1],
+  y: [y0, y1],
+  xTicks,
+  yTicks,
+  xLabel,
+  yLabel,
+  title,
+  right: rightMargin = 14,
+}) {
   const right = width - rightMargin;
   const bottom = height - MARGIN.bottom;
   const x = (value) => MARGIN.left + ((value - x0) / (x1 - x0)) * (right - MARGIN.left);
@@ -28,7 +39,17 @@ export function chart({ width, height, x: [x0, x1], y: [y0, y1], xTicks, yTicks,
     ]),
     s("line", { class: "base", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
     s("text", { x: (MARGIN.left + right) / 2, y: height - 6, "text-anchor": "middle" }, xLabel),
-    yLabel && s("text", { x: 12, y: (MARGIN.top + bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(MARGIN.top + bottom) / 2})` }, yLabel),
+    yLabel &&
+      s(
+        "text",
+        {
+          x: 12,
+          y: (MARGIN.top + bottom) / 2,
+          "text-anchor": "middle",
+          transform: `rotate(-90 12 ${(MARGIN.top + bottom) / 2})`,
+        },
+        yLabel,
+      ),
   );
   return { svg, x, y, add: (...elements) => svg.append(...elements) };
 }

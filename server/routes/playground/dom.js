@@ -18,7 +18,8 @@ function fill(element, attributes, children) {
 export const h = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children);
 
 /** Make an SVG element. */
-export const s = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
+export const s = (name, attributes = {}, ...children) =>
+  fill(document.createElementNS(SVG, name), attributes, children);
 
 /** Put an element at a share of its parent's width. Scripts may set styles under the page's policy; markup may not. */
 export function place(element, left, right = null) {
@@ -33,7 +34,7 @@ export const facts = (rows) =>
     .filter(([, value]) => value !== null && value !== undefined)
     .map(([term, ...value]) => h("div", {}, h("dt", {}, term), h("dd", {}, ...value)));
 
-/** A table with headings for columns and rows. It scrolls by itself where the screen is narrow, also by the keyboard. */
+/** A table with headings for columns and rows. On a narrow screen it scrolls, also by the keyboard. */
 export const table = (title, head, rows) => [
   h("p", { class: "caption", "aria-hidden": "true" }, title),
   h(
@@ -42,9 +43,27 @@ export const table = (title, head, rows) => [
     h(
       "table",
       { "aria-label": title },
-      h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col" }, text)))),
-      h("tbody", {}, rows.map(([first, ...rest]) =>
-        h("tr", {}, h("th", { scope: "row" }, first), rest.map((cell) => h("td", {}, cell))))),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          head.map((text) => h("th", { scope: "col" }, text)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map(([first, ...rest]) =>
+          h(
+            "tr",
+            {},
+            h("th", { scope: "row" }, first),
+            rest.map((cell) => h("td", {}, cell)),
+          ),
+        ),
+      ),
     ),
   ),
 ];
@@ -70,8 +89,8 @@ export const figure = ({ value, low, high }, decimals = 2) =>
 export const count = (amount, thing) => `${whole(amount)} ${thing}${amount === 1 ? "" : "s"}`;
 
 /**
- * Make a box with a chart as wide as the box. It is drawn again when the width changes, so that its text keeps its size,
- * and by box.redraw() when its numbers change.
+ * Make a box with a chart as wide as the box. It is drawn again when the width changes, so that its text keeps its
+ * size, and by box.redraw() when its numbers change.
  */
 export function responsive(draw) {
   const box = h("div", { class: "chart" });

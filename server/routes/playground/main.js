@@ -1,10 +1,11 @@
 // Starts the page: asks the server who we are and what we may do, and hands that to the parts.
 
 import { get } from "./api.js";
-import { offer, startAsk } from "./ask.js";
+import { startAsk } from "./ask.js";
 import { showBundle } from "./bundle.js";
 import { byId, h } from "./dom.js";
 import { showFailure } from "./failures.js";
+import { offer } from "./form.js";
 import { key } from "./key.js";
 import { startMetrics } from "./metrics.js";
 import { showStory } from "./story.js";
@@ -21,7 +22,9 @@ async function load() {
   try {
     const session = await get("v1/session");
     const isAnonymous = session.caller === "anonymous";
-    byId("who").textContent = isAnonymous ? "This server needs no key." : `Key ${session.caller}: ${session.roles.join(", ")}`;
+    byId("who").textContent = isAnonymous
+      ? "This server needs no key."
+      : `Key ${session.caller}: ${session.roles.join(", ")}`;
     byId("key").hidden = isAnonymous;
     offer(session);
     showBundle(session);
@@ -33,7 +36,8 @@ async function load() {
     byId("who").textContent = isRefused ? "No valid key" : "Not connected";
     byId("key").open = isRefused;
     byId("key").hidden = false;
-    if (isRefused && !key.value) byId("notice").append(h("p", { class: "welcome" }, "This server needs a key. Enter one above."));
+    if (isRefused && !key.value)
+      byId("notice").append(h("p", { class: "welcome" }, "This server needs a key. Enter one above."));
     else showFailure(byId("notice"), error, "", isRefused ? null : load);
   }
 }

@@ -20,7 +20,18 @@ export function startMetrics() {
   const shown = new Map(); // by procedure
   const error = h("div", { role: "alert" });
   const when = h("p", { class: "note" });
-  panel.append(h("h2", {}, "Live metrics"), h("p", { class: "lead" }, "What this server counts since it was started. The numbers are renewed every three seconds while you look."), error, numbers, pictures, when);
+  panel.append(
+    h("h2", {}, "Live metrics"),
+    h(
+      "p",
+      { class: "lead" },
+      "What this server counts since it was started. The numbers are renewed every three seconds while you look.",
+    ),
+    error,
+    numbers,
+    pictures,
+    when,
+  );
   let timer = 0;
   let isAsking = false;
 
@@ -67,7 +78,9 @@ function describe(samples) {
 
 /** Draw a picture for each procedure, or bring it up to date, so that what a user has opened stays open. */
 function draw(samples, shown, box) {
-  for (const procedure of new Set(samples.filter(({ name }) => name === `${SELECTED}_count`).map(({ labels }) => labels.procedure))) {
+  for (const procedure of new Set(
+    samples.filter(({ name }) => name === `${SELECTED}_count`).map(({ labels }) => labels.procedure),
+  )) {
     if (!shown.size) box.replaceChildren();
     if (!shown.has(procedure)) shown.set(procedure, histogram(procedure, box));
     shown.get(procedure)(buckets(samples, SELECTED, (labels) => labels.procedure === procedure));
@@ -86,7 +99,13 @@ function histogram(procedure, box) {
     bars = ends.map(([end, value], i) => ({ start: i ? ends[i - 1][0] : 0, end, value }));
     picture.redraw();
     const some = bars.filter(({ value }) => value);
-    rows.replaceChildren(...table(name, ["quantile", "candidates"], some.map(({ start, end, value }) => [`${number(start)} to ${number(end)}`, whole(value)])));
+    rows.replaceChildren(
+      ...table(
+        name,
+        ["quantile", "candidates"],
+        some.map(({ start, end, value }) => [`${number(start)} to ${number(end)}`, whole(value)]),
+      ),
+    );
   };
 }
 
@@ -94,12 +113,32 @@ function paint(width, name, bars) {
   const most = Math.max(1, ...bars.map(({ value }) => value));
   const step = Math.ceil(most / 4);
   const picture = chart({
-    width, height: HEIGHT, x: [0, 1], y: [0, most],
-    xTicks: [0, 0.25, 0.5, 0.75, 1], yTicks: Array.from({ length: Math.floor(most / step) + 1 }, (_, i) => i * step),
-    xLabel: "quantile", yLabel: "candidates", title: `${name}: ${count(bars.reduce((sum, { value }) => sum + value, 0), "candidate")}`,
+    width,
+    height: HEIGHT,
+    x: [0, 1],
+    y: [0, most],
+    xTicks: [0, 0.25, 0.5, 0.75, 1],
+    yTicks: Array.from({ length: Math.floor(most / step) + 1 }, (_, i) => i * step),
+    xLabel: "quantile",
+    yLabel: "candidates",
+    title: `${name}: ${count(
+      bars.reduce((sum, { value }) => sum + value, 0),
+      "candidate",
+    )}`,
   });
   const { x, y, add } = picture;
-  add(...bars.filter(({ value }) => value).map(({ start, end, value }) =>
-    s("rect", { class: "bar", x: x(start) + 1, y: y(value), width: x(end) - x(start) - 2, height: y(0) - y(value) })));
+  add(
+    ...bars
+      .filter(({ value }) => value)
+      .map(({ start, end, value }) =>
+        s("rect", {
+          class: "bar",
+          x: x(start) + 1,
+          y: y(value),
+          width: x(end) - x(start) - 2,
+          height: y(0) - y(value),
+        }),
+      ),
+  );
   return picture.svg;
 }
