@@ -54,7 +54,8 @@ export function chart({
   return { svg, x, y, add: (...elements) => svg.append(...elements) };
 }
 
-const plain = (value) => String(Number(value.toFixed(4))).replace("-", "−");
+/** A number as short as it is. */
+export const plain = (value) => String(Number(value.toFixed(4))).replace("-", "−");
 
 /** A line through points of a chart. */
 export const line = ({ x, y }, points, name) =>

@@ -1,6 +1,6 @@
 // The tab that explains what a quantile is, with real rewards of one prompt of the bundle.
 
-import { chart, line } from "./chart.js";
+import { chart, line, plain } from "./chart.js";
 import { diamond } from "./bundle.js";
 import { byId, count, h, interval, number, responsive, s } from "./dom.js";
 import { theory } from "./theory.js";
@@ -19,7 +19,6 @@ export function showStory({ story, bundle, caller }) {
     return;
   }
   const k = story.rewards.length;
-  const below = number(story.rank, Number.isInteger(story.rank) ? 0 : 1);
   panel.replaceChildren(
     h("h2", {}, "What is a quantile?"),
     h(
@@ -46,14 +45,27 @@ export function showStory({ story, bundle, caller }) {
       ),
       step(
         "Count the dots that are lower",
-        [h("span", { class: "formula" }, `(${below} + ½) / (${k} + 1) = ${number(story.quantile)}`)],
-        `${below} of ${k} dots are lower; equal ones count half. So the quantile is ${number(story.quantile)}: better than about ${number(100 * story.quantile, 0)}% of the reference's answers. ` +
-          `${k} dots leave some doubt. With 95% probability the true quantile is in ${interval(story.quantile_low, story.quantile_high)}.`,
+        [h("span", { class: "formula" }, `(${plain(story.rank)} + ½) / (${k} + 1) = ${number(story.quantile)}`)],
+        explain(story),
         responsive((width) => scale(width, story)),
       ),
       best(story),
     ),
   );
+}
+
+/** Say in words what the formula counts. */
+function explain({ rewards, reward, rank, quantile, quantile_low: low, quantile_high: high }) {
+  const k = rewards.length;
+  const lower = rewards.filter((each) => each < reward).length;
+  const equal = rewards.filter((each) => each === reward).length;
+  const ties = equal ? ` and ${equal} equal, which counts half: together ${plain(rank)}` : "";
+  const share = number(100 * quantile, 0);
+  return [
+    `Of ${k} dots, ${lower} are lower${ties}. So the quantile is ${number(quantile)}: the answer is better than about `,
+    `${share}% of the reference's answers. ${k} dots leave some doubt. With 95% probability the true quantile is in `,
+    `the interval ${interval(low, high)}.`,
+  ];
 }
 
 const step = (title, words, more, picture) =>
@@ -201,7 +213,9 @@ function best({ rewards }) {
     h(
       "p",
       { class: "note" },
-      "The dots are draws from the real answers above. The curve is the law of the selected one: N uᴺ⁻¹ for the best.",
+      "The dots are draws from the real answers above. The curve is the law of the selected one. For the best it is N·u",
+      h("sup", {}, "N−1"),
+      ", where u is the quantile.",
     ),
   );
 }

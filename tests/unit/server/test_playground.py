@@ -1,5 +1,6 @@
 """The playground: its page and files, and what ``/v1/session`` tells whom."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from infalign.manifest import Alignment
 from infalign.reproduction import RewardExample
 from server.app import ServedBundle, create_app
 from server.routes.cards import describe_policy, draw_curve
-from server.routes.pages import FOLDER
+from server.routes.pages import FOLDER, PlaygroundFiles
 from server.routes.story import read_prompts, tell_story
 from server.settings import Settings
 from tests.fakes import KNOWN, SCORER, WEAK, CharacterTokenizer, FakeEngines, fake_served
@@ -59,6 +62,20 @@ async def test_files_are_served_and_kept_by_their_etag(client: httpx.AsyncClient
     assert {name: head.headers[name] for name in ("etag", "content-length", "content-type")} == {
         name: answer.headers[name] for name in ("etag", "content-length", "content-type")
     }
+
+
+async def test_an_etag_follows_the_content_and_not_the_time(tmp_path: Path) -> None:
+    app = Starlette(routes=[Mount("/", PlaygroundFiles(directory=tmp_path))])
+    tags = []
+    async with client_of(app) as client:
+        for text in ("first", "other"):
+            (tmp_path / "x.js").write_text(text)
+            os.utime(tmp_path / "x.js", (1_600_000_000, 1_600_000_000))
+            answer = await client.get("/x.js", headers={"If-None-Match": tags[-1]} if tags else {})
+            assert (answer.status_code, answer.text) == (200, text)
+            assert "last-modified" not in answer.headers
+            tags.append(answer.headers["etag"])
+    assert len(set(tags)) == 2
 
 
 async def test_the_page_runs_only_files_of_this_server(client: httpx.AsyncClient) -> None:
