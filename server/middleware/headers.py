@@ -52,7 +52,7 @@ class SecurityHeadersMiddleware:
         async def send_wrapper(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), *COMMON_HEADERS]
-                headers.append(_choose_policy(scope["path"], headers))
+                headers.append(_choose_policy(scope["path"], message["status"], headers))
                 if private:
                     headers = [header for header in headers if header[0].lower() != NO_STORE[0]] + [NO_STORE]
                 message = {**message, "headers": headers}
@@ -61,11 +61,13 @@ class SecurityHeadersMiddleware:
         await self.app(scope, receive, send_wrapper)
 
 
-def _choose_policy(path: str, headers: Headers) -> tuple[bytes, bytes]:
-    if not _is_page(headers):
+def _choose_policy(path: str, status: int, headers: Headers) -> tuple[bytes, bytes]:
+    if not _is_page(status, headers):
         return DATA_POLICY
     return DOCS_POLICY if path.startswith(DOCS) else PAGE_POLICY
 
 
-def _is_page(headers: Headers) -> bool:
-    return any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in headers)
+def _is_page(status: int, headers: Headers) -> bool:
+    """Whether an answer is a page, or may confirm one: a 304 does not say its type, but replaces a page's policy."""
+    kinds = [value for name, value in headers if name.lower() == b"content-type"]
+    return status == 304 or any(kind.startswith(b"text/html") for kind in kinds)

@@ -8,8 +8,8 @@ from server.observability.account import current_account
 from server.observability.lines import RepeatFilter, TextFormatter, json_formatter
 from server.settings import Settings
 
-PROBES = {"/health", "/ready", "/metrics"}
-"""Routes whose access lines are of level debug, because machines call them every few seconds."""
+PROBES = {"/health", "/ready", "/metrics", "/playground"}
+"""Routes whose access lines are of level debug: machines call them every few seconds, and a page loads many files."""
 
 access_log = logging.getLogger("infalign.access")
 """Logs one line for each request."""

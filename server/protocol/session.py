@@ -4,10 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from infalign.judge_record import JudgeRecord
 from infalign.manifest import Origin, SamplingLaw
 from server.access.keys import Role
-from server.protocol.answers import Answer
+from server.protocol.answers import Answer, SupportedN
 
 
 class Figure(BaseModel):
@@ -30,6 +29,21 @@ class Decoded(BaseModel):
     judged_win_rate: Figure | None = Field(None, description="the same by a judge that takes no part in the selection")
 
 
+class JudgedN(SupportedN):
+    """The largest N that a judge supports, with the judge's mean scores of the selected candidate."""
+
+    scores: dict[int, Figure] = Field(description="by N")
+
+
+class Judge(Answer):
+    """How far a judge supports the selection by the reward among candidates of a policy."""
+
+    judge: str = Field(description="its name")
+    prompts: int = Field(description="prompts that it was asked about")
+    draws: int = Field(description="candidates of each prompt")
+    support: dict[str, JudgedN] = Field(description="by best-of-n and worst-of-n")
+
+
 class Curve(Answer):
     """The highest win rate that theory allows at each KL divergence, for one procedure."""
 
@@ -45,7 +59,7 @@ class PolicyCard(Answer):
     beta: float | None = Field(None, description="KL penalty")
     kl: Figure | None = Field(None, description="KL divergence from the reference, in nats")
     decoded: list[Decoded] = Field(description="by procedure")
-    judge: JudgeRecord | None = Field(None, description="left out if the bundle has no record of a judge")
+    judge: Judge | None = Field(None, description="left out if the bundle has no record of a judge")
     frontier: list[Curve] = Field(description="of the policy's transformation")
 
 

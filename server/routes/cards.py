@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from infalign.bundle import Bundle, BundledPolicy
 from infalign.errors import InfAlignError
 from infalign.frontier import point
+from infalign.judge_record import JudgeRecord
 from infalign.parsing import parse_mixture, parse_procedure
 from server.protocol.session import (
     BundleCard,
@@ -18,6 +19,8 @@ from server.protocol.session import (
     Decoded,
     EvaluationFigures,
     Figure,
+    Judge,
+    JudgedN,
     PolicyCard,
     RewardModelCard,
 )
@@ -74,7 +77,7 @@ def describe_policy(policy: BundledPolicy) -> PolicyCard:
         beta=record.beta,
         kl=figures.kl,
         decoded=figures.decoded,
-        judge=record.judged,
+        judge=_describe_judge(record.judged) if record.judged else None,
         frontier=[curve for curve in curves if curve],
     )
 
@@ -93,7 +96,7 @@ def draw_curve(transformation: str, procedure: str, aligned_for: str, largest: i
         The curve; None if theory has no point on it.
     """
     points = {0.0: 0.5}
-    for kl in np.linspace(0, largest, POINTS + 1)[1:].tolist():
+    for kl in (largest * np.linspace(0, 1, POINTS + 1)[1:] ** 2).tolist():  # a curve is steep at 0
         try:
             found = point(
                 transformation, parse_procedure(procedure), kl=kl, training_procedure=parse_mixture(aligned_for)
@@ -104,6 +107,19 @@ def draw_curve(transformation: str, procedure: str, aligned_for: str, largest: i
     if len(points) == 1:
         return None
     return Curve(procedure=procedure, kl=tuple(points), win_rate=tuple(points.values()))
+
+
+def _describe_judge(record: JudgeRecord) -> Judge:
+    support = {
+        family: JudgedN(
+            n=found.n,
+            falls=found.falls,
+            peak=found.peak,
+            scores={n: Figure(value=score.value, low=score.low, high=score.high) for n, score in found.scores.items()},
+        )
+        for family, found in record.support.items()
+    }
+    return Judge(judge=record.judge, prompts=record.prompts, draws=record.draws, support=support)
 
 
 def _read_figures(path: Path) -> EvaluationFigures | None:

@@ -1,10 +1,15 @@
 """The playground: the page at ``/``, and the files that it loads."""
 
+import os
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from starlette.staticfiles import StaticFiles
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse
+from starlette.staticfiles import NotModifiedResponse, PathLike, StaticFiles
+from starlette.types import Scope
+
+from infalign.files import hash_file
 
 PAGE = "index.html"
 FOLDER = Path(__file__).parent / "playground"
@@ -15,13 +20,21 @@ router = APIRouter(include_in_schema=False)
 
 
 class PlaygroundFiles(StaticFiles):
-    """Static files that browsers keep, and ask for anew with their ETag each time, so that none is out of date."""
+    """Static files that browsers keep, and ask for anew with their ETag each time, so that none is out of date.
 
-    def file_response(self, *args: Any, **options: Any) -> Response:
+    The ETag is a hash of the content. Times would not do: packages may set the same for the files of all versions.
+    """
+
+    def file_response(
+        self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
         """Return a file, or 304 if the browser has it."""
-        response = super().file_response(*args, **options)
+        response = FileResponse(full_path, status_code, stat_result=stat_result)
+        response.headers["ETag"] = f'"{hash_file(Path(full_path))}"'
         response.headers["Cache-Control"] = "no-cache"
-        return response
+        del response.headers["Last-Modified"]
+        has_it = self.is_not_modified(response.headers, Headers(scope=scope))
+        return NotModifiedResponse(response.headers) if has_it else response
 
 
 files = PlaygroundFiles(directory=FOLDER)

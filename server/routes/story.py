@@ -34,7 +34,8 @@ def tell_story(bundle: Bundle, tokenizer: Any) -> Story:
     if upper:
         return min(upper, key=lambda story: len(story.response or ""))
     calibration = bundle.table.lookup(bundle.table.keys[0])
-    return _tell(calibration, float(np.quantile(_rewards(calibration), USUAL, method="lower")), None)
+    rewards = _on_scale(calibration.anchors, calibration)
+    return _tell(calibration, float(np.quantile(rewards, USUAL, method="lower")), None)
 
 
 def read_prompts(bundle: Bundle) -> list[str]:
@@ -55,8 +56,8 @@ def _answers(bundle: Bundle, tokenizer: Any) -> Iterator[tuple[Calibration, floa
 def _tell(calibration: Calibration, reward: float, example: RewardExample | None) -> Story:
     low, high = calibration.interval(reward)
     return Story(
-        rewards=_rewards(calibration).tolist(),
-        reward=reward,
+        rewards=_on_scale(calibration.anchors, calibration).tolist(),
+        reward=float(_on_scale(calibration.round_to_grid(reward), calibration)),
         rank=float(calibration.rank(reward)),
         quantile=float(calibration.quantile(reward)),
         quantile_low=float(low),
@@ -66,6 +67,6 @@ def _tell(calibration: Calibration, reward: float, example: RewardExample | None
     )
 
 
-def _rewards(calibration: Calibration) -> Floats:
-    """The rewards of a calibration, which keeps them as multiples of its grid."""
-    return np.round(calibration.anchors * calibration.resolution, DECIMALS)
+def _on_scale(grid: Floats, calibration: Calibration) -> Floats:
+    """Multiples of a calibration's grid as rewards, so that equal ones are equal."""
+    return np.round(grid * calibration.resolution, DECIMALS)

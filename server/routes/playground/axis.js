@@ -14,9 +14,18 @@ export class Axis {
     this.isWorst = isWorst;
     this.rows = new Map();
     this.list = h("ol", { class: "candidates", "aria-label": "Candidates" });
-    const scale = h("div", { class: "track scale" }, TICKS.map((tick) => place(h("span", {}, String(tick)), tick)));
+    const scale = h(
+      "div",
+      { class: "track scale" },
+      TICKS.map((tick) => place(h("span", {}, String(tick)), tick)),
+    );
     this.label = place(h("span", { class: "expected-label" }), expected);
-    const head = h("div", { class: "axis-head", "aria-hidden": "true" }, h("span", {}, "quantile"), h("div", {}, this.label, scale));
+    const head = h(
+      "div",
+      { class: "axis-head", "aria-hidden": "true" },
+      h("span", {}, "quantile"),
+      h("div", {}, this.label, scale),
+    );
     this.element = h("div", { class: "axis" }, head, this.list);
     this.expect(expected);
   }
@@ -63,18 +72,22 @@ function row(candidate, expected) {
   if (isScored) {
     track.append(place(h("span", { class: "interval" }), low, high), place(h("span", { class: "mark" }), quantile));
   }
-  const meta = isScored
-    ? `quantile ${number(quantile)}, interval ${interval(low, high)} · reward ${number(reward)} · ${count(tokens, "token")}`
-    : `${count(tokens, "token")} · drawn, no score shown yet`;
+  const parts = isScored
+    ? [`interval ${interval(low, high)}`, `reward ${number(reward)}`, count(tokens, "token")]
+    : [count(tokens, "token"), "its score is not here yet"];
   return h(
     "li",
     { class: isScored ? "candidate" : "candidate is-waiting", "data-index": index },
-    h("span", { class: "value", "aria-hidden": "true" }, isScored ? number(quantile) : "…"),
+    h("span", { class: "value" }, h("span", { class: "spoken" }, "quantile "), isScored ? number(quantile) : "…"),
     h(
       "div",
       {},
       h("p", { class: "text" }, spoken(candidate)),
-      h("p", { class: "meta" }, `Candidate ${index + 1}: ${meta}`),
+      h(
+        "p",
+        { class: "meta" },
+        [`Candidate ${index + 1}`, ...parts].map((part) => h("span", {}, part)),
+      ),
     ),
     track,
   );

@@ -10,7 +10,7 @@ function fill(element, attributes, children) {
     if (value === false || value === null || value === undefined) continue;
     element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return element;
 }
 
@@ -18,7 +18,8 @@ function fill(element, attributes, children) {
 export const h = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children);
 
 /** Make an SVG element. */
-export const s = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
+export const s = (name, attributes = {}, ...children) =>
+  fill(document.createElementNS(SVG, name), attributes, children);
 
 /** Put an element at a share of its parent's width. Scripts may set styles under the page's policy; markup may not. */
 export function place(element, left, right = null) {
@@ -33,20 +34,39 @@ export const facts = (rows) =>
     .filter(([, value]) => value !== null && value !== undefined)
     .map(([term, ...value]) => h("div", {}, h("dt", {}, term), h("dd", {}, ...value)));
 
-/** A table with headings for columns and rows. It scrolls by itself where the screen is narrow. */
-export const table = (caption, head, rows) =>
+/** A table with headings for columns and rows. On a narrow screen it scrolls, also by the keyboard. */
+export const table = (title, head, rows) => [
+  h("p", { class: "caption", "aria-hidden": "true" }, title),
   h(
     "div",
-    { class: "scroll", tabindex: "0", role: "group", "aria-label": caption },
+    { class: "scroll", tabindex: "0", role: "group", "aria-label": `Table: ${title}` },
     h(
       "table",
-      {},
-      h("caption", {}, caption),
-      h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col" }, text)))),
-      h("tbody", {}, rows.map(([first, ...rest]) =>
-        h("tr", {}, h("th", { scope: "row" }, first), rest.map((cell) => h("td", {}, cell))))),
+      { "aria-label": title },
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          head.map((text) => h("th", { scope: "col" }, text)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map(([first, ...rest]) =>
+          h(
+            "tr",
+            {},
+            h("th", { scope: "row" }, first),
+            rest.map((cell) => h("td", {}, cell)),
+          ),
+        ),
+      ),
     ),
-  );
+  ),
+];
 
 const minus = (text) => text.replace("-", "−");
 
@@ -68,14 +88,17 @@ export const figure = ({ value, low, high }, decimals = 2) =>
 /** One thing or several: "1 token", "3 tokens". */
 export const count = (amount, thing) => `${whole(amount)} ${thing}${amount === 1 ? "" : "s"}`;
 
-/** Draw a chart as wide as its box, and again whenever the box gets another width, so that its text keeps its size. */
-export function responsive(box, draw) {
+/**
+ * Make a box with a chart as wide as the box. It is drawn again when the width changes, so that its text keeps its
+ * size, and by box.redraw() when its numbers change.
+ */
+export function responsive(draw) {
+  const box = h("div", { class: "chart" });
   let last = 0;
-  new ResizeObserver(() => {
-    const width = Math.floor(box.clientWidth);
-    if (!width || width === last) return;
-    last = width;
-    box.replaceChildren(draw(width));
-  }).observe(box);
+  box.redraw = () => {
+    last = Math.floor(box.clientWidth);
+    if (last) box.replaceChildren(draw(last));
+  };
+  new ResizeObserver(() => Math.floor(box.clientWidth) !== last && box.redraw()).observe(box);
   return box;
 }

@@ -14,5 +14,5 @@ export function showFailure(box, error, more = "", again = null) {
   const title = "detail" in error ? error.message : "The page failed. This is a mistake in it.";
   const button = again && h("button", { type: "button" }, "Try again");
   button?.addEventListener("click", again);
-  box.replaceChildren(h("div", { class: "error" }, h("strong", {}, title), h("p", {}, said), button));
+  box.replaceChildren(h("div", { class: "error" }, h("strong", {}, title), " ", h("p", {}, said), button));
 }

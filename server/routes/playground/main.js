@@ -1,10 +1,11 @@
 // Starts the page: asks the server who we are and what we may do, and hands that to the parts.
 
 import { get } from "./api.js";
-import { offer, startAsk } from "./ask.js";
+import { startAsk } from "./ask.js";
 import { showBundle } from "./bundle.js";
-import { byId } from "./dom.js";
+import { byId, h } from "./dom.js";
 import { showFailure } from "./failures.js";
+import { offer } from "./form.js";
 import { key } from "./key.js";
 import { startMetrics } from "./metrics.js";
 import { showStory } from "./story.js";
@@ -12,34 +13,44 @@ import { startTabs } from "./tabs.js";
 
 const PAUSE = 3000; // milliseconds between two questions whether the engines are up
 
+let turn = 0; // counts the sessions, so that what an earlier one waits for is dropped
+
 async function load() {
+  turn += 1;
   byId("ask").disabled = true;
   byId("notice").replaceChildren();
   try {
     const session = await get("v1/session");
     const isAnonymous = session.caller === "anonymous";
-    byId("who").textContent = isAnonymous ? "This server needs no key." : `Key ${session.caller}: ${session.roles.join(", ")}`;
+    byId("who").textContent = isAnonymous
+      ? "This server needs no key."
+      : `Key ${session.caller}: ${session.roles.join(", ")}`;
     byId("key").hidden = isAnonymous;
     offer(session);
     showBundle(session);
     showStory(session);
-    waitUntilReady();
+    waitUntilReady(turn);
   } catch (error) {
-    byId("who").textContent = error.status === 401 ? "No valid key" : "Not connected";
-    if (error.status === 401) byId("key").open = true;
+    for (const id of ["panel-bundle", "panel-story", "samples"]) byId(id).replaceChildren();
+    const isRefused = error.status === 401;
+    byId("who").textContent = isRefused ? "No valid key" : "Not connected";
+    byId("key").open = isRefused;
     byId("key").hidden = false;
-    showFailure(byId("notice"), error, error.status === 401 ? "Enter one above." : "", load);
+    if (isRefused && !key.value)
+      byId("notice").append(h("p", { class: "welcome" }, "This server needs a key. Enter one above."));
+    else showFailure(byId("notice"), error, "", isRefused ? null : load);
   }
 }
 
 /** Say that the engines are not up, as long as they are not. */
-async function waitUntilReady() {
+async function waitUntilReady(since) {
   try {
     await get("ready");
-    byId("notice").replaceChildren();
+    if (since === turn) byId("notice").replaceChildren();
   } catch (error) {
+    if (since !== turn) return;
     if (!byId("notice").firstChild) showFailure(byId("notice"), error, "This page looks again by itself.");
-    setTimeout(waitUntilReady, PAUSE);
+    setTimeout(() => since === turn && waitUntilReady(since), PAUSE);
   }
 }
 
@@ -53,7 +64,7 @@ function startKey() {
   });
   byId("key-forget").addEventListener("click", () => {
     key.keep("");
-    load();
+    location.reload(); // so that nothing stays on the page that the key has shown
   });
 }
 

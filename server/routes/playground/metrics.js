@@ -9,15 +9,29 @@ import { whenShown } from "./tabs.js";
 
 const PAUSE = 3000; // milliseconds between two looks
 const HEIGHT = 220;
+const NOTHING = "No candidate has been selected yet. Ask something on the first tab.";
+const SELECTED = "infalign_selected_quantile";
 
 /** Connect the tab. */
 export function startMetrics() {
   const panel = byId("panel-metrics");
   const numbers = h("dl", { class: "facts tiles" });
-  const pictures = h("div");
+  const pictures = h("div", {}, h("p", {}, NOTHING));
+  const shown = new Map(); // by procedure
   const error = h("div", { role: "alert" });
   const when = h("p", { class: "note" });
-  panel.append(h("h2", {}, "Live metrics"), h("p", { class: "lead" }, "What this server counts since it was started. The numbers are renewed every three seconds while you look."), error, numbers, pictures, when);
+  panel.append(
+    h("h2", {}, "Live metrics"),
+    h(
+      "p",
+      { class: "lead" },
+      "What this server counts since it was started. The numbers are renewed every three seconds while you look.",
+    ),
+    error,
+    numbers,
+    pictures,
+    when,
+  );
   let timer = 0;
   let isAsking = false;
 
@@ -29,10 +43,10 @@ export function startMetrics() {
       const samples = parse(await get("metrics", "text"));
       error.replaceChildren();
       numbers.replaceChildren(...facts(describe(samples)));
-      if (!pictures.contains(document.activeElement)) pictures.replaceChildren(...draw(samples));
+      draw(samples, shown, pictures);
       when.textContent = `Seen at ${new Date().toLocaleTimeString()}.`;
     } catch (failure) {
-      showFailure(error, failure, "The numbers below are old. This page looks again by itself.");
+      if (!error.firstChild) showFailure(error, failure, "The numbers below are old. This page looks again by itself.");
     } finally {
       isAsking = false;
       timer = setTimeout(look, PAUSE);
@@ -62,31 +76,69 @@ function describe(samples) {
   ];
 }
 
-function draw(samples) {
-  const procedures = [...new Set(samples.filter(({ name }) => name === "infalign_selected_quantile_count").map(({ labels }) => labels.procedure))];
-  const pictures = procedures.sort().map((procedure) => histogram(procedure, buckets(samples, "infalign_selected_quantile", (labels) => labels.procedure === procedure)));
-  return pictures.length ? pictures : [h("p", {}, "No candidate has been selected yet. Ask something on the first tab.")];
+/** Draw a picture for each procedure, or bring it up to date, so that what a user has opened stays open. */
+function draw(samples, shown, box) {
+  for (const procedure of new Set(
+    samples.filter(({ name }) => name === `${SELECTED}_count`).map(({ labels }) => labels.procedure),
+  )) {
+    if (!shown.size) box.replaceChildren();
+    if (!shown.has(procedure)) shown.set(procedure, histogram(procedure, box));
+    shown.get(procedure)(buckets(samples, SELECTED, (labels) => labels.procedure === procedure));
+  }
 }
 
-function histogram(procedure, all) {
-  const bars = all.filter(([end]) => Number.isFinite(end));
-  const sum = bars.reduce((before, [, value]) => before + value, 0);
-  const most = Math.max(1, ...bars.map(([, value]) => value));
+/** Add a picture to a box. Returns a function that brings it up to date. */
+function histogram(procedure, box) {
   const name = `Quantiles of selected candidates, ${procedure}`;
-  const paint = (width) => {
-    const step = Math.max(1, Math.ceil(most / 4));
-    const picture = chart({
-      width, height: HEIGHT, x: [0, 1], y: [0, most], xTicks: [0, 0.25, 0.5, 0.75, 1], yTicks: Array.from({ length: Math.floor(most / step) + 1 }, (_, i) => i * step),
-      xLabel: "quantile", yLabel: "candidates", title: `${name}: ${count(sum, "candidate")}`,
-    });
-    const { x, y, add } = picture;
-    let start = 0;
-    for (const [end, value] of bars) {
-      if (value) add(s("rect", { class: "bar", x: x(start) + 1, y: y(value), width: x(end) - x(start) - 2, height: y(0) - y(value) }));
-      start = end;
-    }
-    return picture.svg;
+  let bars = [];
+  const picture = responsive((width) => paint(width, name, bars));
+  const rows = h("div");
+  box.append(h("figure", {}, h("h3", {}, name), picture, h("details", {}, h("summary", {}, "As a table"), rows)));
+  return (all) => {
+    const ends = all.filter(([end]) => Number.isFinite(end));
+    bars = ends.map(([end, value], i) => ({ start: i ? ends[i - 1][0] : 0, end, value }));
+    picture.redraw();
+    const some = bars.filter(({ value }) => value);
+    rows.replaceChildren(
+      ...table(
+        name,
+        ["quantile", "candidates"],
+        some.map(({ start, end, value }) => [`${number(start)} to ${number(end)}`, whole(value)]),
+      ),
+    );
   };
-  const rows = bars.map(([end, value], i) => [`${number(i ? bars[i - 1][0] : 0)} to ${number(end)}`, whole(value)]).filter(([, value]) => value !== "0");
-  return h("figure", {}, h("h3", {}, name), responsive(h("div", { class: "chart" }), paint), h("details", {}, h("summary", {}, "As a table"), table(name, ["quantile", "candidates"], rows)));
+}
+
+function paint(width, name, bars) {
+  const most = Math.max(1, ...bars.map(({ value }) => value));
+  const step = Math.ceil(most / 4);
+  const picture = chart({
+    width,
+    height: HEIGHT,
+    x: [0, 1],
+    y: [0, most],
+    xTicks: [0, 0.25, 0.5, 0.75, 1],
+    yTicks: Array.from({ length: Math.floor(most / step) + 1 }, (_, i) => i * step),
+    xLabel: "quantile",
+    yLabel: "candidates",
+    title: `${name}: ${count(
+      bars.reduce((sum, { value }) => sum + value, 0),
+      "candidate",
+    )}`,
+  });
+  const { x, y, add } = picture;
+  add(
+    ...bars
+      .filter(({ value }) => value)
+      .map(({ start, end, value }) =>
+        s("rect", {
+          class: "bar",
+          x: x(start) + 1,
+          y: y(value),
+          width: x(end) - x(start) - 2,
+          height: y(0) - y(value),
+        }),
+      ),
+  );
+  return picture.svg;
 }

@@ -28,14 +28,15 @@ export function buckets(samples, name, wants = () => true) {
   return cumulative.map(([end, value], i) => [end, value - (i ? cumulative[i - 1][1] : 0)]);
 }
 
-/** The value that a share of a histogram lies below, or null without observations. Within a bucket it is interpolated. */
+/** The value that a share of a histogram lies below, by interpolation in its bucket; null without observations. */
 export function percentile(histogram, share) {
   const all = histogram.reduce((sum, [, value]) => sum + value, 0);
   if (!all) return null;
   let below = 0;
   let start = 0;
   for (const [end, value] of histogram) {
-    if (below + value >= share * all) return Number.isFinite(end) ? start + ((share * all - below) / value) * (end - start) : start;
+    if (below + value >= share * all)
+      return Number.isFinite(end) ? start + ((share * all - below) / value) * (end - start) : start;
     below += value;
     start = end;
   }

@@ -87,6 +87,17 @@ async def test_what_is_loaded_is_served_and_what_is_unloaded_is_not(
     assert (await client.post("/v1/best-of-n", json=BODY | {"model": "worst"})).status_code == 404
 
 
+async def test_the_session_describes_what_is_loaded(client: httpx.AsyncClient) -> None:
+    async def cards() -> dict[str, bool]:
+        return {model["id"]: "card" in model for model in (await client.get("/v1/session")).json()["models"]}
+
+    assert await cards() == {"best": True}
+    await client.post("/v1/adapters", json={"bundle": "more"})
+    assert await cards() == {"best": True, "worst": True}
+    await client.delete("/v1/adapters/worst")
+    assert await cards() == {"best": True}
+
+
 async def test_what_is_being_answered_is_finished_first(client: httpx.AsyncClient, engines: FakeEngines) -> None:
     await client.post("/v1/adapters", json={"bundle": "more"})
     engines.slow = {7}
