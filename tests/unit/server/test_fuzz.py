@@ -2,15 +2,12 @@
 
 import logging
 import os
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 import httpx
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
@@ -18,6 +15,7 @@ from schemathesis import GenerationMode
 from server.app import create_app
 from server.settings import Settings
 from tests.fakes import SCORER, FakeEngines, fake_served
+from tests.http_server import serve_app
 
 EXAMPLES = int(os.environ.get("INFALIGN_FUZZ", "40"))
 """Requests per endpoint and kind."""
@@ -31,17 +29,8 @@ def engines() -> FakeEngines:
 @pytest.fixture(scope="module")
 def url(engines: FakeEngines) -> Iterator[str]:
     app = create_app(Settings(max_n=8, deadline=5), engines, fake_served(scorer=SCORER))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with serve_app(app) as url:
+        yield url
 
 
 def test_no_request_is_a_server_error(url: str, engines: FakeEngines, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,18 +1,17 @@
 """The playground in a real browser, over engines in memory."""
 
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from server.app import create_app
 from server.settings import Settings
 from tests.fakes import KNOWN, FakeEngines, ScriptedEngines, fake_served
+from tests.http_server import serve_app
 from tests.keys import key, keys_file
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -37,24 +36,9 @@ def browser() -> Iterator[Any]:
 
 
 @contextmanager
-def running(app: Any) -> Iterator[str]:
-    """Serve an application, and say where."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-@contextmanager
 def playground(engines: FakeEngines, **settings: Any) -> Iterator[str]:
-    with running(create_app(Settings(max_n=16, **settings), engines, fake_served())) as address:
-        yield address
+    with serve_app(create_app(Settings(max_n=16, **settings), engines, fake_served())) as url:
+        yield f"{url}/"
 
 
 def answering() -> FakeEngines:
@@ -344,8 +328,8 @@ def test_it_works_behind_a_path_prefix(engines: FakeEngines, visit: Callable[...
             scope = {**scope, "path": scope["path"].removeprefix("/models")}
         await inner(scope, receive, send)
 
-    with running(proxy) as address:
-        page = visit(f"{address}models/")
+    with serve_app(proxy) as address:
+        page = visit(f"{address}/models/")
         ask(page)
         expect(page.locator("#selected")).to_be_visible()
 
