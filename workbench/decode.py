@@ -73,9 +73,7 @@ def decode(
     with access.serve(output.with_name(f"{output.name}.server.log")) as url:
         asyncio.run(_run(batch, items, url, access))
     failures = batch.finish()
-    click.echo(
-        f"{len(items) - failures:,} answers in {output}" + (f"; {failures:,} rows have an error" if failures else "")
-    )
+    click.echo(f"{output}: answers {len(items) - failures:,}, errors {failures:,}")
     return 1 if failures else 0
 
 

@@ -8,7 +8,7 @@ InfAlignError
     │   ├── Busy            the server, or the key, has as many requests as it takes
     │   └── Unreachable     no server answered, or it broke off
     ├── RequestRefused      the server will never accept this request
-    └── StoreMismatch       a folder was made with other settings, or is damaged
+    └── StoreMismatch       a folder was made with other settings, is damaged, or is in use
 """
 
 from infalign.errors import InfAlignError
@@ -77,4 +77,4 @@ class RequestRefused(WorkbenchError):
 
 
 class StoreMismatch(WorkbenchError):
-    """A folder was made with other settings, or is damaged."""
+    """A folder was made with other settings, is damaged, or is in use."""

@@ -173,7 +173,7 @@ def _summarise(store: Store, output: Path) -> int:
     missing = ", ".join(f"{count:,} by {code}" for code, count in codes.most_common())
     first = store.failures[0]
     click.echo(
-        f"{codes.total():,} samples are missing: {missing}. The first: {first.message} ({output / 'failures.jsonl'})",
+        f"missing samples: {missing}. The first: {first.message} ({output / 'failures.jsonl'})",
         err=True,
     )
     return 1

@@ -4,6 +4,7 @@ Parquet files cannot be appended to. So samples are first written to a journal, 
 is long enough, or the run ends, it becomes a Parquet file, which is written under another name and then renamed.
 """
 
+import fcntl
 import json
 import os
 from collections import defaultdict
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -21,7 +22,7 @@ from workbench.samples import Sample, make_schema
 
 FORMAT = 1
 """Version of the folder's layout."""
-SETTINGS, JOURNAL, FAILURES, PARTS = "campaign.json", "journal.jsonl", "failures.jsonl", "samples"
+SETTINGS, JOURNAL, FAILURES, PARTS, LOCK = "campaign.json", "journal.jsonl", "failures.jsonl", "samples", ".lock"
 PART_ROWS = 5000
 """Samples of a Parquet file."""
 EXTENSIBLE = frozenset({"n", "until_width", "hit"})
@@ -86,6 +87,7 @@ class Store:
         self.notes: list[str] = []
         self._done: defaultdict[str, set[int]] = defaultdict(set)
         (directory / PARTS).mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(directory)
         self._write_settings(settings)
         for table in read_parts(directory, ["prompt_id", "index"]):
             for row in table.to_pylist():
@@ -168,6 +170,7 @@ class Store:
             self.write_part()
         finally:
             self._journal.close()
+            self._lock.close()
 
     def _write_settings(self, settings: dict[str, Any]) -> None:
         path = self.directory / SETTINGS
@@ -241,6 +244,12 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
             )
 
 
+def count_pending(directory: Path) -> int:
+    """Count the samples that are in the journal and in no Parquet file yet."""
+    path = directory / JOURNAL
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
 def read_parts(directory: Path, columns: list[str] | None = None) -> Iterator[Any]:
     """Read the Parquet files of a campaign, each as a :class:`pyarrow.Table`.
 
@@ -274,6 +283,17 @@ def write_atomically(path: Path, write: Any) -> None:
     with new.open("rb+") as file:
         os.fsync(file.fileno())
     new.replace(path)
+
+
+def _lock(directory: Path) -> IO[bytes]:
+    """Keep other processes from a folder, until this one ends or closes the file."""
+    file = (directory / LOCK).open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise StoreMismatch(f"{directory}: another infalign probe is writing here") from error
+    return file
 
 
 def _write_all(file: FileIO, content: bytes) -> None:

@@ -32,7 +32,7 @@ from workbench.report.figures import (
     WorstPoint,
 )
 from workbench.report.table import SampleTable
-from workbench.store import Failures, read_settings
+from workbench.store import Failures, count_pending, read_settings
 
 TAG_VALUES = 24
 """A tag with more values than that has no table."""
@@ -71,6 +71,11 @@ def analyse(directory: Path, table: SampleTable, question: Question) -> Report:
         missing[failure.code] += len(failure.indices)
     scopes = table.values("scope")
     notes = []
+    if pending := count_pending(directory):
+        notes.append(
+            f"{pending:,} samples of a run that is under way, or was killed, are not in this report yet. "
+            "The same infalign probe command adds them."
+        )
     if set(scopes) - {"prompt"} and any("quantile" in criterion.columns for criterion in question.criteria):
         notes.append(
             "Some quantiles do not refer to their own prompt, so they can only be compared loosely. "

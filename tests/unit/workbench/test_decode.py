@@ -19,7 +19,7 @@ def test_rows_are_in_the_order_of_the_file_and_keep_their_tags(run: Run, url: st
     path.write_text("prompt,kind\n" + "".join(f"question {number},{number % 2}\n" for number in range(20)))
     result = run("decode", path, "--url", url, "--procedure", "best-of-4", "--seed", 3, "--output", out)
     assert result.exit_code == 0
-    assert f"20 answers in {out}\n" in result.output
+    assert f"{out}: answers 20, errors 0\n" in result.output
     rows = lines(out)
     assert [row["prompt"] for row in rows] == [f"question {number}" for number in range(20)]
     assert [row["tags"]["kind"] for row in rows] == [str(number % 2) for number in range(20)]
@@ -59,7 +59,7 @@ def test_a_row_that_is_refused_says_why(run: Run, url: str, tmp_path: Path) -> N
     path.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "b" * 500}) + "\n")
     result = run("decode", path, "--url", url, "--output", out)
     assert result.exit_code == 1
-    assert f"1 answers in {out}; 1 rows have an error" in result.output
+    assert f"{out}: answers 1, errors 1\n" in result.output
     good, bad = lines(out)
     assert good["error"] is None
     assert bad["text"] is None

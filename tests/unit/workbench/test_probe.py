@@ -76,7 +76,7 @@ def test_a_sample_that_fails_is_asked_for_again_and_never_forever(
         arguments = ("probe", questions, "--url", url, "--n", 8, "--output", out, "--retries", 3)
         result = run(*arguments)
         assert result.exit_code == 1
-        assert "1 samples are missing: 1 by engine_error" in result.output
+        assert "missing samples: 1 by engine_error. The first: " in result.output
         assert waits == [1, 2, 3]
         assert len(rows(out)) == 47
         assert sum(sampling.seed == lost for sampling in engines.drawn) == 4
@@ -91,10 +91,10 @@ def test_a_prompt_that_is_refused_costs_no_other(run: Run, home: Path, tmp_path:
     with serve_app(create_app(Settings(max_n=4), FakeEngines(), fake_served())) as url:
         result = run("probe", path, "--url", url, "--n", 8, "--output", out)
         assert result.exit_code == 1
-        assert "8 samples are missing: 8 by context_length_exceeded" in result.output
+        assert "missing samples: 8 by context_length_exceeded" in result.output
         assert {row["prompt"] for row in rows(out)} == {"a", "c"}
         again = run("probe", path, "--url", url, "--n", 8, "--output", out)
-    assert "8 samples are missing" in again.output  # it is remembered, and not asked for again
+    assert "missing samples: 8" in again.output  # it is remembered, and not asked for again
 
 
 def test_a_busy_server_is_saturated_and_refuses_little(run: Run, home: Path, questions: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from infalign.errors import DiskFull
 from workbench import store as module
 from workbench.errors import StoreMismatch
 from workbench.samples import Sample, make_schema
-from workbench.store import Failure, Failures, Store, read_parts
+from workbench.store import Failure, Failures, Store, count_pending, read_parts
 
 SETTINGS = {"n": 4, "seed": 0, "model": "demo"}
 
@@ -38,7 +38,11 @@ def stored(directory: Path) -> list[int]:
 
 def test_a_killed_run_goes_on_from_its_journal(tmp_path: Path) -> None:
     killed = Store(tmp_path, SETTINGS)
-    killed.add([make_sample(0), make_sample(2)])  # never closed
+    killed.add([make_sample(0), make_sample(2)])
+    with pytest.raises(StoreMismatch, match="another infalign probe is writing here"):
+        Store(tmp_path, SETTINGS)
+    del killed  # never closed
+    assert count_pending(tmp_path) == 2
     again = Store(tmp_path, SETTINGS)
     assert again.done("p") == {0, 2}
     again.add([make_sample(1), make_sample(2)])
@@ -142,6 +146,7 @@ def test_only_failures_for_good_are_remembered(tmp_path: Path) -> None:
             Failure(prompt_id="p", prompt="Why?", indices=[1], code="c", message="m", attempts=1, permanent=permanent)
         )
     assert [failure.permanent for failure in Failures(tmp_path).read()] == [True, False]
+    store.close()
     assert [failure.permanent for failure in Store(tmp_path, SETTINGS).failures] == [True]
 
 
