@@ -9,7 +9,17 @@ import pytest
 INTEGRATION = "tests/integration"
 SERVED = tuple(
     f"{INTEGRATION}/test_{name}.py"
-    for name in ("calibrations", "clients", "engine_refusals", "loadtest", "readme", "remote", "serving", "turns")
+    for name in (
+        "calibrations",
+        "campaigns",
+        "clients",
+        "engine_refusals",
+        "loadtest",
+        "readme",
+        "remote",
+        "serving",
+        "turns",
+    )
 )
 """Files that share one server. One process runs them all, so that it is started once."""
 FIRST = (

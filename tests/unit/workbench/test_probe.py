@@ -219,3 +219,14 @@ def test_mistakes_are_named(run: Run, url: str, questions: Path, tmp_path: Path,
     result = run("probe", questions, "--url", url, "--output", tmp_path / "c", *arguments)
     assert result.exit_code == 2
     assert MISTAKES[arguments] in result.output
+
+
+def test_a_bundle_that_cannot_be_served_says_why(run: Run, home: Path, questions: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "bundle"
+    empty.mkdir()
+    result = run("probe", questions, "--bundle", empty, "--output", tmp_path / "c")
+    assert result.exit_code == 2
+    assert "the server of the bundle ended with status 2: " in result.output
+    assert f"{empty}" in result.output
+    missing = run("probe", questions, "--bundle", tmp_path / "nothing", "--output", tmp_path / "c")
+    assert "--bundle: got '" in missing.output
