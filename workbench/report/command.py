@@ -57,7 +57,9 @@ JUDGE_REQUESTS, JUDGE_PATIENCE, JUDGE_TIMEOUT = 8, 300.0, 660.0
     "--forecast", type=click.IntRange(2, 10**9), default=10_000, show_default=True, help="Largest k that is forecast."
 )
 @click.option(
-    "--least", type=click.IntRange(1), help="Leave out prompts with fewer samples.  [default: half of the most]"
+    "--least",
+    type=click.IntRange(1),
+    help="Leave out prompts with fewer samples.  [default: half of the most; 1 with --until-width or --responses]",
 )
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: DIRECTORY/report.html]"
@@ -97,8 +99,7 @@ def report(
     """
     criteria = [parse_criterion(text) for text in hits or (DEFAULT_HIT,)]
     conditions = [parse_gate(text) for text in gates]
-    read_settings(directory)
-    table = SampleTable(directory, least)
+    table = _read_table(directory, least)
     extra: dict[str, Sequence[Any]] = {}
     if labels and tag:
         raise InvalidValue("--label", tag, "--labels or --label, not both")
@@ -110,7 +111,7 @@ def report(
     question = Question(criteria, extra, _parse_detector(detector), forecast)
     result = analyse(directory, table, question)
     if other:
-        comparison = compare(directory, table, other, SampleTable(other, least), _own(criteria))
+        comparison = compare(directory, table, other, _read_table(other, least), _own(criteria))
         result = result.model_copy(update={"comparison": comparison})
     from workbench.report.page import render_page
 
@@ -130,6 +131,13 @@ def report(
     for line in failures:
         click.echo(f"failed: {line}", err=True)
     return 1 if failures else 0
+
+
+def _read_table(directory: Path, least: int | None) -> SampleTable:
+    """Read a campaign. Where prompts have different numbers of samples on purpose, none is left out by default."""
+    settings = read_settings(directory)
+    varies = settings.get("until_width") or settings.get("responses")
+    return SampleTable(directory, 1 if least is None and varies else least)
 
 
 def _own(criteria: Sequence[Criterion]) -> list[Criterion]:

@@ -52,6 +52,22 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray
     return directory, make_campaign(directory)
 
 
+def make_sample(prompt_id: str, index: int) -> Sample:
+    return Sample(
+        prompt_id=prompt_id,
+        index=index,
+        prompt=prompt_id,
+        text="So.",
+        reward=float(index),
+        quantile=0.5,
+        quantile_low=0.4,
+        quantile_high=0.6,
+        scope="prompt",
+        model="demo",
+        bundle="a-b",
+    )
+
+
 def read(directory: Path) -> dict[str, Any]:
     return dict(json.loads((directory / "report.json").read_text(encoding="utf-8")))
 
@@ -185,6 +201,17 @@ def test_mistakes_are_named(
     result = run("report", campaign[0], *arguments)
     assert result.exit_code == 2
     assert MISTAKES[arguments] in result.output
+
+
+def test_prompts_that_needed_few_samples_are_not_left_out(run: Run, tmp_path: Path) -> None:
+    for name, width, least in (("fixed", None, 9), ("narrow", 0.1, 2)):
+        store = Store(tmp_path / name, {"model": "demo", "bundle": "a-b", "until_width": width})
+        for prompt, count in (("p", 10), ("q", 2), ("r", 9)):
+            store.add(make_sample(prompt, index) for index in range(count))
+        store.close()
+        assert run("report", tmp_path / name).exit_code == 0
+        report = read(tmp_path / name)
+        assert (report["least"], report["left_out"]) == (least, int(name == "fixed"))
 
 
 def test_a_folder_without_samples_is_named(run: Run, tmp_path: Path) -> None:
