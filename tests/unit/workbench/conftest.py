@@ -9,6 +9,7 @@ from server.settings import Settings
 from tests.commands import run_here
 from tests.fakes import FakeEngines, fake_served
 from tests.http_server import serve_app
+from workbench.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,19 @@ def questions(tmp_path: Path) -> Path:
     path = tmp_path / "questions.txt"
     path.write_text("".join(f"question {number}\n" for number in range(6)))
     return path
+
+
+def make_sample(index: int, prompt_id: str = "p") -> Sample:
+    return Sample(
+        prompt_id=prompt_id,
+        index=index,
+        prompt=prompt_id,
+        text="So.",
+        reward=float(index),
+        quantile=0.5,
+        quantile_low=0.4,
+        quantile_high=0.6,
+        scope="prompt",
+        model="demo",
+        bundle="a-b",
+    )

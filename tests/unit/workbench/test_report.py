@@ -11,7 +11,7 @@ import pytest
 from infalign import WorstOfN
 from infalign.estimators import expected_value
 from infalign.hits import hit_at_k
-from tests.unit.workbench.conftest import Run
+from tests.unit.workbench.conftest import Run, make_sample
 from workbench.report.gate import parse_gate
 from workbench.samples import Sample
 from workbench.store import Store
@@ -50,22 +50,6 @@ def make_campaign(directory: Path, shift: float = 0.0, bundle: str = "a-b") -> n
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray[Any, Any]]:
     directory = tmp_path_factory.mktemp("campaign")
     return directory, make_campaign(directory)
-
-
-def make_sample(prompt_id: str, index: int) -> Sample:
-    return Sample(
-        prompt_id=prompt_id,
-        index=index,
-        prompt=prompt_id,
-        text="So.",
-        reward=float(index),
-        quantile=0.5,
-        quantile_low=0.4,
-        quantile_high=0.6,
-        scope="prompt",
-        model="demo",
-        bundle="a-b",
-    )
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -207,7 +191,7 @@ def test_prompts_that_needed_few_samples_are_not_left_out(run: Run, tmp_path: Pa
     for name, width, least in (("fixed", None, 9), ("narrow", 0.1, 2)):
         store = Store(tmp_path / name, {"model": "demo", "bundle": "a-b", "until_width": width})
         for prompt, count in (("p", 10), ("q", 2), ("r", 9)):
-            store.add(make_sample(prompt, index) for index in range(count))
+            store.add(make_sample(index, prompt) for index in range(count))
         store.close()
         assert run("report", tmp_path / name).exit_code == 0
         report = read(tmp_path / name)

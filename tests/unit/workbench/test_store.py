@@ -8,28 +8,13 @@ import pytest
 
 from infalign import InfAlignError
 from infalign.errors import DiskFull
+from tests.unit.workbench.conftest import make_sample
 from workbench import store as module
 from workbench.errors import StoreMismatch
 from workbench.samples import Sample, make_schema
 from workbench.store import Failure, Failures, Store, count_pending, read_parts
 
 SETTINGS = {"n": 4, "seed": 0, "model": "demo"}
-
-
-def make_sample(index: int, prompt_id: str = "p") -> Sample:
-    return Sample(
-        prompt_id=prompt_id,
-        index=index,
-        prompt="Why?",
-        text="So.",
-        reward=1.0,
-        quantile=0.5,
-        quantile_low=0.4,
-        quantile_high=0.6,
-        scope="prompt",
-        model="demo",
-        bundle="a-b",
-    )
 
 
 def stored(directory: Path) -> list[int]:
