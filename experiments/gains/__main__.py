@@ -118,8 +118,9 @@ def curves(output: Path, seeds: int, workers: int, steps: tuple[int, ...], width
             click.echo(f"{places[job].draws} draws, width {width}: {job.method.name}, seed {job.seed}", err=True)
     results = measured.results(anchors)
     draw_curves(results, output / "curves.svg")
-    (output / "curves.md").write_text(write_curves(results), encoding="utf-8")
-    click.echo(write_curves(results))
+    text = write_curves(results, seeds)
+    (output / "curves.md").write_text(text, encoding="utf-8")
+    click.echo(text)
 
 
 @main.command()

@@ -107,11 +107,31 @@ class Curves:
         return whole
 
 
-def write_curves(curves: dict[Place, Results]) -> str:
-    """Write the table, in Markdown."""
+HEAD = """# More draws, wider networks
+
+How the win rates of CTRL `optimal` and the calibrated identity grow with the responses that are drawn in training, and
+with the width of the network. Each has its learning rate of the [main table](../reproduce.md) times √(30,720 / draws),
+{seeds} of training, and a KL of about 0.5. Intervals of 95% are over prompts and seeds.
+
+Made by `python -m experiments.gains curves --output docs/results/curves`, which goes on where it was interrupted.
+[Every policy](policies.json), [numbers](curves.json).
+
+![Win rates and the share of theory's room against draws](curves.svg)
+
+*Dots: test prompts. Crosses: training prompts. Horizontal lines: what theory allows CTRL (above) and the identity.*
+"""
+
+
+def write_curves(curves: dict[Place, Results], seeds: int) -> str:
+    """Write the page, in Markdown.
+
+    Args:
+        curves: Results of :meth:`Curves.results`.
+        seeds: Policies per method and point.
+    """
     names = "width, draws, under, calibrated identity, CTRL, gain, theory's room, share of it, gain by the judge, "
     names += "KL that shows, theory at that, CTRL on training prompts"
-    lines = write_head(names.split(", "))
+    lines = [HEAD.format(seeds="one seed" if seeds == 1 else f"{seeds} seeds"), *write_head(names.split(", "))]
     for place, results in curves.items():
         for baseline, method, procedure in STUDIED:
             shown = results.visible_kl(method)
@@ -164,11 +184,14 @@ def draw_curves(curves: dict[Place, Results], output: Path) -> None:
         last = list(curves.values())[-1]
         for colour, each in zip(COLOURS, (baseline, method), strict=False):
             axes[number].axhline(last.theory(each, procedure), color=colour, linewidth=0.8, alpha=0.7)
+    ticks = sorted({place.draws for place in curves})
     axes[0].set_ylabel("win rate over the reference")
     axes[-1].axhline(1, color="black", linewidth=0.8)
     axes[-1].set_ylim(bottom=0)
     for axis in axes:
         axis.set_xscale("log")
+        axis.set_xticks(ticks, [f"{tick / 1000:.0f}k" for tick in ticks])
+        axis.minorticks_off()
         axis.set_xlabel("responses drawn in training")
         axis.legend(fontsize=7, frameon=False)
     save(figure, output, numbers)
