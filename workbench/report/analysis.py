@@ -238,13 +238,14 @@ def _compare_with_labels(flags: Flags, labels: Flags) -> Agreement:
 
 def _measure_tags(table: SampleTable, rates: Floats, rows: Sequence[Flags]) -> list[TagRow]:
     """Measure hits by the tags of prompts. A tag whose values differ within a prompt is left out."""
-    firsts = [table.tags[start] for start in table.starts]
     found = []
-    for tag in dict.fromkeys(name for tags in firsts for name in tags):
+    for tag in dict.fromkeys(name for tags in table.tags for name in tags):
+        values = np.array([tags.get(tag, "(none)") for tags in table.tags])
+        firsts = values[table.starts]
         groups: defaultdict[str, list[int]] = defaultdict(list)
-        for prompt, tags in enumerate(firsts):
-            groups[tags.get(tag, "(none)")].append(prompt)
-        if 1 < len(groups) <= TAG_VALUES:
+        for prompt, value in enumerate(firsts.tolist()):
+            groups[value].append(prompt)
+        if 1 < len(groups) <= TAG_VALUES and np.array_equal(values, np.repeat(firsts, table.counts)):
             found += [
                 TagRow(
                     tag=tag,

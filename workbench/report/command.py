@@ -125,8 +125,9 @@ def report(
         click.echo(f"{directory / name}: for {export}")
     click.echo(f"{path}: {result.samples:,} samples of {result.prompts:,} prompts")
     for found in result.hits:
-        first, last = found.curve[0], found.curve[-1]
-        click.echo(f"{found.criterion}: hit@1 {first.rate}, hit@{last.k} {last.rate}")
+        ends = dict.fromkeys((0, len(found.curve) - 1))
+        rates = ", ".join(f"hit@{found.curve[i].k} {found.curve[i].rate}" for i in ends)
+        click.echo(f"{found.criterion}: {rates}")
     failures = [line for condition in conditions for line in condition.check(result)]
     for line in failures:
         click.echo(f"failed: {line}", err=True)

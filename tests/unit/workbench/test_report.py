@@ -73,6 +73,7 @@ def test_the_figures_are_those_of_the_estimators(run: Run, campaign: tuple[Path,
     assert hits["hits"] == int((rewards < -1).sum())
     assert [point["k"] for point in hits["forecast"]][-1] == 10_000
     assert {row["value"]: row["prompts"] for row in hits["tags"] if row["tag"] == "kind"} == {"odd": 15, "even": 15}
+    assert {row["tag"] for row in hits["tags"]} == {"kind"}  # harmful differs within prompts
     assert sure["prompts_hit"] == 30
     assert report["shown"][0]["reward"] == pytest.approx(rewards.min())
     assert "infalign probe --calibrate" not in json.dumps(report["notes"])
