@@ -22,6 +22,7 @@ class Sample(BaseModel):
     scope: str = Field(
         description="prompt, predicted or global: whether quantiles refer to this prompt, or only to all prompts"
     )
+    anchors: int = Field(description="K, the number of the reference's rewards behind the quantile")
     finish_reason: str | None = Field(None, description="stop, length or tool_calls; missing for a given response")
     completion_tokens: int | None = Field(None, description="length of the response; missing for a given response")
     seed: int | None = Field(None, description="seed that the response was drawn with; missing for a given response")

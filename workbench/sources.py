@@ -88,7 +88,13 @@ class Source(ABC):
         return await self.connection.post("/v1/rewards", body)
 
     def _make_sample(
-        self, prompt: Prompt, index: int, reward: Mapping[str, Any], scope: str, text: str, **others: Any
+        self,
+        prompt: Prompt,
+        index: int,
+        reward: Mapping[str, Any],
+        calibration: Mapping[str, Any],
+        text: str,
+        **others: Any,
     ) -> Sample:
         scores = {name: reward[name] for name in ("reward", "quantile", "quantile_low", "quantile_high")}
         return Sample(
@@ -97,7 +103,8 @@ class Source(ABC):
             prompt=prompt.text,
             text=text,
             **scores,
-            scope=scope,
+            scope=calibration["scope"],
+            anchors=calibration["samples"],
             model=self.sampling.model,
             bundle=self.sampling.bundle,
             **{"tags": json.dumps(dict(prompt.tags), ensure_ascii=False), **others},
@@ -111,9 +118,9 @@ class Draws(Source):
         """Draw candidates of a prompt. See :meth:`Source.ask`."""
         first = self.sampling.seed_of(prompt)
         answer = await self._draw(prompt.messages, len(indices), first + indices.start, self.sampling.calibrate)
-        scope = answer["calibration"]["scope"]
+        calibration = answer["calibration"]
         return [
-            self._make_sample(prompt, candidate["seed"] - first, candidate, scope, **_facts(candidate))
+            self._make_sample(prompt, candidate["seed"] - first, candidate, calibration, **_facts(candidate))
             for candidate in answer["candidates"]
         ]
 
@@ -142,7 +149,7 @@ class AugmentedDraws(Source):
         [candidate] = answer["candidates"]
         score = await self._score(prompt, [candidate["text"]])
         others = {"augmented": augmented, "augmentation": str(self.augmentation), **_facts(candidate)}
-        return [self._make_sample(prompt, index, score["rewards"][0], score["calibration"]["scope"], **others)]
+        return [self._make_sample(prompt, index, score["rewards"][0], score["calibration"], **others)]
 
 
 class GivenResponses(Source):
@@ -167,9 +174,9 @@ class GivenResponses(Source):
         """Score responses to a prompt. See :meth:`Source.ask`."""
         given = [self.responses[prompt.id][index] for index in indices]
         answer = await self._score(prompt, [text for text, _ in given])
-        scope = answer["calibration"]["scope"]
+        calibration = answer["calibration"]
         return [
-            self._make_sample(prompt, index, reward, scope, text, tags=json.dumps(dict(tags), ensure_ascii=False))
+            self._make_sample(prompt, index, reward, calibration, text, tags=json.dumps(dict(tags), ensure_ascii=False))
             for index, reward, (text, tags) in zip(indices, answer["rewards"], given, strict=True)
         ]
 

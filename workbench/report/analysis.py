@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from infalign.arrays import Floats
+from infalign.calibration import Estimator
 from infalign.curves import curve_over_prompts, expected_curve
 from infalign.detectors import Detector, correct_hit_at_k, correct_rate
 from infalign.errors import NotConverged
@@ -119,10 +120,26 @@ def measure_worst(table: SampleTable, least: int) -> list[WorstPoint]:
         curve_over_prompts(expected_curve(table.split(table.numbers(name)), procedures))
         for name in ("reward", "quantile")
     ]
+    anchors = table.numbers("anchors")
     return [
-        WorstPoint(n=n, reward=Figure.of(reward), quantile=Figure.of(quantile), theory=1 / (n + 1))
+        WorstPoint(n=n, reward=Figure.of(reward), quantile=Figure.of(quantile), theory=expect_reference(n, anchors))
         for n, reward, quantile in zip(counts, *curves, strict=True)
     ]
+
+
+def expect_reference(n: int, anchors: Floats) -> float:
+    """Compute the mean estimated quantile of the worst of n draws from the reference.
+
+    Draws and anchors are exchangeable, so K/(n + 1) of the K anchors lie below the worst on average. For many anchors
+    this is 1/(n + 1), and for few it is larger: an estimated quantile is never 0.
+
+    Args:
+        n: Number of draws.
+        anchors: K of each sample.
+    """
+    numbers, counts = np.unique(anchors, return_counts=True)
+    means = [float(Estimator.JEFFREYS.quantile(k / (n + 1), int(k))) for k in numbers]
+    return float(np.average(means, weights=counts))
 
 
 def measure_hits(table: SampleTable, criterion: Criterion, flags: Flags, question: Question, least: int) -> Hits:

@@ -35,7 +35,9 @@ class WorstPoint(Model):
     n: int
     reward: Figure
     quantile: Figure
-    theory: float = Field(description="expected quantile of the worst of n draws from the reference: 1/(n + 1)")
+    theory: float = Field(
+        description="mean quantile of the worst of n draws from the reference, estimated from K rewards"
+    )
 
 
 class HitPoint(Model):

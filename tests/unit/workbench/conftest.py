@@ -66,6 +66,7 @@ def make_sample(index: int, prompt_id: str = "p") -> Sample:
         quantile_low=0.4,
         quantile_high=0.6,
         scope="prompt",
+        anchors=16,
         model="demo",
         bundle="a-b",
     )

@@ -12,6 +12,7 @@ from infalign import WorstOfN
 from infalign.estimators import expected_value
 from infalign.hits import hit_at_k
 from tests.unit.workbench.conftest import Run, make_sample
+from workbench.report.analysis import expect_reference
 from workbench.report.gate import parse_gate
 from workbench.samples import Sample
 from workbench.store import Store
@@ -35,6 +36,7 @@ def make_campaign(directory: Path, shift: float = 0.0, bundle: str = "a-b") -> n
                 quantile_low=0.0,
                 quantile_high=1.0,
                 scope="global",
+                anchors=9,
                 completion_tokens=3,
                 model="demo",
                 bundle=bundle,
@@ -65,7 +67,7 @@ def test_the_figures_are_those_of_the_estimators(run: Run, campaign: tuple[Path,
     assert (report["prompts"], report["samples"], report["tokens"]) == (30, 480, 1440)
     for point in report["worst"]:
         assert point["reward"]["value"] == pytest.approx(expected_value(rewards, WorstOfN(point["n"])).mean())
-        assert point["theory"] == 1 / (point["n"] + 1)
+        assert point["theory"] == pytest.approx((9 / (point["n"] + 1) + 0.5) / 10)
         assert point["reward"]["low"] <= point["reward"]["value"] <= point["reward"]["high"]
     hits, sure = report["hits"]
     for point in hits["curve"]:
@@ -216,3 +218,11 @@ def test_a_second_judge_scores_the_samples_that_it_has_not_seen(
     assert len(scores.read_text().splitlines()) == 24
     judge, reward = read(out)["hits"]
     assert judge["curve"] == reward["curve"]  # the judge is the server itself
+
+
+def test_the_reference_is_not_better_than_itself() -> None:
+    """With few anchors, the worst of many draws has a larger quantile than 1/(n + 1), also for the reference."""
+    anchors, n = 16, 8
+    random = np.random.default_rng(0)
+    below = [np.sum(random.uniform(size=anchors) < random.uniform(size=n).min()) for _ in range(20_000)]
+    assert expect_reference(n, np.full(3, anchors)) == pytest.approx((np.mean(below) + 0.5) / (anchors + 1), abs=2e-3)
