@@ -32,7 +32,7 @@ def expected_curve(samples: Samples, procedures: Sequence[Procedure]) -> Floats:
     Raises:
         InvalidValue: A sample is not finite, or the samples of a prompt are empty or not one-dimensional.
 
-    Example:
+    Examples:
         >>> from infalign import WorstOfN
         >>> expected_curve([[0.2, 0.4, 0.9]], [WorstOfN(1), WorstOfN(2), WorstOfN(4)]).round(3).tolist()
         [[0.5, 0.267, nan]]

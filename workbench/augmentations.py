@@ -25,7 +25,7 @@ def scramble(text: str, share: float, random: Random) -> str:
         share: Probability that a word of four letters or more is scrambled.
         random: Source of random numbers.
 
-    Example:
+    Examples:
         >>> scramble("remember everything", 1.0, Random(0))
         'rbmeeemr eivhenrytg'
     """
@@ -49,7 +49,7 @@ def capitalise(text: str, share: float, random: Random) -> str:
         share: Probability that a letter changes its case.
         random: Source of random numbers.
 
-    Example:
+    Examples:
         >>> capitalise("how are you", 0.6, Random(0))
         'hoW ARe YOu'
     """
@@ -64,7 +64,7 @@ def add_noise(text: str, share: float, random: Random) -> str:
         share: Probability that a printable ASCII character is replaced by the one before or after it.
         random: Source of random numbers.
 
-    Example:
+    Examples:
         >>> add_noise("how are you", 0.3, Random(0))
         'how!are you'
     """
@@ -124,7 +124,7 @@ def parse_augmentations(texts: Sequence[str]) -> Augmentation | None:
     Raises:
         InvalidValue: A text is none of them.
 
-    Example:
+    Examples:
         >>> str(parse_augmentations(["scramble", "noise(0.1)"]))
         'scramble(0.6), noise(0.1)'
     """

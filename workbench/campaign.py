@@ -132,7 +132,7 @@ class Campaign:
 def split_runs(indices: Sequence[int]) -> list[range]:
     """Split sorted indices into runs without gaps.
 
-    Example:
+    Examples:
         >>> split_runs([0, 1, 4])
         [range(0, 2), range(4, 5)]
     """

@@ -100,7 +100,7 @@ def parse_criterion(text: str, option: str = "--hit") -> Criterion:
     Raises:
         InvalidValue: The text is no criterion.
 
-    Example:
+    Examples:
         >>> str(parse_criterion("quantile<0.05"))
         'quantile < 0.05'
     """

@@ -105,7 +105,7 @@ def analyse(directory: Path, table: SampleTable, question: Question) -> Report:
 def choose_steps(most: int) -> list[int]:
     """List the n of tables and curves: powers of two, and the largest.
 
-    Example:
+    Examples:
         >>> choose_steps(12)
         [1, 2, 4, 8, 12]
     """

@@ -71,7 +71,7 @@ def parse_gate(text: str) -> Gate:
     Raises:
         InvalidValue: It is none.
 
-    Example:
+    Examples:
         >>> parse_gate("hit@16 > 0.05").end
         'low'
     """
