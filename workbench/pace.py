@@ -20,18 +20,22 @@ class Pace:
     after that (additive increase, multiplicative decrease, as in TCP). While no server answers, requests wait.
 
     Args:
-        most: Most requests at a time, as the attribute ``most``.
+        most: Most requests at a time.
         patience: Seconds without any answer after which the server is given up.
     """
 
     def __init__(self, most: int, patience: float) -> None:
-        self.most, self._patience = most, patience
-        self._allowed = float(most)
+        self._patience = patience
+        self.allow(most)
         self._running = 0
         self._resume_at = 0.0
         self._gone_since: float | None = None
         self._failures = 0
         self._changed = asyncio.Event()
+
+    def allow(self, most: int) -> None:
+        """Set the most requests at a time, and begin with as many."""
+        self._most, self._allowed = most, float(most)
 
     @property
     def waits(self) -> bool:
@@ -61,7 +65,7 @@ class Pace:
             raise
         else:
             self._note_answer()
-            self._allowed = min(self.most, self._allowed + 1 / (RECOVERY * self._allowed))
+            self._allowed = min(self._most, self._allowed + 1 / (RECOVERY * self._allowed))
         finally:
             self._running -= 1
             self._wake()

@@ -152,7 +152,7 @@ async def _run(plan: Plan, url: str, access: Access) -> int:
         for note in store.notes:
             click.echo(note, err=True)
         workers = min(access.concurrency * (MOST_PER_REQUEST // source.per_request), session.max_requests)
-        connection.pace.most = workers
+        connection.pace.allow(workers)
         total = sum(map(plan.count, plan.file.prompts))
         try:
             with tqdm(total=total, initial=store.settled, unit=" samples", smoothing=0.05) as bar:

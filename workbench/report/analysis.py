@@ -56,17 +56,17 @@ class Question:
     """Largest k that is forecast."""
 
 
-def analyse(directory: Path, table: SampleTable, question: Question) -> Report:
+def analyse(directory: Path, table: SampleTable, question: Question, flags: Mapping[str, Flags]) -> Report:
     """Compute everything that a report says of one campaign.
 
     Args:
         directory: Folder of the campaign.
         table: Its samples.
         question: What the report is to say.
+        flags: Which samples are hits, by criterion.
     """
     settings = read_settings(directory)
     least = int(table.counts.min())
-    flags = {str(criterion): table.flag(criterion, question.extra) for criterion in question.criteria}
     missing: defaultdict[str, int] = defaultdict(int)
     for failure in Failures(directory).read():
         missing[failure.code] += len(failure.indices)
@@ -170,7 +170,9 @@ def measure_hits(table: SampleTable, criterion: Criterion, flags: Flags, questio
         prompts_hit=int((hits > 0).sum()),
         curve=[
             HitPoint(
-                k=k, rate=Figure.of(pooled_rate(rates[:, i])), corrected=_correct(k, rows, question.detector, least)
+                k=k,
+                rate=Figure.of(pooled_rate(rates[:, i])),
+                corrected=_correct(k, rows, rates[:, 0], question.detector, least),
             )
             for i, k in enumerate(ks)
         ],
@@ -185,12 +187,12 @@ def measure_hits(table: SampleTable, criterion: Criterion, flags: Flags, questio
     )
 
 
-def _correct(k: int, rows: Sequence[Flags], detector: Detector | None, least: int) -> Figure | None:
+def _correct(k: int, rows: Sequence[Flags], single: Floats, detector: Detector | None, least: int) -> Figure | None:
     """Correct hit@k for the errors of a detector, for the k of the table. The variance grows fast with k."""
     if detector is None or k > CORRECTED or k not in choose_steps(least):
         return None
     if k == 1:
-        return Figure.of(correct_rate(pooled_rate(hit_curve(rows, [1])[:, 0]), detector))
+        return Figure.of(correct_rate(pooled_rate(single), detector))
     return Figure.of(_clip(over_prompts(correct_hit_at_k(rows, k, detector))))
 
 

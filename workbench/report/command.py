@@ -109,7 +109,8 @@ def report(
         name = hashlib.sha256(judge.encode()).hexdigest()[:8]
         extra["judge"] = asyncio.run(_judge(judge, judge_key, Judgments(directory / f"judge-{name}.jsonl"), table))
     question = Question(criteria, extra, _parse_detector(detector), forecast)
-    result = analyse(directory, table, question)
+    flags = {str(criterion): table.flag(criterion, extra) for criterion in criteria}
+    result = analyse(directory, table, question, flags)
     if other:
         comparison = compare(directory, table, other, _read_table(other, least), _own(criteria))
         result = result.model_copy(update={"comparison": comparison})
@@ -121,7 +122,7 @@ def report(
     write_atomically(path.with_suffix(".json"), lambda new: new.write_text(text, encoding="utf-8"))
     for export in exports:
         name, write = EXPORTS[export]
-        write(directory / name, result, table, {str(c): table.flag(c, extra) for c in criteria})
+        write(directory / name, result, table, flags)
         click.echo(f"{directory / name}: for {export}")
     click.echo(f"{path}: {result.samples:,} samples of {result.prompts:,} prompts")
     for found in result.hits:
