@@ -9,7 +9,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from infalign.errors import InvalidValue
+from infalign.errors import InvalidValue, shorten
 from workbench.augmentations import Augmentation, parse_augmentations
 from workbench.campaign import Campaign, Target
 from workbench.connection import Connection
@@ -105,6 +105,9 @@ def probe(
     file = read_prompts(prompts, column, limit, responses)
     for note in file.notes:
         click.echo(note, err=True)
+    if augmentation and (other := next((prompt for prompt in file.prompts if not prompt.last_text), None)):
+        wanted = f"prompts whose last message is a text, which {shorten(other.text, 80)} has not"
+        raise InvalidValue("--augment", str(augmentation), wanted)
     output.mkdir(parents=True, exist_ok=True)
     settings = {
         "file": prompts.name,

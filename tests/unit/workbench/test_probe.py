@@ -190,6 +190,15 @@ def test_augmented_prompts_are_sent_and_the_response_is_scored_for_the_prompt(
     assert {row["augmentation"] for row in samples} == {"scramble(0.6), noise(0.5)"}
 
 
+def test_only_texts_are_augmented(run: Run, url: str, tmp_path: Path) -> None:
+    path = tmp_path / "parts.jsonl"
+    message = {"role": "user", "content": [{"type": "text", "text": "Why?"}]}
+    path.write_text(json.dumps({"messages": [message]}) + "\n")
+    result = run("probe", path, "--url", url, "--augment", "noise", "--output", tmp_path / "c")
+    assert result.exit_code == 2
+    assert "--augment: got 'noise(0.06)', accepted: prompts whose last message is a text" in result.output
+
+
 def test_given_responses_are_scored(run: Run, url: str, tmp_path: Path) -> None:
     path, out = tmp_path / "rated.csv", tmp_path / "campaign"
     path.write_text("prompt,answer,harmful\nWhy?,it is 3,1\nWhy?,it is 7,0\nHow?,it is 5,0\n")
