@@ -14,7 +14,7 @@ from infalign.parsing import parse_procedure
 from infalign.procedures import BestOfN, FixedN, Standard, WorstOfN
 from workbench.batch import Batch, Item, is_batch_file, make_items, read_batch
 from workbench.options import Access, access_options, sampling_options
-from workbench.prompts import read_prompts
+from workbench.prompts import read_all_prompts
 from workbench.runner import run_tasks
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -32,7 +32,7 @@ SUFFIXES = (".jsonl", ".parquet")
 @click.option("--target-quantile", type=click.FloatRange(0, 1), help="Stop drawing when a candidate reaches it.")
 @click.option("--return-candidates", is_flag=True, help="Write all candidates, and not the selected one alone.")
 @click.option("--column", help="Column with the prompts.  [default: messages, prompt or chosen]")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many prompts.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many rows.")
 @click.option("--seed", type=click.IntRange(0, 2**62), help="Seed of each prompt's first candidate.  [default: random]")
 @click.option("--model", help="Policy of the server.  [default: its first]")
 @sampling_options
@@ -52,6 +52,8 @@ def decode(
 ) -> int:
     """Answer each prompt of the file PROMPTS, and write the selected candidates with their rewards and quantiles.
 
+    The output has one row for each row of the file, in the same order.
+
     PROMPTS is JSON lines, JSON, CSV, TSV, Parquet or lines of text. A file in OpenAI's batch format is answered in that
     format. If the command is stopped, the same command goes on where it was.
 
@@ -64,10 +66,8 @@ def decode(
     if is_batch_file(prompts):
         items = _read_requests(prompts, output, {**fields, "column": column, "candidates": return_candidates or None})
     else:
-        file = read_prompts(prompts, column, limit)
-        for note in file.notes:
-            click.echo(note, err=True)
-        items = make_items(file.prompts, _parse_procedure(procedure), fields, return_candidates)
+        rows = read_all_prompts(prompts, column, limit)
+        items = make_items(rows, _parse_procedure(procedure), fields, return_candidates)
     items = items[:limit]
     batch = Batch(output, items)
     with access.serve(output.with_name(f"{output.name}.server.log")) as url:

@@ -4,8 +4,9 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,31 @@ def read_prompts(
                 left_out["empty response"].append(number)
         elif not is_new:
             left_out["prompt that occurs before"].append(number)
-    if not prompts:
-        raise InvalidValue("PROMPTS", str(path), "a file with at least one prompt")
+    _check_some(path, prompts)
     notes = (f"{path.name}: left out {_list(rows)}: {reason}" for reason, rows in left_out.items())
     return PromptFile(tuple(prompts.values()), tuple(notes), answers)
+
+
+def read_all_prompts(path: Path, column: str | None = None, limit: int | None = None) -> list[Prompt]:
+    """Read one prompt for each row of a file, repeated and empty ones too.
+
+    Args:
+        path: A file of :func:`workbench.rows.read_rows`.
+        column: Column with the prompts; by default the first of ``messages``, ``prompt`` and ``chosen`` that there is.
+        limit: Take only so many rows.
+
+    Raises:
+        InvalidValue: The file cannot be read, has no such column, or has no row.
+    """
+    rows = islice(read_rows(path, "PROMPTS"), limit)
+    prompts = [_read_prompt(path, number, row, column) for number, row in rows]
+    _check_some(path, prompts)
+    return prompts
+
+
+def _check_some(path: Path, prompts: Collection[object]) -> None:
+    if not prompts:
+        raise InvalidValue("PROMPTS", str(path), "a file with at least one prompt")
 
 
 def parse_messages(value: Any) -> list[Message] | None:

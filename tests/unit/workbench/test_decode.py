@@ -27,6 +27,20 @@ def test_rows_are_in_the_order_of_the_file_and_keep_their_tags(run: Run, url: st
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_repeated_and_empty_prompts_have_their_rows(run: Run, url: str, tmp_path: Path) -> None:
+    path, out = tmp_path / "p.jsonl", tmp_path / "answers.jsonl"
+    prompts = ["a", "b", "a", "", "c"]
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    run("decode", path, "--url", url, "--output", out)
+    assert [row["prompt"] for row in lines(out)] == prompts
+    out.unlink()
+    run("decode", path, "--url", url, "--limit", 3, "--output", out)
+    assert [row["prompt"] for row in lines(out)] == prompts[:3]
+    path.write_text("\n")
+    refused = run("decode", path, "--url", url, "--output", tmp_path / "none.jsonl")
+    assert "accepted: a file with at least one prompt" in refused.output
+
+
 def test_worst_of_n_and_candidates_in_parquet(run: Run, url: str, questions: Path, tmp_path: Path) -> None:
     out = tmp_path / "answers.parquet"
     arguments = ("--procedure", "worst-of-4", "--seed", 3, "--return-candidates", "--output", out)
