@@ -117,7 +117,7 @@ def extend_calibration(
             "ray": ray,
         }
     )
-    workers.check_engine(law)
+    workers.check_rollouts(law)
     keys, conversations = _read_new_prompts(bundle, prompts)
     job = RolloutJob(
         bundle.reference,

@@ -37,6 +37,8 @@ BUDGET, GPU_SHARE = 2 << 30, 8
 """Bytes that a batch of draws or scores may take beside the models on a CPU, and the part of a GPU's memory there."""
 SMALL = 1 << 30
 """Bytes of a step. Below this, freed memory is kept, which is faster but leaves more of it unused."""
+ENGINE_SHARE, CPU_KV_CACHE = 0.3, 512 << 20
+"""Share of a GPU's memory that a vLLM engine beside a training takes, and bytes of its cache on a CPU."""
 Row = TypeVar("Row")
 
 
@@ -209,6 +211,8 @@ def draw_and_compare_pass(
         rewards: Bytes of the reward models.
     """
     others = rewards + (0 if config.lora else shape.bytes)
+    if config.engine == "vllm":
+        others += int(ENGINE_SHARE * gpu_memory()) or shape.bytes + CPU_KV_CACHE
     return Pass(shape, compute, length, config.lora, logits=False, response=response, others=others)
 
 

@@ -201,9 +201,10 @@ def _check(config: Config) -> None:
     from infalign.parsing import parse_mixture
     from training import workers
 
-    workers.check_engine(config.rollouts)
+    workers.check_rollouts(config.rollouts)
     if not config.ctrl:
         return
+    workers.check_engine("ctrl.engine", config.ctrl.engine)
     with quick_imports():
         from training import ctrl
         from training.evaluation.figures import check_draws, count_draws, procedures_of

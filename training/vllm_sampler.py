@@ -4,13 +4,14 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from infalign.errors import EngineFailed, one_line
@@ -19,10 +20,13 @@ from infalign.imports import quick_imports
 from infalign.manifest import SamplingLaw
 from infalign.quiet import keep_libraries_quiet
 from infalign.templates import Message, render_prompt, tokenise
+from training.memory import CPU_KV_CACHE
 from training.progress import Finished, make_bar
 
-PROMPTS_AT_ONCE, CPU_KV_CACHE, CPU_SEQUENCES, CPU_BLOCK = 64, 512 << 20, 256, 32
-"""Prompts drawn at a time, and sizes of the engine on a CPU: cache in bytes, sequences, tokens of a block."""
+PROMPTS_AT_ONCE, CPU_SEQUENCES, CPU_BLOCK = 64, 256, 32
+"""Prompts drawn at a time, and sizes of the engine on a CPU: sequences, tokens of a block."""
+WEIGHTS = "model.safetensors"
+"""File that new weights of the whole model come from."""
 
 
 def vllm_version() -> str | None:
@@ -103,7 +107,7 @@ class VllmSampler:
             raise EngineFailed(f"vLLM did not start on {directory}: {one_line(error, limit=None)}") from error
         return cls(engine, AutoTokenizer.from_pretrained(directory, trust_remote_code=False), law, request)
 
-    def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str = "rollouts") -> list[list[int]]:
+    def draw(self, prompts: Sequence[Sequence[Message]], seed: int, stage: str | None = "rollouts") -> list[list[int]]:
         """Draw one response to each prompt. To draw several, repeat the prompt.
 
         Every run of equal prompts is drawn with a seed of its own, made from ``seed`` and the place of the run. Earlier
@@ -112,7 +116,7 @@ class VllmSampler:
         Args:
             prompts: Conversations, equal ones next to each other.
             seed: Seed of the draws.
-            stage: Name that the progress bar shows.
+            stage: Name that the progress bar shows; None shows no bar.
 
         Returns:
             Token ids of each response, with the end token unless the response was cut off.
@@ -153,6 +157,22 @@ class VllmSampler:
                 for output in outputs:
                     responses += [_tokens(response) for response in output.outputs]
         return responses
+
+    def update(self, directory: Path, number: int) -> "VllmSampler":
+        """Give the engine new weights: of the whole model, or of the adapter if it was loaded with one.
+
+        Args:
+            directory: Directory with the weights in safetensors, under the names that transformers gives them.
+            number: Number of the weights, from 1: other weights have another number.
+
+        Returns:
+            The sampler that draws with them.
+        """
+        if self.adapter is None:
+            weights = load_file(directory / WEIGHTS)
+            self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.items()})
+            return self
+        return replace(self, adapter=type(self.adapter)(f"weights {number}", number, str(directory)))
 
     def next_logprobs(self, texts: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[list[float]]:
         """Compute the log-probabilities of some tokens as the next one of each text. No adapter is used.

@@ -1,40 +1,43 @@
 """Draws shards in this process, in a subprocess (vLLM), or with the actors of a Ray cluster."""
 
-import gc
 import json
 import logging
 import os
-import signal
-import sys
-import threading
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import cached_property
 from importlib.util import find_spec
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
-
-import torch
 
 from infalign.errors import EngineFailed, InfAlignError, InvalidValue
 from training.config import Ray, Rollouts
+from training.engine_process import GRACE, start_process, stop_process
 from training.progress import make_bar
 from training.runtime import prepare_process
 from training.shards import RolloutJob, Shard, ShardWorker
 from training.vllm_sampler import vllm_version
 
-GRACE = 20
-"""Seconds that a subprocess has to end by itself."""
-
-TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Environment variables of torchrun. An engine's subprocess does not train with the others, so it unsets them."""
 Results = Generator[tuple[Shard, str], None, None]
 """Yields shards and the contents of their files, in the order in which they are finished."""
 
 
-def check_engine(config: Rollouts) -> None:
+def check_engine(key: str, engine: str) -> None:
+    """Check that the library that draws is installed.
+
+    Args:
+        key: Name of the setting.
+        engine: The library.
+
+    Raises:
+        InvalidValue: It is not installed.
+    """
+    if engine == "vllm" and vllm_version() is None:
+        raise InvalidValue(key, "vllm", "transformers, unless `pip install 'infalign[cpu]'` (or gpu)")
+
+
+def check_rollouts(config: Rollouts) -> None:
     """Check that the packages that draw the rollouts are installed.
 
     Args:
@@ -43,8 +46,7 @@ def check_engine(config: Rollouts) -> None:
     Raises:
         InvalidValue: A package is not installed.
     """
-    if config.engine == "vllm" and vllm_version() is None:
-        raise InvalidValue("rollouts.engine", "vllm", "transformers, unless `pip install 'infalign[cpu]'` (or gpu)")
+    check_engine("rollouts.engine", config.engine)
     if config.ray and find_spec("ray") is None:
         raise InvalidValue("rollouts.ray", config.ray.address, "null, unless `pip install 'infalign[ray]'`")
 
@@ -79,9 +81,6 @@ def draw_in_process(job: RolloutJob, shards: Sequence[Shard], total: int) -> Res
 def draw_in_subprocess(job: RolloutJob, shards: Sequence[Shard], total: int) -> Results:
     """Draw shards in a subprocess that ends with the last shard.
 
-    vLLM changes the process that it runs in: torch's threads, a process group and the memory of the GPU. The training
-    that follows in this process must not be affected.
-
     Args:
         job: What is drawn.
         shards: Shards that are missing.
@@ -90,14 +89,7 @@ def draw_in_subprocess(job: RolloutJob, shards: Sequence[Shard], total: int) -> 
     Raises:
         EngineFailed: The subprocess could not start its engine, or died.
     """
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # what earlier stages have freed
-    context = get_context("spawn")
-    receiver, sender = context.Pipe()
-    process = context.Process(target=_send_all, args=(sender, job, shards, total), daemon=True)
-    process.start()
-    sender.close()
+    process, receiver = start_process(_send_all, job, shards, total)
     try:
         for shard in shards:
             try:
@@ -113,10 +105,7 @@ def draw_in_subprocess(job: RolloutJob, shards: Sequence[Shard], total: int) -> 
             yield shard, text
         process.join(GRACE)
     finally:
-        process.terminate()
-        process.join(GRACE)
-        process.kill()
-        process.join()
+        stop_process(process)
 
 
 def _progress_name(shard: Shard, total: int) -> str:
@@ -124,20 +113,9 @@ def _progress_name(shard: Shard, total: int) -> str:
 
 
 def _send_all(connection: Connection, job: RolloutJob, shards: Sequence[Shard], total: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends this process,
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which then clears up after itself
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    for name in TORCHRUN_VARIABLES:
-        os.environ.pop(name, None)
     actor = Actor(job)
     for shard in shards:
         connection.send(actor.try_shard(shard, _progress_name(shard, total)))
-
-
-def _end_with_parent() -> None:
-    if parent := parent_process():
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 def draw_on_ray(job: RolloutJob, shards: Sequence[Shard], config: Ray) -> Results:

@@ -80,6 +80,11 @@ class Ctrl(Section):
         "procedure, by its gradient at the present policy or by subsets of the responses to a prompt; if left out, "
         "live for best-of-n with the transformation optimal that is not annealed, and fixed elsewhere",
     )
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="library that the solver ctrl draws with; vllm gets the weights of each step, and is worth its "
+        "start where responses are long or the GPU is fast",
+    )
     seed: int | None = Field(None, ge=0, description="seed of this stage alone; the seed of the run if left out")
     target_kl: float = Field(
         gt=0, le=10, description="KL of the policy from the reference, in nats per response; 0.1 to 2 is usual"
@@ -108,6 +113,8 @@ class Ctrl(Section):
             raise ValueError(f"anneal is for a fixed Φ that is learned on-policy, not for {whose}: set ctrl.anneal=0")
         if wins and self.solver != "ctrl":
             raise ValueError(f"objective={self.objective} is for the solver ctrl, not for {self.solver}")
+        if self.engine != "transformers" and self.solver != "ctrl":
+            raise ValueError(f"engine={self.engine} is for the solver ctrl, not for {self.solver}")
         least = {"rloo": 2, "regression": 2}.get(self.solver, 2 if self.objective == "group" else 1)
         if self.generations < least:
             raise ValueError(f"generations must be at least {least} for {self.solver} with objective={self.objective}")

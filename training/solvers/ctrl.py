@@ -29,6 +29,7 @@ from training.progress import drop_rows_after, make_bar
 from training.sampler import Sampler
 from training.shared_prompts import SharedPrompts
 from training.solvers.draws import Drawer, Draws
+from training.solvers.engine import PolicyEngine
 from training.solvers.gradient import History, logit_gradient
 from training.solvers.objectives import Objective, make_objective
 from training.solvers.steering import Steering
@@ -58,8 +59,13 @@ def solve(task: Task, directory: Path) -> float:
 
     Raises:
         Diverged: The KL or the gradient is not finite, or the rewards have collapsed.
+        EngineFailed: The engine that draws did not start, or failed.
     """
-    return _Run(task).train(directory)
+    run = _Run(task)
+    try:
+        return run.train(directory)
+    finally:
+        run.close()
 
 
 class _Run:
@@ -108,6 +114,14 @@ class _Run:
         """Running mean of the quantile."""
         self._saved = 0
         """Step of the last checkpoint; 0 without one."""
+        if config.engine == "vllm":
+            weights = task.directory / f"engine-{processes.rank()}"
+            self._drawer.engine = PolicyEngine(policy, tokenizer, task.reference, self._sampler.law, weights)
+
+    def close(self) -> None:
+        """Stop the engine, if there is one."""
+        if self._drawer.engine:
+            self._drawer.engine.close()
 
     def train(self, directory: Path) -> float:
         """Take all steps, and save the policy. See :func:`solve`."""

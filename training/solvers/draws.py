@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from infalign.templates import prompt_key, render_prompt
 from training.sampler import Sampler, tokenise_prompts
 from training.seeds import derive_seed
+from training.solvers.engine import PolicyEngine
 from training.solvers.task import Task
 
 
@@ -36,6 +37,9 @@ class Drawer:
         count: Number of processes, each of which draws its share.
     """
 
+    engine: PolicyEngine | None = None
+    """Draws in place of the sampler, if there is one."""
+
     def __init__(self, task: Task, sampler: Sampler, rank: int = 0, count: int = 1) -> None:
         self._task, self._sampler, self._rank, self._count = task, sampler, rank, count
         self._keys = [prompt_key(render_prompt(sampler.tokenizer, messages)) for messages in task.prompts]
@@ -53,7 +57,11 @@ class Drawer:
         rows = self._rows(step)[rank * share : (rank + 1) * share]
         rows = [row for row in rows for _ in range(config.generations)]
         conversations = [self._task.prompts[row] for row in rows]
-        responses = self._sampler.draw(conversations, derive_seed(self._task.seed, f"step {step} process {rank}"), None)
+        seed = derive_seed(self._task.seed, f"step {step} process {rank}")
+        if self.engine:
+            responses = self.engine.draw(conversations, seed)
+        else:
+            responses = self._sampler.draw(conversations, seed, None)
         texts = self._task.texts
         answers = texts.read_all(conversations, responses) if texts else self._sampler.text(responses)
         rewards = self._task.scorer.score(conversations, answers).astype(np.float64)

@@ -1,6 +1,6 @@
 """Stage ``ctrl``: the policy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.config import Config
@@ -39,3 +39,7 @@ class AlignPolicy(Stage):
     def is_parallel(self, config: Config) -> bool:
         """Say whether the solver trains in all processes, as ctrl and rloo do."""
         return config.alignment.solver != "regression"
+
+    def libraries(self, config: Config) -> Sequence[str]:
+        """Return the library that draws."""
+        return (config.alignment.engine,)

@@ -116,6 +116,12 @@ def test_reward_models_have_names_and_weights() -> None:
         ("demo", ("transformation=log", "ctrl.objective=live"), (), "live maximises .* not transformation=log: set tr"),
         ("demo", ("ctrl.objective=live", "ctrl.anneal=0.5"), (), "^ctrl.anneal: got 0.5, accepted: anneal is"),
         ("demo", ("ctrl.objective=live", "ctrl.solver=rloo"), (), "^ctrl: got {'objective': 'live', 'solver': 'rloo'}"),
+        (
+            "demo",
+            ("ctrl.engine=vllm", "ctrl.solver=rloo"),
+            (),
+            "^ctrl: .* engine=vllm is for the solver ctrl, not for rloo",
+        ),
         ("demo", ("ctrl.objective=group", "ctrl.generations=2"), (), "at least the 4 of best-of-4; got 2"),
         ("demo", ("ctrl.objective=group", "procedure=best-of-poisson(4)"), (), r"not for best-of-poisson\(4\)"),
         ("demo", ("procedure=best-of-x",), (), "^procedure: got 'best-of-x', accepted: standard, best-of-N"),

@@ -11,6 +11,7 @@ from infalign.errors import EngineFailed
 from tests.tiny import tiny_job
 from training import workers
 from training.configs import load_config
+from training.pipeline import run_stages
 from training.rollouts import read_rollouts, write_rollouts
 from training.sampler import Sampler
 from training.scorer import Scorer
@@ -132,10 +133,12 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.usefixtures("bare")
-def test_what_is_not_installed_is_named_before_anything_runs(override: str, message: str) -> None:
-    workers.check_engine(load_config("demo").rollouts)
+def test_what_is_not_installed_is_named_before_anything_runs(override: str, message: str, tmp_path: Path) -> None:
+    workers.check_rollouts(load_config("demo").rollouts)
     with pytest.raises(InvalidValue, match=message):
-        workers.check_engine(load_config("demo", (override,)).rollouts)
+        workers.check_rollouts(load_config("demo", (override,)).rollouts)
+    with pytest.raises(InvalidValue, match=r"^ctrl.engine: got 'vllm', accepted: transformers"):
+        run_stages(load_config("demo", ("ctrl.engine=vllm",)), tmp_path)
 
 
 def test_one_machine_does_not_grow() -> None:
