@@ -1,5 +1,6 @@
 """The ``infalign`` command. Each subcommand is in its own package, which is imported on use."""
 
+import errno
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -60,7 +61,7 @@ def infalign() -> None:
 def main() -> NoReturn:
     """Run the command line.
 
-    A mistake of the user is one line on stderr and exit code 2. Ctrl-C is exit code 130.
+    A mistake of the user, or a full disk, is one line on stderr and exit code 2. Ctrl-C is exit code 130.
 
     Raises:
         SystemExit: Always, with the exit code.
@@ -74,6 +75,10 @@ def main() -> NoReturn:
         _fail(" ".join(error.format_message().split()))
     except InfAlignError as error:
         _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"{error.filename or 'output'}: no space left on the disk")
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", code=130)
     sys.exit(status if isinstance(status, int) else 0)

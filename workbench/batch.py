@@ -142,8 +142,7 @@ class Batch:
                 continue
             self.rows[number] = row
         kept = [head, *(json.dumps([number, row]) for number, row in self.rows.items())]
-        with explain_full_disk(output.parent):
-            write_atomically(self._path, lambda new: new.write_text("\n".join(kept) + "\n", encoding="utf-8"))
+        write_atomically(self._path, lambda new: new.write_text("\n".join(kept) + "\n", encoding="utf-8"))
 
     async def ask(self, connection: Connection, number: int, item: Item, retries: int) -> None:
         """Get a row of the output, with an answer or with why there is none.
@@ -173,8 +172,7 @@ class Batch:
             The number of rows without an answer.
         """
         rows = [self.rows[number] for number in sorted(self.rows)]
-        with explain_full_disk(self.output.parent):
-            write_atomically(self.output, lambda new: _write_rows(new, rows, self.output.suffix))
+        write_atomically(self.output, lambda new: _write_rows(new, rows, self.output.suffix))
         self._path.unlink()
         return sum(row["error"] is not None for row in rows)
 

@@ -177,9 +177,8 @@ class Store:
         settings = {"format": FORMAT, **settings}
         if path.is_file():
             check_settings(path, settings)
-        with explain_full_disk(self.directory):
-            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(path, lambda new: new.write_text(text, encoding="utf-8"))
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(path, lambda new: new.write_text(text, encoding="utf-8"))
 
     def _recover_journal(self) -> list[Sample]:
         """Read the journal of a run that was killed. Its last line may be cut; that sample is drawn again."""
@@ -277,12 +276,19 @@ def write_atomically(path: Path, write: Any) -> None:
     Args:
         path: The file.
         write: Function that writes to the path that it gets.
+
+    Raises:
+        DiskFull: It cannot be written. What was at ``path`` is still there.
     """
     new = path.with_name(f".{path.name}.new")
-    write(new)
-    with new.open("rb+") as file:
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with explain_full_disk(path.parent):
+            write(new)
+            with new.open("rb+") as file:
+                os.fsync(file.fileno())
+            new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _lock(directory: Path) -> IO[bytes]:

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from infalign import InvalidValue
 from infalign.commands import frontier
+from tests.commands import run_here
 
 
 def run(*arguments: str) -> str:
@@ -44,6 +45,12 @@ def test_the_default_table_ends_with_the_best() -> None:
     assert rows[0] == ["procedure", "transformation", "kl", "win_rate", "beta"]
     assert rows[-1][1] == "optimal"
     assert max(rows[1:], key=lambda row: float(row[3])) == rows[-1]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "figure.svg").symlink_to("/dev/full")
+    done = run_here("frontier", "--plot", str(tmp_path / "figure.svg"))
+    assert (done.returncode, done.stderr) == (2, "infalign: output: no space left on the disk\n")
 
 
 def test_anchors_lower_the_win_rate() -> None:

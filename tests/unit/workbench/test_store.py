@@ -12,7 +12,7 @@ from tests.unit.workbench.conftest import make_sample
 from workbench import store as module
 from workbench.errors import StoreMismatch
 from workbench.samples import Sample, make_schema
-from workbench.store import Failure, Failures, Store, count_pending, read_parts
+from workbench.store import Failure, Failures, Store, count_pending, read_parts, write_atomically
 
 SETTINGS = {"n": 4, "seed": 0, "model": "demo"}
 
@@ -122,6 +122,19 @@ def test_a_full_disk_loses_nothing_that_was_stored(tmp_path: Path) -> None:
     store.add([make_sample(1)])
     store.close()
     assert stored(tmp_path) == [0, 1]
+
+
+def test_a_file_that_does_not_fit_leaves_the_former_one(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("former")
+
+    def write(new: Path) -> None:
+        new.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DiskFull, match="No space left on device"):
+        write_atomically(path, write)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"report.html": "former"}
 
 
 def test_only_failures_for_good_are_remembered(tmp_path: Path) -> None:
