@@ -264,10 +264,15 @@ def read_parts(directory: Path, columns: list[str] | None = None) -> Iterator[An
 
     for path in sorted((directory / PARTS).glob("part-*.parquet")):
         try:
-            yield pq.read_table(path, columns=columns)
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
+            with pq.ParquetFile(path) as file:
+                lacking = [name for name in Sample.model_fields if name not in file.schema_arrow.names]
+            table = pq.read_table(path, columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
             message = f"{path} is damaged ({one_line(error)}); if you delete it, its samples are drawn again"
             raise StoreMismatch(message) from error
+        if lacking:
+            raise StoreMismatch(f"{path} has no column {', '.join(lacking)}; another version of infalign made it")
+        yield table
 
 
 def write_atomically(path: Path, write: Any) -> None:

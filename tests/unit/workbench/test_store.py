@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from infalign import InfAlignError
@@ -95,6 +96,16 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
         StoreMismatch, match=r"part-00000.parquet is damaged .*; if you delete it, its samples are drawn again"
     ):
         Store(tmp_path, SETTINGS)
+
+
+def test_a_part_without_all_columns_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path, SETTINGS)
+    store.add([make_sample(0)])
+    store.close()
+    part = tmp_path / "samples" / "part-00000.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["anchors"]), part)
+    with pytest.raises(StoreMismatch, match="part-00000.parquet has no column anchors; another version of infalign"):
+        list(read_parts(tmp_path))
 
 
 class FullFile:
