@@ -104,7 +104,7 @@ def test_a_part_without_all_columns_is_named(tmp_path: Path) -> None:
     store.close()
     part = tmp_path / "samples" / "part-00000.parquet"
     pq.write_table(pq.read_table(part).drop_columns(["anchors"]), part)
-    with pytest.raises(StoreMismatch, match="part-00000.parquet has no column anchors; another version of infalign"):
+    with pytest.raises(StoreMismatch, match=r"part-00000\.parquet has no column anchors; another version of infalign"):
         list(read_parts(tmp_path))
 
 
