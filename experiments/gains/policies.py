@@ -55,9 +55,9 @@ def train_policy(job: Job) -> Any:
     return _run_study((*job.method.overrides(job.seed), *job.overrides), until="evaluate")
 
 
-def make_reference() -> Any:
-    """Make the stages that all policies share unless they exist, and return their artifacts."""
-    return _run_study((), until="calibrate")
+def make_reference(overrides: tuple[str, ...] = ()) -> Any:
+    """Make the stages that policies share unless they exist, and return their artifacts."""
+    return _run_study(overrides, until="calibrate")
 
 
 def _run_study(overrides: tuple[str, ...], until: str) -> Any:
@@ -144,8 +144,8 @@ def measure_policies(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, M
     """Train and measure policies.
 
     Args:
-        jobs: The policies. The first one is trained alone, since it makes the stages that all share.
-        workers: Policies that are trained side by side after it.
+        jobs: The policies.
+        workers: Policies that are trained side by side. The stages that all share are made before.
 
     Yields:
         Each job with its measurement, in the order in which they end.
@@ -153,12 +153,12 @@ def measure_policies(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, M
     if not jobs:
         return
     cores = os.cpu_count() or 1
-    first, *rest = jobs
     with _make_pool(1, cores) as pool:
-        yield first, pool.submit(measure_policy, first, cores).result()
+        for overrides in dict.fromkeys(job.overrides for job in jobs):
+            pool.submit(make_reference, overrides).result()
     threads = max(1, cores // workers)
     with _make_pool(workers, threads) as pool:
-        futures = {pool.submit(measure_policy, job, threads): job for job in rest}
+        futures = {pool.submit(measure_policy, job, threads): job for job in jobs}
         for future in as_completed(futures):
             yield futures[future], future.result()
 
