@@ -28,6 +28,7 @@ def test_a_model_from_pypi_answers_in_english(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "What is a river?"}) + "\n")
     options = ["--policy", str(file), "--reward", "function:examples.rewards:reading_ease"]
     options += ["--prompts", str(tmp_path / "prompts.jsonl"), "--samples", "8", "--max-tokens", "32"]
+    options += ["--engine", "transformers"]  # which starts in a second
     made = subprocess.run([INFALIGN, "bundle", *options], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     with launched(tmp_path / "log", made.stdout.strip(), "--trust-rewards") as running:

@@ -241,10 +241,10 @@ def test_the_bundle_is_calibrated_on_answers_by_the_parser_that_it_names(
     assert reward == pytest.approx(first.rewards["reward"], abs=1e-3)
 
 
-@pytest.mark.parametrize(("option", "known"), [("--reasoning-parser", "deepseek_r1"), ("--tool-parser", "hermes")])
-def test_an_unknown_parser_is_one_line(bundle: Bundle, tmp_path: Path, option: str, known: str) -> None:
-    done = subprocess.run([INFALIGN, "serve", str(bundle.path), option, "x"], capture_output=True, text=True)
+def test_an_unknown_parser_is_one_line(bundle: Bundle) -> None:
+    command = [INFALIGN, "serve", str(bundle.path), "--tool-parser", "x"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
-    assert f"{option}: got 'x', accepted: " in done.stderr
-    assert f"{known}, " in done.stderr
+    assert "--tool-parser: got 'x', accepted: " in done.stderr
+    assert "hermes, " in done.stderr
