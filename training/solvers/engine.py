@@ -1,5 +1,6 @@
 """A vLLM engine that draws with the weights that the policy has while it trains."""
 
+import os
 import shutil
 import traceback
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ class PolicyEngine:
         tokenizer: Its tokenizer.
         reference: Directory of the reference, from which the engine starts.
         law: Sampling law.
-        directory: Directory for the weights. It is emptied, and removed in the end.
+        directory: Directory for the weights, which is removed in the end.
 
     Raises:
         EngineFailed: The engine did not start.
@@ -95,11 +96,12 @@ def _serve(
     connection: Connection, reference: Path, law: SamplingLaw, directory: Path, adapter: Path | None, gpu: int | None
 ) -> None:
     """Run the engine: draw whenever the other side asks, with the weights that are in ``directory`` then."""
-    prepare_process()
     options = {}
-    if gpu is not None:
-        torch.cuda.set_device(gpu)
+    if gpu is not None:  # vLLM takes the first that it sees
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
         options = {"gpu_memory_utilization": ENGINE_SHARE}
+    prepare_process()
     try:
         engine = VllmSampler.load(reference, law, adapter, **options)
         connection.send(([], ""))
