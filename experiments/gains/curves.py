@@ -118,7 +118,8 @@ Made by `python -m experiments.gains curves --output docs/results/curves`, which
 
 ![Win rates and the share of theory's room against draws](curves.svg)
 
-*Dots: test prompts. Crosses: training prompts. Horizontal lines: what theory allows CTRL (above) and the identity.*
+*Dots, and squares for the larger width: test prompts. Crosses: training prompts. Horizontal lines: what theory allows
+CTRL (above) and the identity.*
 """
 
 
@@ -167,19 +168,21 @@ def draw_curves(curves: dict[Place, Results], output: Path) -> None:
     figure, axes = panels([*(f"both decoded by {procedure}" for *_, procedure in STUDIED), "share of theory's room"])
     numbers: dict[str, Any] = {}
     for number, (baseline, method, procedure) in enumerate(STUDIED):
-        for width, style in zip(sorted({place.width for place in curves}), ("-", "--", ":"), strict=False):
+        widths = sorted({place.width for place in curves})
+        for width, line, marker in zip(widths, ("-", "--", ":"), "osD", strict=False):
+            style = {"linestyle": line, "marker": marker}
             places = [place for place in curves if place.width == width]
             draws = [place.draws for place in places]
             for colour, each in zip(COLOURS, (baseline, method), strict=False):
                 wins = [curves[place].wins(each, procedure) for place in places]
                 train = [curves[place].wins(each, procedure, "train").value for place in places]
                 label = f"{'CTRL' if each == method else 'identity'}, width {width}"
-                _draw_line(axes[number], draws, wins, label, color=colour, linestyle=style)
+                _draw_line(axes[number], draws, wins, label, color=colour, **style)
                 axes[number].plot(draws, train, "x", color=colour, markersize=5)
                 numbers[f"{procedure}, {label}"] = {"draws": draws, "wins": [w.value for w in wins], "train": train}
             shares = [curves[place].share(method, baseline, procedure) for place in places]
             label = f"{procedure}, width {width}"
-            _draw_line(axes[-1], draws, shares, label, color=COLOURS[number + 2], linestyle=style)
+            _draw_line(axes[-1], draws, shares, label, color=COLOURS[number + 2], **style)
             numbers[f"share, {label}"] = {"draws": draws, "share": [share.value for share in shares]}
         last = list(curves.values())[-1]
         for colour, each in zip(COLOURS, (baseline, method), strict=False):
@@ -198,7 +201,7 @@ def draw_curves(curves: dict[Place, Results], output: Path) -> None:
 
 
 def _draw_line(axis: Any, draws: list[int], values: list[Estimate], label: str, **style: Any) -> None:
-    axis.plot(draws, [value.value for value in values], marker="o", markersize=4, label=label, **style)
+    axis.plot(draws, [value.value for value in values], markersize=5, label=label, **style)
     axis.fill_between(
         draws, [value.low for value in values], [value.high for value in values], color=style["color"], alpha=0.12
     )
