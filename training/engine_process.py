@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from infalign.errors import EngineFailed
+
 GRACE = 20
 """Seconds that a subprocess has to end by itself."""
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -42,6 +44,33 @@ def start_process(target: Callable[..., None], *arguments: Any) -> tuple[BasePro
     process.start()
     theirs.close()
     return process, ours
+
+
+def receive_result(process: BaseProcess, connection: Connection, name: str, hint: str) -> Any:
+    """Receive what a subprocess sends: a pair of a result, and the reason if there is none.
+
+    Args:
+        process: The process.
+        connection: The connection to it.
+        name: What an error calls the process.
+        hint: What an error says of how to go on if the process was killed.
+
+    Returns:
+        The result.
+
+    Raises:
+        EngineFailed: There is no result, or the process was killed.
+    """
+    try:
+        result, failure = connection.recv()
+    except (EOFError, OSError):
+        process.join()
+        raise EngineFailed(
+            f"{name} was killed (exit code {process.exitcode}; memory may be too small); {hint}"
+        ) from None
+    if failure:
+        raise EngineFailed(failure)
+    return result
 
 
 def stop_process(process: BaseProcess) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from infalign.errors import EngineFailed, InfAlignError, InvalidValue
 from training.config import Ray, Rollouts
-from training.engine_process import GRACE, start_process, stop_process
+from training.engine_process import GRACE, receive_result, start_process, stop_process
 from training.progress import make_bar
 from training.runtime import prepare_process
 from training.shards import RolloutJob, Shard, ShardWorker
@@ -92,16 +92,8 @@ def draw_in_subprocess(job: RolloutJob, shards: Sequence[Shard], total: int) -> 
     process, receiver = start_process(_send_all, job, shards, total)
     try:
         for shard in shards:
-            try:
-                text, failure = receiver.recv()
-            except EOFError:
-                process.join()
-                raise EngineFailed(
-                    f"rollouts, shard {shard.number}: the process of {job.engine} was killed "
-                    f"(exit code {process.exitcode}; memory may be too small); finished shards are kept"
-                ) from None
-            if failure:
-                raise EngineFailed(failure)
+            name = f"rollouts, shard {shard.number}: the process of {job.engine}"
+            text = receive_result(process, receiver, name, "finished shards are kept")
             yield shard, text
         process.join(GRACE)
     finally:

@@ -266,7 +266,7 @@ def read_parts(directory: Path, columns: list[str] | None = None) -> Iterator[An
         try:
             with pq.ParquetFile(path) as file:
                 lacking = [name for name in Sample.model_fields if name not in file.schema_arrow.names]
-            table = pq.read_table(path, columns=columns)
+                table = file.read(columns)
         except (pa.ArrowInvalid, OSError) as error:
             message = f"{path} is damaged ({one_line(error)}); if you delete it, its samples are drawn again"
             raise StoreMismatch(message) from error

@@ -13,10 +13,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_model as save_weights
 
-from infalign.errors import EngineFailed, InfAlignError
+from infalign.errors import InfAlignError
 from infalign.manifest import SamplingLaw
 from infalign.templates import Message
-from training.engine_process import start_process, stop_process
+from training.engine_process import receive_result, start_process, stop_process
 from training.memory import ENGINE_SHARE
 from training.models import save_model
 from training.runtime import prepare_process
@@ -42,8 +42,9 @@ class PolicyEngine:
 
     def __init__(self, policy: Any, tokenizer: Any, reference: Path, law: SamplingLaw, directory: Path) -> None:
         self._policy, self._tokenizer, self._directory = policy, tokenizer, directory
-        self._write()
         adapter = directory if isinstance(policy, PeftModel) else None
+        if adapter:  # the engine starts with it; whole weights come with the first draw
+            self._write()
         gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._process, self._connection = start_process(_serve, reference, law, directory, adapter, gpu)
         self._receive()
@@ -79,17 +80,10 @@ class PolicyEngine:
             save_weights(self._policy, str(self._directory / WEIGHTS))
 
     def _receive(self) -> list[list[int]]:
-        try:
-            responses, failure = self._connection.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            raise EngineFailed(
-                f"ctrl: the process of vllm was killed (exit code {self._process.exitcode}; memory may be too small); "
-                "the same command goes on from the last checkpoint"
-            ) from None
-        if failure:
-            raise EngineFailed(failure)
-        return responses  # type: ignore[no-any-return]
+        hint = "the same command goes on from the last checkpoint"
+        return receive_result(  # type: ignore[no-any-return]
+            self._process, self._connection, "ctrl: the process of vllm", hint
+        )
 
 
 def _serve(
