@@ -13,21 +13,29 @@ from infalign.errors import one_line
 from server.engines.base import EnginesDown
 
 log = logging.getLogger("infalign.server")
+PAUSE = 30.0
+"""Seconds after a failed launch in which callers get its error and no other launch begins.
+
+Each launch loads vLLM, which takes the processor from the engines that are up.
+"""
 
 
 class LateEngine:
     """Launches an engine when it is first needed. Callers that need it meanwhile wait for the same launch.
 
-    A caller that is cancelled does not end the launch. If a launch fails, the next caller tries again. The launch runs
-    in a thread that lives as long as this object, because the engine's process would end with the thread.
+    A caller that is cancelled does not end the launch. If a launch fails, a caller after ``pause`` tries again. The
+    launch runs in a thread that lives as long as this object, because the engine's process would end with the thread.
 
     Args:
         role: What the engine is for. Errors name it.
         launch: Launches the engine. It blocks until the engine is up.
+        pause: Seconds after a failed launch in which no other begins.
     """
 
-    def __init__(self, role: str, launch: Callable[[], Any]) -> None:
-        self._role, self._launch = role, launch
+    def __init__(self, role: str, launch: Callable[[], Any], pause: float = PAUSE) -> None:
+        self._role, self._launch, self._pause = role, launch, pause
+        self._next_try = 0.0
+        """When the next launch may begin, by :func:`time.monotonic`."""
         self._thread = ThreadPoolExecutor(1, "launch")
         self._future: Future[Any] | None = None
         self._lock = Lock()  # close() runs in another thread than get()
@@ -37,7 +45,7 @@ class LateEngine:
     def engine(self) -> Any:
         """The engine; None if it is not up."""
         future = self._future
-        return future.result() if future and future.done() and not future.exception() else None
+        return future.result() if future and future.done() and not self._has_failed(future) else None
 
     async def get(self) -> Any:
         """Return the engine. Launch it if it is not up.
@@ -48,17 +56,26 @@ class LateEngine:
         with self._lock:
             if self._is_closed:
                 raise EnginesDown(f"the {self._role} is shut down")
-            if self._future is None or (self._future.done() and self._future.exception()):
+            if self._future is None or (self._has_failed(self._future) and time.monotonic() >= self._next_try):
                 self._future = self._thread.submit(self._start)
         try:
             return await asyncio.shield(asyncio.wrap_future(self._future))
         except Exception as error:
             raise EnginesDown(f"the {self._role} did not start ({one_line(error)})") from error
 
+    @staticmethod
+    def _has_failed(future: "Future[Any]") -> bool:
+        return future.done() and future.exception() is not None
+
     def _start(self) -> Any:
         log.info("the %s is needed, and starts", self._role)
         start = time.monotonic()
-        engine = self._launch()
+        try:
+            engine = self._launch()
+        except Exception as error:
+            self._next_try = time.monotonic() + self._pause
+            log.error("the %s did not start: %s", self._role, one_line(error, limit=None))
+            raise
         log.info("the %s is up, after %.0f s", self._role, time.monotonic() - start)
         return engine
 

@@ -32,7 +32,7 @@ async def test_all_who_ask_get_the_one_that_is_launched_once(caplog: pytest.LogC
     assert re.fullmatch(r"the reference is up, after \d+ s", last)
 
 
-async def test_a_failed_launch_can_be_tried_again() -> None:
+async def test_a_failed_launch_can_be_tried_again_after_a_pause(caplog: pytest.LogCaptureFixture) -> None:
     outcomes: list[str] = []
     go = threading.Event()
 
@@ -43,7 +43,7 @@ async def test_a_failed_launch_can_be_tried_again() -> None:
             raise RuntimeError("no\nmemory")
         return "engine"
 
-    late = LateEngine("reference", launch)
+    late = LateEngine("reference", launch, pause=1)
     waiting = asyncio.gather(*(late.get() for _ in range(3)), return_exceptions=True)
     await asyncio.sleep(0)
     go.set()
@@ -51,7 +51,12 @@ async def test_a_failed_launch_can_be_tried_again() -> None:
     assert [(type(failure), str(failure)) for failure in failures] == [
         (EnginesDown, "the reference did not start (no memory)")
     ] * 3
+    assert caplog.messages == ["the reference did not start: no memory"]
     assert late.engine is None
+    with pytest.raises(EnginesDown, match="no memory"):
+        await late.get()
+    assert len(outcomes) == 1, "there was no launch within the pause"
+    await asyncio.sleep(1.1)
     assert await late.get() == "engine"
     assert len(outcomes) == 2
 
