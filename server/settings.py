@@ -109,7 +109,11 @@ class Settings(BaseModel):
     deadline: float = Field(600, gt=0, description="Seconds a request may take, and the most it may ask for.")
     max_sequences: int = Field(64, ge=1, description="Sequences an engine runs at a time.")
     on_engine_failure: Literal["restart", "exit"] = Field(
-        "restart", description="What is done when an engine has died or hangs: restart all, or end the server."
+        "restart",
+        description=(
+            "What is done when an engine has died or hangs: restart all, or end the server. An engine that was started "
+            "when it was needed is restarted alone."
+        ),
     )
     engine_silence: float = Field(
         120, gt=0, description="Seconds that an engine with work to do may give no sign of life before it is hung."

@@ -143,6 +143,8 @@ class FakeEngines:
         self.prefixes: list[str] = []
         """What the prefix scorer has read."""
         self.prefix_fault: Exception | None = None
+        self.late_failures: list[EnginesDown] = []
+        """What has happened to engines that are started when they are needed."""
         self.started = asyncio.Event()
 
     @property
@@ -232,6 +234,10 @@ class FakeEngines:
 
     async def check(self) -> None:
         self._check_up()
+
+    async def discard_failed(self) -> list[EnginesDown]:
+        failures, self.late_failures = self.late_failures, []
+        return failures
 
     def stop(self) -> None:
         self.dead = True

@@ -319,10 +319,19 @@ class Engines(Protocol):
         """
 
     async def check(self) -> None:
-        """Check that all engines can answer.
+        """Check that the engines that run all the time can answer.
 
         Raises:
             EnginesDown: One of them cannot.
+        """
+
+    async def discard_failed(self) -> list[EnginesDown]:
+        """Stop engines that have died or hang, among those that are started when they are needed.
+
+        Whoever needs such an engine next starts another. The others go on.
+
+        Returns:
+            What has happened to each.
         """
 
     def stop(self) -> None:

@@ -79,6 +79,11 @@ class LateEngine:
         log.info("the %s is up, after %.0f s", self._role, time.monotonic() - start)
         return engine
 
+    def discard(self) -> None:
+        """Forget the engine, which the caller shuts down. The next caller of :meth:`get` launches another."""
+        with self._lock:
+            self._future = None
+
     def close(self) -> Any:
         """Wait for a launch that is under way, and allow no further one.
 

@@ -22,7 +22,8 @@ class Supervisor:
     Args:
         engines: The engines.
         metrics: Counts failures.
-        restart: Whether to restart the engines when one has died.
+        restart: Whether to restart the engines when one has died. An engine that is started when it is needed does not
+            take the others with it.
         on_failure: Called with the error when the supervisor gives up: the first start has failed, all attempts to
             restart have failed, or an engine has died and ``restart`` is false.
     """
@@ -43,6 +44,13 @@ class Supervisor:
         log.info("ready, %.1f GiB resident", resident_memory() / 2**30)
         while True:
             await asyncio.sleep(CHECK_SECONDS)
+            for failure in await self.engines.discard_failed():
+                self.metrics.engine_failures.inc()
+                if not self.restart:
+                    log.error("%s", failure)
+                    self.on_failure(failure)
+                    return
+                log.error("%s; it starts again when it is needed", failure)
             try:
                 await self.engines.check()
             except EnginesDown as error:

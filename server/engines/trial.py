@@ -144,6 +144,9 @@ class EnginesOnTrial:
     async def check(self) -> None:
         await self._get_engines().check()
 
+    async def discard_failed(self) -> list[EnginesDown]:
+        return await self._engines.discard_failed()
+
     def stop(self) -> None:
         self._is_open = False
         self._engines.stop()

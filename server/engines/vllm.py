@@ -17,7 +17,7 @@ from uuid import uuid4
 from infalign.errors import one_line
 from infalign.files import score_values
 from infalign.imports import quick_imports
-from server.concurrency import gather_all
+from server.concurrency import gather_all, run_to_end
 from server.engines.base import (
     Completion,
     Delta,
@@ -239,6 +239,19 @@ class VllmEngines:
         for engine in self._engines():
             engine.check()
 
+    async def discard_failed(self) -> list[EnginesDown]:
+        failures = []
+        for late in self._optional_engines():
+            engine = late.engine
+            try:
+                if engine is not None:
+                    engine.check()
+            except EnginesDown as error:
+                failures.append(error)
+                late.discard()
+                await run_to_end(asyncio.to_thread(engine.stop))
+        return failures
+
     def stop(self) -> None:
         self._grammar.close()
         # vLLM logs its own shutdown as the death of an engine.
@@ -263,9 +276,14 @@ class VllmEngines:
         return engine if self._reference is None else await self._reference.get()
 
     def _engines(self) -> list[Engine]:
-        """The engines that are up."""
-        late = (late.engine for late in (self._reference, self._scorer) if late is not None)
-        return [engine for engine in (self._policy, *self._rewards, *late) if engine is not None]
+        """The engines that are up, and run all the time."""
+        judge = self._reference.engine if self._reference and self._reference_judges else None
+        return [engine for engine in (self._policy, *self._rewards, judge) if engine is not None]
+
+    def _optional_engines(self) -> list[LateEngine]:
+        """The engines that are launched when they are first needed."""
+        reference = None if self._reference_judges else self._reference
+        return [late for late in (reference, self._scorer) if late is not None]
 
     def _launch(self, prepare: Callable[[bool], Launch], is_cpu: bool) -> Engine:
         launch = prepare(is_cpu)

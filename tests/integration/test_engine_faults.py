@@ -30,14 +30,12 @@ def running(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         process.wait()
 
 
-@pytest.mark.parametrize("victim", ["policy", "reward"])
-def test_an_engine_that_hangs_is_killed_and_started_anew(running: Running, victim: str) -> None:
+def test_an_engine_that_hangs_is_killed_and_started_anew(running: Running) -> None:
     expected, failures = selected(running), running.metric("infalign_engine_failures_total")
     with ThreadPoolExecutor() as threads:
         answer = threads.submit(httpx.post, f"{running.url}/v1/best-of-n", json=LONG, timeout=READY_WITHIN)
         wait_until(lambda: running.metric("vllm:num_requests_running") == 16)
-        policy, others = busiest(running)
-        hung = policy if victim == "policy" else others[0]
+        hung, _ = busiest(running)
         hung.suspend()
         assert answer.result().status_code == 503
     assert not running.ready
@@ -59,11 +57,27 @@ def serve(bundle: Bundle, log: Path, *more: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen([*command, *more], stderr=stderr)
 
 
+def calibrate(running: Running, prompt: str) -> None:
+    """Calibrate a prompt, for which the server starts the reference unless it is up."""
+    answer = httpx.post(f"{running.url}/v1/calibrations", json={"prompt": prompt}, timeout=READY_WITHIN)
+    assert answer.status_code == 200, answer.text
+    assert len(running.engines) == 3  # policy, reward model, reference
+
+
+def test_an_engine_that_started_when_it_was_needed_dies_alone(running: Running) -> None:
+    others, failures = running.engines, running.metric("infalign_engine_failures_total")
+    calibrate(running, "Hello")
+    [reference] = set(running.engines) - set(others)
+    reference.kill()
+    wait_until(lambda: running.metric("infalign_engine_failures_total") == failures + 1)
+    assert running.ready
+    assert running.engines == others
+    calibrate(running, "Good evening")
+    assert set(others) < set(running.engines)
+
+
 def test_no_engine_outlives_a_server_that_is_killed(running: Running) -> None:
-    calibrated = httpx.post(f"{running.url}/v1/calibrations", json={"prompt": "Hello"}, timeout=READY_WITHIN)
-    assert calibrated.status_code == 200
     engines = running.engines
-    assert len(engines) == 3  # policy, reward model, reference
     engines[0].suspend()
     running.process.kill()
     assert psutil.wait_procs(engines, timeout=60)[1] == []

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.engines import supervisor
+from server.engines import EnginesDown, supervisor
 from server.settings import Settings
 from tests.fakes import KNOWN, FakeEngines, fake_served
 from tests.unit.server.conftest import client_of
@@ -98,6 +98,28 @@ async def test_engines_that_die_are_restarted(engines: FakeEngines) -> None:
         assert (await client.get("/ready")).status_code == 200
         assert (await client.post("/v1/best-of-n", json={"messages": ASKED, "n": 2})).status_code == 200
         assert "infalign_engine_failures_total 1.0" in (await client.get("/metrics")).text
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("on_engine_failure", ["exit", "restart"])
+async def test_an_engine_that_starts_when_it_is_needed_takes_no_other_with_it(
+    engines: FakeEngines, on_engine_failure: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures: list[BaseException] = []
+    app = create_app(Settings(on_engine_failure=on_engine_failure), engines, fake_served(), failures.append)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        await engines.started.wait()
+        failure = EnginesDown("the scorer has died")
+        engines.late_failures = [failure]
+        while not caplog.messages:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert (await client.get("/ready")).status_code == 200
+        assert "infalign_engine_failures_total 1.0" in (await client.get("/metrics")).text
+    assert engines.starts == 1
+    restarts = on_engine_failure == "restart"
+    assert caplog.messages == ["the scorer has died" + ("; it starts again when it is needed" if restarts else "")]
+    assert failures == ([] if restarts else [failure])
 
 
 @pytest.mark.usefixtures("quick")

@@ -151,13 +151,31 @@ async def test_engines_stop_side_by_side(engines: VllmEngines) -> None:
         await engines.check()
 
 
-@pytest.mark.parametrize("sick", range(5))
-async def test_every_engine_is_checked(engines: VllmEngines, sick: int) -> None:
+@pytest.mark.parametrize("sick", range(4))
+async def test_every_engine_that_runs_all_the_time_is_checked(engines: VllmEngines, sick: int) -> None:
     llms = [FakeLLM() for _ in range(5)]
     await run_on(engines, llms)
+    engines._reference_judges = True
     llms[sick].errored = True
+    assert await engines.discard_failed() == []
     with pytest.raises(EnginesDown, match="has died"):
         await engines.check()
+
+
+@pytest.mark.parametrize("sick", [3, 4])
+async def test_an_engine_that_started_when_it_was_needed_fails_alone(engines: VllmEngines, sick: int) -> None:
+    llms = [FakeLLM() for _ in range(5)]
+    await run_on(engines, llms)
+    late = {3: engines._reference, 4: engines._scorer}[sick]
+    assert late is not None
+    failed = await late.get()
+    llms[sick].errored = True
+    await engines.check()
+    assert [str(failure) for failure in await engines.discard_failed()] == ["the engine of the x has died"]
+    assert [len(llm.shutdowns) for llm in llms] == [int(place == sick) for place in range(5)]
+    assert await engines.discard_failed() == []
+    llms[sick].errored = False
+    assert await late.get() is failed, "it is launched again"
 
 
 async def test_a_launch_that_hangs_is_killed_when_the_server_stops(
