@@ -4,6 +4,7 @@ It is measured on the rollouts of validation prompts, on which the thresholds of
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,14 @@ def make_prefix_scorer(
     checkpoint = max(1, law.max_tokens // CHECKPOINTS)
     predictions = predict(target, held_out, edges, checkpoint)
     figures = measure_scorer(predictions, combination)
+    sharpness = figures.places["end"]["log_score"]
+    if sharpness.value <= 0 or sharpness.low <= 0:
+        print(
+            "scorer: for whole responses to validation prompts it is no better than a uniform law: log-score "
+            f"{sharpness.value:.3f} [{sharpness.low:.3f}, {sharpness.high:.3f}]. Give it more responses, more epochs "
+            "or another learning rate",
+            file=sys.stderr,
+        )
     (target / FIGURES).write_text(json.dumps(figures.to_json(), indent=1) + "\n", encoding="utf-8")
     record = ScorerRecord(
         reference=directory_digest(reference),

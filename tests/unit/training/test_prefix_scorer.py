@@ -99,6 +99,16 @@ def test_a_signal_that_is_there_is_learnt(scorer: Path) -> None:
     assert all(found.loss_high <= CONFIG.limit for found in record.rejection.values())
 
 
+def test_a_scorer_that_has_learnt_nothing_is_reported(
+    run: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "scorer", run, CONFIG.model_copy(update={"epochs": 1, "learning_rate": 1e-9}))
+    assert (
+        "scorer: for whole responses to validation prompts it is no better than a uniform law"
+        in capsys.readouterr().err
+    )
+
+
 def test_the_scorer_is_a_classifier_with_two_outputs_for_each_bin(scorer: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(scorer)
     tokenizer = AutoTokenizer.from_pretrained(scorer)
