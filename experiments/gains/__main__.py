@@ -118,7 +118,7 @@ def curves(output: Path, seeds: int, workers: int, steps: tuple[int, ...], width
             click.echo(f"{places[job].draws} draws, width {width}: {job.method.name}, seed {job.seed}", err=True)
     results = measured.results(anchors)
     draw_curves(results, output / "curves.svg")
-    text = write_curves(results, seeds)
+    text = write_curves(results)
     (output / "curves.md").write_text(text, encoding="utf-8")
     click.echo(text)
 

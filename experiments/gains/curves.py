@@ -111,7 +111,7 @@ HEAD = """# More draws, wider networks
 
 How the win rates of CTRL `optimal` and the calibrated identity grow with the responses that are drawn in training, and
 with the width of the network. Each has its learning rate of the [main table](../reproduce.md) times √(30,720 / draws),
-{seeds} of training, and a KL of about 0.5. Intervals of 95% are over prompts and seeds.
+and a KL of about 0.5. Intervals of 95% are over prompts, and over the seeds of training where there are several.
 
 Made by `python -m experiments.gains curves --output docs/results/curves`, which goes on where it was interrupted.
 [Every policy](policies.json), [numbers](curves.json).
@@ -123,22 +123,24 @@ CTRL (above) and the identity.*
 """
 
 
-def write_curves(curves: dict[Place, Results], seeds: int) -> str:
+def write_curves(curves: dict[Place, Results]) -> str:
     """Write the page, in Markdown.
 
     Args:
         curves: Results of :meth:`Curves.results`.
-        seeds: Policies per method and point.
     """
-    names = "width, draws, under, calibrated identity, CTRL, gain, theory's room, share of it, gain by the judge, "
+    names = (
+        "width, draws, seeds, under, calibrated identity, CTRL, gain, theory's room, share of it, gain by the judge, "
+    )
     names += "KL that shows, theory at that, CTRL on training prompts"
-    lines = [HEAD.format(seeds="one seed" if seeds == 1 else f"{seeds} seeds"), *write_head(names.split(", "))]
+    lines = [HEAD, *write_head(names.split(", "))]
     for place, results in curves.items():
         for baseline, method, procedure in STUDIED:
             shown = results.visible_kl(method)
             cells = [
                 place.width,
                 f"{place.draws:,}",
+                results.seeds(baseline, method),
                 procedure,
                 results.wins(baseline, procedure),
                 results.wins(method, procedure),

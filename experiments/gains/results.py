@@ -31,6 +31,10 @@ class Results:
         measured = {job.method for job, _ in measurements}
         self.methods = [method for method in methods if method in measured]
 
+    def seeds(self, *methods: Method) -> int:
+        """Count the seeds that all of some methods have."""
+        return min(len(self._of(method)) for method in methods)
+
     def kl(self, method: Method) -> Estimate:
         """Return the KL of a method on test prompts."""
         return over_seeds(np.array([row.kl for row in self._of(method)]))

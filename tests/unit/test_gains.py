@@ -93,7 +93,7 @@ def test_curves_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
     results = Curves(path).results(64)
     assert results[places[1]].gain(BEST, IDENTITY, BestOfN(4)).value == pytest.approx(0)
     assert results[places[1]].wins(WORST, WorstOfN(4)).value == pytest.approx(0.75, abs=1e-3)
-    assert write_curves(results, 1).count("| 61,440 |") == 2
+    assert write_curves(results).count("| 61,440 | 1 |") == 2
     draw_curves(results, tmp_path / "curves.svg")
     assert len(json.loads((tmp_path / "curves.json").read_text())) == 6
     assert list(Curves(path).results(64)) == places
