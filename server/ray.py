@@ -64,8 +64,7 @@ class Replica:
         That would not help if the engines run elsewhere, so then only the first call checks them.
         """
         while not self._is_up:
-            if self._failures:
-                raise self._failures[0]
+            self._raise_failure()
             try:
                 await self._check()
             except EnginesDown:
@@ -73,7 +72,13 @@ class Replica:
             else:
                 self._is_up = True
         if not self._arguments.policy_urls:
+            self._raise_failure()
             await self._check()
+
+    def _raise_failure(self) -> None:
+        """Raise what made the supervisor give up, if it has."""
+        if self._failures:
+            raise self._failures[0]
 
     async def _check(self) -> None:
         if self._engines is None:

@@ -111,8 +111,8 @@ class Settings(BaseModel):
     on_engine_failure: Literal["restart", "exit"] = Field(
         "restart",
         description=(
-            "What is done when an engine has died or hangs: restart all, or end the server. An engine that was started "
-            "when it was needed is restarted alone."
+            "What is done when an engine has died or hangs: start all again, or end the server. With restart, an "
+            "engine that was started when it was needed starts again alone, when it is next needed."
         ),
     )
     engine_silence: float = Field(

@@ -14,7 +14,7 @@ from server.engines.base import EnginesDown
 
 log = logging.getLogger("infalign.server")
 PAUSE = 30.0
-"""Seconds after a failed launch in which callers get its error and no other launch begins.
+"""Seconds after a launch in which no other begins, if it failed or the engine died.
 
 Each launch loads vLLM, which takes the processor from the engines that are up.
 """
@@ -23,13 +23,14 @@ Each launch loads vLLM, which takes the processor from the engines that are up.
 class LateEngine:
     """Launches an engine when it is first needed. Callers that need it meanwhile wait for the same launch.
 
-    A caller that is cancelled does not end the launch. If a launch fails, a caller after ``pause`` tries again. The
-    launch runs in a thread that lives as long as this object, because the engine's process would end with the thread.
+    A caller that is cancelled does not end the launch. If a launch fails, or the engine dies soon after it, a caller
+    after ``pause`` tries again. The launch runs in a thread that lives as long as this object, because the engine's
+    process would end with the thread.
 
     Args:
         role: What the engine is for. Errors name it.
         launch: Launches the engine. It blocks until the engine is up.
-        pause: Seconds after a failed launch in which no other begins.
+        pause: Seconds after a launch in which no other begins.
     """
 
     def __init__(self, role: str, launch: Callable[[], Any], pause: float = PAUSE) -> None:
@@ -51,13 +52,16 @@ class LateEngine:
         """Return the engine. Launch it if it is not up.
 
         Raises:
-            EnginesDown: The launch failed, or :meth:`close` was called.
+            EnginesDown: The launch failed, the engine died soon after its launch, or :meth:`close` was called.
         """
         with self._lock:
             if self._is_closed:
                 raise EnginesDown(f"the {self._role} is shut down")
-            if self._future is None or (self._has_failed(self._future) and time.monotonic() >= self._next_try):
-                self._future = self._thread.submit(self._start)
+            if self._future is None or self._has_failed(self._future):
+                if time.monotonic() >= self._next_try:
+                    self._future = self._thread.submit(self._start)
+                elif self._future is None:
+                    raise EnginesDown(f"the {self._role} died soon after its start")
         try:
             return await asyncio.shield(asyncio.wrap_future(self._future))
         except Exception as error:
@@ -73,9 +77,10 @@ class LateEngine:
         try:
             engine = self._launch()
         except Exception as error:
-            self._next_try = time.monotonic() + self._pause
             log.error("the %s did not start: %s", self._role, one_line(error, limit=None))
             raise
+        finally:
+            self._next_try = time.monotonic() + self._pause
         log.info("the %s is up, after %.0f s", self._role, time.monotonic() - start)
         return engine
 

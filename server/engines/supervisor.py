@@ -44,15 +44,9 @@ class Supervisor:
         log.info("ready, %.1f GiB resident", resident_memory() / 2**30)
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            for failure in await self.engines.discard_failed():
-                self.metrics.engine_failures.inc()
-                if not self.restart:
-                    log.error("%s", failure)
-                    self.on_failure(failure)
-                    return
-                log.error("%s; it starts again when it is needed", failure)
             try:
                 await self.engines.check()
+                failures = await self.engines.discard_failed()
             except EnginesDown as error:
                 self.metrics.engine_failures.inc()
                 log.error("%s", error)
@@ -61,6 +55,14 @@ class Supervisor:
                     return
                 if not await self._restart():
                     return
+                continue
+            for failure in failures:
+                self.metrics.engine_failures.inc()
+                if not self.restart:
+                    log.error("%s", failure)
+                    self.on_failure(failure)
+                    return
+                log.error("%s; it starts again when it is needed", failure)
 
     async def _restart(self) -> bool:
         for attempt in range(1, ATTEMPTS + 1):

@@ -248,8 +248,10 @@ class VllmEngines:
                     engine.check()
             except EnginesDown as error:
                 failures.append(error)
-                late.discard()
-                await run_to_end(asyncio.to_thread(engine.stop))
+                try:
+                    await run_to_end(asyncio.to_thread(engine.stop))
+                finally:  # not before: the next one needs the memory
+                    late.discard()
         return failures
 
     def stop(self) -> None:

@@ -179,7 +179,11 @@ class Metrics:
         self.drift_samples = Gauge(
             "infalign_quantile_drift_samples", "Candidates that drift is measured on.", ("model",), registry=registry
         )
-        self.up = Gauge("infalign_engines_up", "1 when all engines can answer.", registry=registry)
+        self.up = Gauge(
+            "infalign_engines_up",
+            "1 when the engines can answer; those that are started when they are needed do not count.",
+            registry=registry,
+        )
         memory = Gauge(
             "infalign_resident_memory_bytes",
             "Resident memory of the server and its engines; pages that they share count once for each.",

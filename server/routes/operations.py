@@ -20,7 +20,10 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready")
 async def ready(serving: ServingDep) -> dict[str, Any]:
-    """Answer 200 when the bundle is loaded and all engines are up. Answer 503 before, and after an engine has died."""
+    """Answer 200 when the bundle is loaded and the engines are up. Answer 503 before, and after one has died.
+
+    An engine that is started when it is needed does not count.
+    """
     try:
         await serving.decoder.client.engines.check()
     except EnginesDown as error:

@@ -30,6 +30,23 @@ def running(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         process.wait()
 
 
+def calibrate(running: Running, prompt: str) -> None:
+    """Calibrate a prompt that is new, for which the server starts the reference."""
+    answer = httpx.post(f"{running.url}/v1/calibrations", json={"prompt": prompt}, timeout=READY_WITHIN)
+    assert answer.status_code == 200, answer.text
+    assert len(running.engines) == 3  # policy, reward model, reference
+
+
+def test_an_engine_that_started_when_it_was_needed_dies_alone(running: Running) -> None:
+    others, failures = running.engines, running.metric("infalign_engine_failures_total")
+    calibrate(running, "Hello")
+    [reference] = set(running.engines) - set(others)
+    reference.kill()
+    wait_until(lambda: running.metric("infalign_engine_failures_total") == failures + 1)
+    assert running.ready
+    assert running.engines == others
+
+
 def test_an_engine_that_hangs_is_killed_and_started_anew(running: Running) -> None:
     expected, failures = selected(running), running.metric("infalign_engine_failures_total")
     with ThreadPoolExecutor() as threads:
@@ -57,26 +74,8 @@ def serve(bundle: Bundle, log: Path, *more: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen([*command, *more], stderr=stderr)
 
 
-def calibrate(running: Running, prompt: str) -> None:
-    """Calibrate a prompt, for which the server starts the reference unless it is up."""
-    answer = httpx.post(f"{running.url}/v1/calibrations", json={"prompt": prompt}, timeout=READY_WITHIN)
-    assert answer.status_code == 200, answer.text
-    assert len(running.engines) == 3  # policy, reward model, reference
-
-
-def test_an_engine_that_started_when_it_was_needed_dies_alone(running: Running) -> None:
-    others, failures = running.engines, running.metric("infalign_engine_failures_total")
-    calibrate(running, "Hello")
-    [reference] = set(running.engines) - set(others)
-    reference.kill()
-    wait_until(lambda: running.metric("infalign_engine_failures_total") == failures + 1)
-    assert running.ready
-    assert running.engines == others
-    calibrate(running, "Good evening")
-    assert set(others) < set(running.engines)
-
-
 def test_no_engine_outlives_a_server_that_is_killed(running: Running) -> None:
+    calibrate(running, "Good evening")
     engines = running.engines
     engines[0].suspend()
     running.process.kill()

@@ -1,5 +1,6 @@
 """A replica as Ray Serve runs it, without Ray; tests/integration/test_ray.py has the real thing."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ async def test_a_replica_whose_engines_do_not_start_is_given_up(monkeypatch: pyt
     replica, app = replica_of(Broken(), monkeypatch)
     async with app.router.lifespan_context(app):
         with pytest.raises(RuntimeError, match="no memory"):
+            await replica.check_health()
+
+
+async def test_a_replica_ends_for_any_engine_if_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.engines.supervisor.CHECK_SECONDS", 0.001)
+    engines = FakeEngines()
+    replica, app = replica_of(engines, monkeypatch, on_engine_failure="exit")
+    async with app.router.lifespan_context(app):
+        await replica.check_health()
+        engines.late_failures = [EnginesDown("the scorer has died")]
+        while engines.late_failures:
+            await asyncio.sleep(0.001)
+        with pytest.raises(EnginesDown, match="the scorer has died"):
             await replica.check_health()
 
 

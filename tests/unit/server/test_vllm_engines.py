@@ -163,17 +163,24 @@ async def test_every_engine_that_runs_all_the_time_is_checked(engines: VllmEngin
 
 
 @pytest.mark.parametrize("sick", [3, 4])
-async def test_an_engine_that_started_when_it_was_needed_fails_alone(engines: VllmEngines, sick: int) -> None:
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_an_engine_that_started_when_it_was_needed_fails_alone(
+    engines: VllmEngines, sick: int, hangs: bool
+) -> None:
     llms = [FakeLLM() for _ in range(5)]
     await run_on(engines, llms)
     late = {3: engines._reference, 4: engines._scorer}[sick]
     assert late is not None
     failed = await late.get()
-    llms[sick].errored = True
+    llms[sick].errored, failed._watch.is_hung = not hangs, hangs
     await engines.check()
-    assert [str(failure) for failure in await engines.discard_failed()] == ["the engine of the x has died"]
-    assert [len(llm.shutdowns) for llm in llms] == [int(place == sick) for place in range(5)]
+    [failure] = await engines.discard_failed()
+    assert str(failure).startswith("the engine of the x hangs" if hangs else "the engine of the x has died")
+    assert [llm.shutdowns for llm in llms] == [[0 if hangs else None] if place == sick else [] for place in range(5)]
     assert await engines.discard_failed() == []
+    with pytest.raises(EnginesDown, match="died soon after its start"):
+        await late.get()
+    late._next_try = 0
     llms[sick].errored = False
     assert await late.get() is failed, "it is launched again"
 
