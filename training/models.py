@@ -186,6 +186,26 @@ def put_adapter(directory: Path, model: Any) -> Any:
     return peft_model.eval()
 
 
+def without_dropout(model: Any) -> Any:
+    """Switch a model's dropout off, in training mode too.
+
+    Gradient checkpointing needs training mode. With dropout, another policy would be trained than the one that draws.
+
+    Args:
+        model: The model, which is changed.
+
+    Returns:
+        The model.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # of models that call the function, such as OPT
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model
+
+
 class WithoutAdapter:
     """The model below an adapter. Policy and reference can so share one copy of the weights.
 

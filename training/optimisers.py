@@ -93,9 +93,16 @@ class MuonAdam(Optimizer):  # type: ignore[misc]
     ) -> None:
         matrices: list[torch.nn.Parameter] = []
         rest: list[torch.nn.Parameter] = []
+        embeddings = {
+            id(weight)
+            for module in model.modules()
+            if isinstance(module, torch.nn.Embedding)
+            for weight in module.parameters()
+        }
         for name, weight in model.named_parameters():
             if weight.requires_grad:
-                inner = weight.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "score"))
+                is_head = any(part in name for part in ("embed", "lm_head", "score"))
+                inner = weight.ndim == 2 and id(weight) not in embeddings and not is_head
                 (matrices if inner else rest).append(weight)
         self.parts: tuple[Optimizer, ...] = tuple(
             part

@@ -205,6 +205,8 @@ def _check(config: Config) -> None:
     if not config.ctrl:
         return
     workers.check_engine("ctrl.engine", config.ctrl.engine)
+    if config.ctrl.solver == "ctrl":
+        processes.check_ctrl(config.ctrl.prompts)
     with quick_imports():
         from training import ctrl
         from training.evaluation.figures import check_draws, count_draws, procedures_of

@@ -9,6 +9,10 @@ import time
 from pathlib import Path
 from typing import TypeVar
 
+from infalign.errors import InvalidValue
+
+SPLITTERS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+"""Environment variables by which ``accelerate launch`` says that weights are split among processes."""
 POLL_SECONDS = 1.0
 """Seconds between two looks at a path."""
 Value = TypeVar("Value")
@@ -27,6 +31,22 @@ def rank() -> int:
 def is_first() -> bool:
     """Say whether this is the first process, which writes the files."""
     return rank() == 0
+
+
+def check_ctrl(prompts: int) -> None:
+    """Check that the solver ``ctrl`` can run in these processes.
+
+    Args:
+        prompts: Prompts per step, which the processes share.
+
+    Raises:
+        InvalidValue: The prompts cannot be shared evenly, or weights are split among the processes.
+    """
+    if prompts % count():
+        raise InvalidValue("ctrl.prompts", prompts, f"a multiple of the {count()} processes")
+    if any(os.environ.get(name, "false").lower() in ("1", "true") for name in SPLITTERS):
+        accepted = "rloo, where weights are split among processes; ctrl keeps them whole in each"
+        raise InvalidValue("ctrl.solver", "ctrl", accepted)
 
 
 def broadcast(value: Value) -> Value:

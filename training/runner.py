@@ -33,6 +33,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from infalign.errors import TooLittleMemory, one_line
 from infalign.imports import quick_imports
 from training import processes
 from training.config import Config
@@ -126,7 +127,15 @@ class Runner:
             with quick_imports():
                 make = resolve_name(stage.build)
             raise_interrupt()
-            make(work, **inputs)
+            try:
+                make(work, **inputs)
+            except Exception as error:
+                if not _is_lack_of_memory(error):
+                    raise
+                raise TooLittleMemory(
+                    f"{stage.name}: memory ran out ({one_line(error)}); what helps: a smaller compute.sequences, or "
+                    "nothing else that takes memory meanwhile"
+                ) from error
             raise_interrupt()
 
         parallel = stage.is_parallel(config)
@@ -201,6 +210,12 @@ class Runner:
 def _distributions() -> Mapping[str, list[str]]:
     """Names of the installed packages that have each library. To find them takes half a second."""
     return packages_distributions()
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Say whether an error means that memory ran out. On a CPU, torch has no class of its own for it."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _draw_metrics(metrics: Path) -> None:

@@ -99,4 +99,4 @@ def test_the_solver_trains_with_it(task: Task, tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == list(range(1, CTRL.steps + 1))
     assert rows[-1]["kl"] > rows[0]["kl"]
     assert not active_children()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["memory.json", "metrics.jsonl", "model"]

@@ -113,6 +113,11 @@ class Config(DataConfig):
                 f"ctrl.objective={self.ctrl.objective} maximises the win rate itself, and not transformation="
                 f"{self.transformation}: set transformation=optimal, which says the same, or ctrl.objective=fixed"
             )
+        if self.ctrl and self.ctrl.anneal and self.transformation == "gaussian":
+            raise ValueError(
+                f"transformation=gaussian is not annealed, its values are no quantiles; got ctrl.anneal="
+                f"{self.ctrl.anneal:g}: set ctrl.anneal=0"
+            )
         if self.ctrl and self.ctrl.objective == "group":
             _check_group(parse_mixture(self.procedure), self.ctrl.generations)
         if self.model.scratch and not self.sft:

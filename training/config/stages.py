@@ -106,7 +106,7 @@ class Ctrl(Section):
     lora: Lora | None = Field(None, description="train the policy as an adapter on the reference")
 
     @model_validator(mode="after")
-    def _check_anneal(self) -> Self:
+    def _check(self) -> Self:
         wins = self.objective in ("live", "group")
         if self.anneal and (self.solver == "regression" or wins):
             whose = self.solver if self.solver == "regression" else self.objective
@@ -117,7 +117,12 @@ class Ctrl(Section):
             raise ValueError(f"engine={self.engine} is for the solver ctrl, not for {self.solver}")
         least = {"rloo": 2, "regression": 2}.get(self.solver, 2 if self.objective == "group" else 1)
         if self.generations < least:
-            raise ValueError(f"generations must be at least {least} for {self.solver} with objective={self.objective}")
+            objective = f" with objective={self.objective}" if self.objective else ""
+            raise ValueError(
+                f"generations must be at least {least} for {self.solver}{objective}; got {self.generations}"
+            )
+        if self.prompts * self.generations < 2:
+            raise ValueError("a step needs two responses to compare: prompts and generations are both 1")
         return self
 
     def choose_objective(self, procedure: str, transformation: str) -> Literal["fixed", "live", "group"]:

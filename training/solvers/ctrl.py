@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from peft import get_peft_model
 from transformers import AutoTokenizer
 
-from infalign.errors import Diverged, InvalidValue
+from infalign.errors import Diverged
 from infalign.manifest import SamplingLaw
 from infalign.policies import beta_for_kl
 from training import processes
-from training.memory import draw_and_compare_pass, fit_sequences, model_shape
-from training.models import WithoutAdapter, load_causal, lora_config, place, read_causal, save_model
+from training.memory import draw_and_compare_pass, model_shape
+from training.models import WithoutAdapter, load_causal, lora_config, place, read_causal, save_model, without_dropout
 from training.optimisers import MuonAdam
 from training.progress import drop_rows_after, make_bar
+from training.runtime import fit_batch
 from training.sampler import Sampler
 from training.shared_prompts import SharedPrompts
 from training.solvers.draws import Drawer, Draws
@@ -73,9 +74,6 @@ class _Run:
 
     def __init__(self, task: Task) -> None:
         config, compute = task.config, task.compute
-        if config.prompts % processes.count():
-            accepted = f"a multiple of the {processes.count()} processes"
-            raise InvalidValue("ctrl.prompts", config.prompts, accepted)
         self._task, self._config = task, config
         self._accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
@@ -83,12 +81,10 @@ class _Run:
             log_with=list(compute.report_to) or None,
             project_dir=str(task.directory),
         )
-        if self._accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-            accepted = "rloo, where weights are split among processes; ctrl keeps them whole in each"
-            raise InvalidValue("ctrl.solver", "ctrl", accepted)
         tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left", trust_remote_code=False)
-        policy = place(read_causal(task.reference))
+        policy = without_dropout(place(read_causal(task.reference)))
         if config.lora is not None:
+            torch.manual_seed(task.seed)  # all processes start from the same adapter
             policy = get_peft_model(policy, lora_config(config.lora))
         if compute.gradient_checkpointing:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
@@ -109,7 +105,8 @@ class _Run:
         need = draw_and_compare_pass(
             model_shape(policy), config, compute, longest, task.law.max_tokens, task.scorer.scorers.memory
         )
-        self._each = fit_sequences("ctrl", config.prompts * config.generations, need, processes.count())
+        batch = config.prompts * config.generations
+        self._each = fit_batch(task.directory, "ctrl", batch, need, processes.count())
         self._quantile = 0.5
         """Running mean of the quantile."""
         self._saved = 0
@@ -267,6 +264,7 @@ class _Run:
             "law": None if self._objective.law is None else torch.tensor(self._objective.law),
             "history": self._history.sums,
             "quantile": self._quantile,
+            "each": self._each,
         }
         torch.save(state, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
@@ -283,4 +281,5 @@ class _Run:
             setattr(self._steering, name, value)
         self._objective.law = None if state["law"] is None else state["law"].numpy()
         self._history.sums, self._quantile = state["history"], state["quantile"]
+        self._each = min(self._each, state["each"])  # sums in other parts would differ by rounding
         self._saved = state["step"]

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from transformers import AutoTokenizer
 from infalign.policies import beta_for_kl
 from infalign.templates import prompt_key, render_prompt, tokenise
 from training.likelihoods import log_probabilities
-from training.memory import fit_sequences, model_shape, off_policy_pass
-from training.models import load_causal, lora_config, save_model
+from training.memory import model_shape, off_policy_pass
+from training.models import load_causal, lora_config, save_model, without_dropout
 from training.optimisers import MuonAdam
 from training.progress import make_bar
 from training.rollouts import read_rollouts
+from training.runtime import fit_batch
 from training.solvers.task import Task
 
 WARM_UP, CLIP, LOGGED_EVERY = 5, 1.0, 10
@@ -60,9 +62,13 @@ def solve(task: Task, directory: Path) -> float:
     torch.manual_seed(task.seed)
     random = np.random.default_rng(task.seed)
     tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left", trust_remote_code=False)
-    policy, reference = load_causal(task.reference), load_causal(task.reference)
+    policy, reference = without_dropout(load_causal(task.reference)), load_causal(task.reference)
     if config.lora is not None:
         policy = get_peft_model(policy, lora_config(config.lora))
+    if task.compute.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.train()  # without which checkpointing does nothing
+    autocast = partial(torch.autocast, policy.device.type, torch.bfloat16, enabled=task.compute.precision == "bfloat16")
     beta = beta_for_kl(task.transformation, config.target_kl)
     groups = list(read_groups(task, tokenizer, beta))
     weights = [weight for weight in policy.parameters() if weight.requires_grad]
@@ -76,7 +82,7 @@ def solve(task: Task, directory: Path) -> float:
     )
     longest = max(len(group.prompt) + max(map(len, group.responses)) for group in groups)
     need = off_policy_pass(model_shape(policy), config, task.compute, longest, task.law.max_tokens)
-    each = fit_sequences("ctrl", config.prompts * config.generations, need)
+    each = fit_batch(task.directory, "ctrl", config.prompts * config.generations, need, process_count=1)
     order: list[int] = []
     with (
         make_bar("ctrl", config.steps) as progress,
@@ -97,9 +103,10 @@ def solve(task: Task, directory: Path) -> float:
             loss = 0.0
             for start in range(0, len(responses), each):
                 part = slice(start, start + each)
-                with torch.no_grad():
-                    reference_logs = log_probabilities(reference, tokenizer, prompts[part], responses[part])
-                policy_logs = log_probabilities(policy, tokenizer, prompts[part], responses[part])
+                with autocast():
+                    with torch.no_grad():
+                        reference_logs = log_probabilities(reference, tokenizer, prompts[part], responses[part])
+                    policy_logs = log_probabilities(policy, tokenizer, prompts[part], responses[part])
                 goals = torch.tensor(targets[part], dtype=policy_logs.dtype, device=policy_logs.device)
                 error = ((policy_logs - reference_logs - goals) ** 2).sum() / len(responses)
                 error.backward()

@@ -23,7 +23,7 @@ from infalign.policies import beta_for_kl
 from infalign.templates import Message, prompt_key, render_prompt, tokenise
 from infalign.transforms import Gaussian, Identity
 from training.memory import model_shape, on_policy_pass
-from training.models import lora_config, read_causal, save_trainer_model
+from training.models import lora_config, read_causal, save_trainer_model, without_dropout
 from training.optimisers import MuonAdam
 from training.progress import attach_progress
 from training.runtime import run_trainer, trainer_arguments
@@ -51,7 +51,7 @@ def solve(task: Task, directory: Path) -> float:
     """
     config = task.config
     tokenizer = AutoTokenizer.from_pretrained(task.reference, padding_side="left", trust_remote_code=False)
-    model = read_causal(task.reference)
+    model = without_dropout(read_causal(task.reference))
     model.generate = partial(generate, model, task.law.max_tokens)
     texts = [render_prompt(tokenizer, messages) for messages in task.prompts]
     rows = [

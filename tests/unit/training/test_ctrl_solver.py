@@ -1,6 +1,8 @@
 """The solver ctrl: it learns, goes on bit for bit after a kill, and stops when it diverges."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from infalign.errors import Diverged
-from tests.tiny import CTRL, make_tiny_task
-from training.config import Compute
+from tests.tiny import CTRL, load_tiny_task, make_tiny_task
+from training.config import Compute, Lora
 from training.progress import read_rows
 from training.solvers import Task, ctrl
 from training.solvers.objectives import Objective
@@ -58,6 +61,30 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert whole.keys() == resumed.keys()
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
     assert read_rows(killed / "metrics.jsonl") == read_rows(tmp_path / "whole" / "metrics.jsonl")
+
+
+def test_all_processes_start_from_the_same_adapter(task: Task, tmp_path: Path) -> None:
+    """Whatever they have drawn before."""
+    task = replace(task, config=CTRL.model_copy(update={"lora": Lora(rank=2, alpha=4), "steps": 1}))
+    adapters = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        ctrl.solve(replace(task, directory=tmp_path / name), tmp_path / name / "model")
+        adapters.append(load_file(tmp_path / name / "model" / "adapter_model.safetensors"))
+        torch.rand(3)
+    assert all(np.array_equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
+
+
+def test_gradient_checkpointing_changes_nothing(task: Task, tmp_path: Path) -> None:
+    """It needs training mode, in which models have dropout."""
+    copy = Path(shutil.copytree(task.directory, tmp_path / "task"))
+    config = copy / "reference" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.5}))
+    task = load_tiny_task(copy)
+    plain = train(task, tmp_path / "plain")
+    saving = train(replace(task, compute=Compute(gradient_checkpointing=True)), tmp_path / "saving")
+    for name, weights in plain.items():
+        np.testing.assert_allclose(saving[name], weights, atol=2e-4)
 
 
 def test_how_much_is_done_at_a_time_changes_nothing(task: Task, tmp_path: Path) -> None:

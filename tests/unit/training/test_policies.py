@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from infalign.manifest import SamplingLaw
 from infalign.templates import render_prompt, tokenise
@@ -178,6 +179,17 @@ def test_the_optimiser_learns_and_goes_on_from_its_state() -> None:
     descend(halves, second, 3)
     for ours, theirs in zip(whole.parameters(), halves.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_embeddings_are_for_adam_whatever_they_are_called() -> None:
+    network = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16))
+    [muon, adam] = MuonAdam(network, 0.01).parts
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    matrices, rest = (
+        {names[id(weight)] for group in part.param_groups for weight in group["params"]} for part in (muon, adam)
+    )
+    assert {"transformer.wte.weight", "transformer.wpe.weight"} <= rest
+    assert all(name.startswith("transformer.h.0.") for name in matrices)
 
 
 @pytest.mark.parametrize("keep", [lambda name: "embed" in name, lambda name: "proj" in name])

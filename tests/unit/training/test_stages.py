@@ -11,7 +11,9 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
+import torch
 
+from infalign.errors import InvalidValue, TooLittleMemory
 from infalign.manifest import SamplingLaw
 from training import pipeline, runner
 from training.config import Config
@@ -43,6 +45,18 @@ def killed(directory: Path, given: int) -> None:
     raise KeyboardInterrupt
 
 
+def greedy(directory: Path, given: int) -> None:
+    raise (MemoryError("of Python"), torch.OutOfMemoryError("of the GPU"))[given]
+
+
+def greedy_on_cpu(directory: Path, given: int) -> None:
+    torch.empty(1 << given)
+
+
+def broken(directory: Path, given: int) -> None:
+    raise RuntimeError("a mistake in the code")
+
+
 def listing(directory: Path, given: int) -> None:
     (directory / "listing").write_text(json.dumps([path.name for path in directory.iterdir()]))
 
@@ -61,6 +75,34 @@ def test_an_interrupt_that_an_import_drops_ends_the_run_before_the_stage(
         Runner(tmp_path, stages=[stage]).run(stage, load_config("demo"), Artifacts())
     [work] = tmp_path.glob(".stage-*")
     assert not list(work.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("build", "given", "reason"), [("greedy", 0, "of Python"), ("greedy", 1, "of the GPU"), ("greedy_on_cpu", 60, "")]
+)
+def test_a_lack_of_memory_is_one_line_that_names_the_stage(tmp_path: Path, build: str, given: int, reason: str) -> None:
+    stage = Given(build, given, True)
+    with pytest.raises(TooLittleMemory, match=rf"^stage: memory ran out \(.*{reason}.*\); what helps: a smaller "):
+        Runner(tmp_path, stages=[stage]).run(stage, load_config("demo"), Artifacts())
+    mistaken = Given("broken", 1, True)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        Runner(tmp_path, stages=[mistaken]).run(mistaken, load_config("demo"), Artifacts())
+
+
+def test_processes_that_the_solver_cannot_use_are_refused_before_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal() -> str:
+        with pytest.raises(InvalidValue) as refused:
+            pipeline.run_stages(load_config("demo", ("ctrl.prompts=9",)), tmp_path)
+        return str(refused.value)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refusal() == "ctrl.prompts: got 9, accepted: a multiple of the 2 processes"
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert refusal().startswith("ctrl.solver: got 'ctrl', accepted: rloo, where weights are split")
+    assert not list(tmp_path.glob("demo/data-*"))
 
 
 @pytest.mark.parametrize("resumes", [False, True])
