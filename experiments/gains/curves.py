@@ -120,6 +120,10 @@ Made by `python -m experiments.gains curves --output docs/results/curves`, which
 
 *Dots, and squares for the larger width: test prompts. Crosses: training prompts. Horizontal lines: what theory allows
 CTRL (above) and the identity.*
+
+*Theory's room* is by how much the optimal policies of the two methods differ, each at its measured KL. *KL that shows*
+is the KL of the distribution of CTRL's quantiles: what remains moves probability between answers of equal quality.
+*Theory at that* is what theory allows CTRL at this smaller KL.
 """
 
 

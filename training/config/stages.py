@@ -101,7 +101,7 @@ class Ctrl(Section):
         ge=0,
         lt=1,
         description="share of the steps of ctrl and rloo in which the objective moves from the identity (plain "
-        "quantiles) to Φ; 0.7 helps a steep Φ such as exp(10)",
+        "quantiles) to Φ; 0.7 helps a steep Φ such as exp(-10)",
     )
     lora: Lora | None = Field(None, description="train the policy as an adapter on the reference")
 
