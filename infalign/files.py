@@ -12,6 +12,8 @@ from infalign.errors import BundleCorrupt, BundleMismatch
 MANIFEST = "bundle.json"
 REWARD = "reward.json"
 """File that describes a reward which is not a classifier (:mod:`infalign.rewards`)."""
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+"""What configurations call the number of tokens that a model can read. GPT-2's has the second."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -132,9 +134,17 @@ def context_length(directory: Path) -> int:
         The number of tokens, prompt and response together.
 
     Raises:
-        BundleCorrupt: The configuration is not a JSON object.
+        BundleCorrupt: The configuration is not a JSON object, or does not say it.
     """
-    return int(read_json(directory / "config.json")["max_position_embeddings"])
+    config = read_json(directory / "config.json")
+    for part in (config, config.get("text_config") or {}):  # the second is that of a model that also takes images
+        for key in CONTEXT_KEYS:
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    keys = ", ".join(CONTEXT_KEYS)
+    raise BundleCorrupt(
+        f"{directory / 'config.json'}: does not say how many tokens the model can read, by one of {keys}"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Draws responses with vLLM's offline engine, which reads a prompt once for all its responses."""
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from infalign.errors import EngineFailed, one_line
-from infalign.files import adapter_rank
+from infalign.files import adapter_rank, context_length
 from infalign.imports import quick_imports
 from infalign.manifest import SamplingLaw
 from infalign.quiet import keep_libraries_quiet
@@ -74,7 +73,6 @@ class VllmSampler:
             from vllm.platforms import current_platform
 
         if current_platform.is_cpu():
-            positions = json.loads((directory / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
             options = {
                 "dtype": "float32",
                 "enforce_eager": True,
@@ -82,7 +80,7 @@ class VllmSampler:
                 "kv_cache_memory_bytes": CPU_KV_CACHE,
                 "distributed_executor_backend": "uni",
                 "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(positions, 8192),
+                "max_num_batched_tokens": max(context_length(directory), 8192),
                 "max_num_seqs": CPU_SEQUENCES,
                 "block_size": CPU_BLOCK,  # of 128 otherwise; a prompt's responses share whole blocks of it
             } | options

@@ -127,7 +127,7 @@ def read_evaluation_prompts(path: Path, policy: Sampler, limit: int | None) -> l
     """
     prompts: list[Sequence[Message]] = []
     check = make_tokenizer_check(policy.tokenizer)
-    room = policy.model.config.max_position_embeddings - policy.law.max_tokens
+    room = policy.model.config.get_text_config().max_position_embeddings - policy.law.max_tokens
     for number, row in enumerate(read_files([str(path)]), 1):
         where = f"{path}, row {number}"
         try:

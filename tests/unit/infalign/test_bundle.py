@@ -19,7 +19,7 @@ from infalign import (
 from infalign.bundle import SHARED_PARTS, check_joinable
 from infalign.bundling import rewrite_bundle
 from infalign.errors import BundleCorrupt, BundleMismatch, BundleMissing, BundleUnsafe, InvalidValue
-from infalign.files import directory_digest, hash_files, reward_models
+from infalign.files import context_length, directory_digest, hash_files, reward_models
 from infalign.manifest import CalibrationRecord, RewardRecord, SamplingLaw
 from infalign.reproduction import EXAMPLES, save_examples
 from infalign.storage import load_calibration, save_calibration
@@ -44,6 +44,19 @@ def test_what_is_written_is_read(bundle: Path) -> None:
     assert found.table.keys == ("ab" * 16, "cd" * 16)
     assert found.table.lookup("ab" * 16).samples == 3
     assert np.array_equal(found.table.rewards, [[1.0, 2.0, 3.0], [0.0, 4.0, 5.0]])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"max_position_embeddings": 512}, {"n_positions": 512}, {"text_config": {"max_position_embeddings": 512}}],
+)
+def test_the_context_of_a_model_is_read_whatever_it_is_called(tmp_path: Path, config: dict[str, object]) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    assert context_length(tmp_path) == 512
+    file.write_text("{}")
+    with pytest.raises(BundleCorrupt, match=r"config\.json: does not say how many tokens the model can read"):
+        context_length(tmp_path)
 
 
 def test_a_policy_may_be_the_reference_itself(tmp_path: Path) -> None:

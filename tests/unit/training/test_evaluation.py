@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from transformers import GPT2Config
 
 from infalign import BestOfN, Estimate, InvalidValue, Standard, WorstOfN, parse_mixture
 from training.evaluation import Draws, Evaluation, Side, compute_evaluation, report
@@ -132,7 +133,7 @@ class Characters:
 
 POLICY = SimpleNamespace(
     tokenizer=Characters(),
-    model=SimpleNamespace(config=SimpleNamespace(max_position_embeddings=20)),
+    model=SimpleNamespace(config=GPT2Config(n_positions=20)),
     law=SimpleNamespace(max_tokens=8),
 )
 
