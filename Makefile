@@ -76,7 +76,7 @@ figures: setup ## Draw the figures of docs/results/theory.md
 pool: setup ## Report on a pool of scored candidates in docs/results/pool.md: POOL=pool.jsonl.gz SOURCE="who made it"
 	$(BIN)/python experiments/pool.py $(or $(POOL),$(error POOL=pool.jsonl.gz: one JSON object with scored responses per line)) --output docs/results/pool.md $(if $(SOURCE),--source "$(SOURCE)")
 
-reproduce: setup ## Train every method at equal KL over three seeds, and compare: docs/results (an hour)
+reproduce: setup ## Train every method at equal KL over three seeds, and compare: docs/results (70 minutes)
 	$(BIN)/python -m experiments.gains table --output docs/results
 
 reference: setup-dev ## Write the pages of docs/reference that follow from the code
