@@ -5,6 +5,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -393,6 +394,12 @@ async def _turns(count: int) -> None:
 
 def _last_digit(text: str) -> float:
     return float(text[-1]) if text[-1:].isdecimal() else -1.0
+
+
+def recalibrated(served: ServedBundle) -> ServedBundle:
+    """The same bundle with a calibration by another reward model."""
+    calibration = served.bundle.calibration.model_copy(update={"reward_model": "another"})
+    return replace(served, bundle=replace(served.bundle, calibration=calibration))
 
 
 def fake_served(

@@ -119,22 +119,24 @@ class Batch:
     Args:
         output: The output.
         items: What is asked.
+        served: Hash of what the server serves.
 
     Raises:
-        InvalidValue: The output exists.
-        StoreMismatch: An earlier run that was interrupted asked something else.
+        StoreMismatch: An earlier run that was interrupted asked something else, or another model.
     """
 
-    def __init__(self, output: Path, items: Sequence[Item]) -> None:
-        if output.exists():
-            raise InvalidValue("--output", str(output), "a file that does not exist yet")
+    def __init__(self, output: Path, items: Sequence[Item], served: str) -> None:
         self.output, self._path = output, output.with_name(f"{output.name}.partial")
         self.rows: dict[int, Row] = {}
         asked = json.dumps([[item.url, item.body] for item in items], sort_keys=True)
-        head = json.dumps({"requests": len(items), "digest": hashlib.sha256(asked.encode()).hexdigest()})
+        digest = hashlib.sha256(asked.encode()).hexdigest()
+        head = json.dumps({"requests": len(items), "digest": digest, "served": served})
         lines = self._path.read_text(encoding="utf-8").split("\n") if self._path.is_file() else []
         if lines and lines[0] != head:
-            raise StoreMismatch(f"{self._path} is of a run with other settings: finish that one, or delete the file")
+            raise StoreMismatch(
+                f"{self._path} is of a run with other settings, or of another model: finish that one, or delete the "
+                "file"
+            )
         for line in lines[1:]:
             try:
                 number, row = json.loads(line)
@@ -177,13 +179,18 @@ class Batch:
         return sum(row["error"] is not None for row in rows)
 
 
+def _flatten(name: str, value: Any) -> Any:
+    """Write a value that a table has no type for as JSON."""
+    return json.dumps(value) if name in ("tags", "candidates") and value is not None else value
+
+
 def _write_rows(path: Path, rows: Sequence[Row], suffix: str) -> None:
     if suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        nested = ("tags", "candidates")
-        flat = [{key: json.dumps(value) if key in nested else value for key, value in row.items()} for row in rows]
-        pq.write_table(pa.Table.from_pylist(flat), path)
+        names = dict.fromkeys(name for row in rows for name in row)  # a row with an error has no candidates
+        columns = {name: [_flatten(name, row.get(name)) for row in rows] for name in names}
+        pq.write_table(pa.table(columns), path)
     else:
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -1,5 +1,6 @@
 """A campaign: many samples of each prompt, asked for until they are stored or given up."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +49,13 @@ class Campaign:
         self.source, self.store, self.target = source, store, target
         self.retries, self.report = retries, report
         self._size = min(source.per_request, max_n)
-        self._refused = {failure.prompt_id for failure in store.failures}
+        self._given_up: defaultdict[str, set[int]] = defaultdict(set)
+        self._refused: dict[str, tuple[str, str]] = {}
+        """Code and message of the refusal, by prompt."""
+        for failure in store.failures:
+            self._given_up[failure.prompt_id].update(failure.indices)
+            if source.repeats_prompt:
+                self._refused[failure.prompt_id] = (failure.code, failure.message)
         self._tally = Tally(store, target.criterion) if target.width and target.criterion else None
 
     def tasks(self, prompts: Sequence[Prompt], count: Callable[[Prompt], int]) -> Iterator[Task]:
@@ -66,18 +73,19 @@ class Campaign:
                     yield partial(self._get, prompt, indices)
 
     def _missing(self, prompt: Prompt, count: int, size: int) -> Iterator[range]:
-        done = self.store.done(prompt.id)
+        done = self.store.done(prompt.id) | self._given_up[prompt.id]
         for run in split_runs([index for index in range(count) if index not in done]):
             for start in range(run.start, run.stop, size):
                 yield range(start, min(run.stop, start + size))
 
     async def _narrow(self, prompt: Prompt, tally: Tally) -> None:
         """Get samples of a prompt, round by round, until its interval is narrow enough."""
-        for indices in list(self._missing(prompt, self.target.n, min(self._size, LEAST_PER_ROUND))):
+        for indices in list(self._missing(prompt, self.target.n, LEAST_PER_ROUND)):
             if tally.width(prompt.id) <= (self.target.width or 0):
                 self.report(len(indices))
-            else:
-                await self._get(prompt, indices)
+                continue
+            for start in range(indices.start, indices.stop, self._size):
+                await self._get(prompt, range(start, min(indices.stop, start + self._size)))
 
     async def _get(self, prompt: Prompt, indices: range) -> None:
         """Ask for samples, again and again if need be, and store them or why they are missing.
@@ -94,7 +102,8 @@ class Campaign:
             except (Busy, Unreachable):
                 continue  # the pace waits, and gives up at some time
             except RequestRefused as refusal:
-                self._refused.add(prompt.id)  # other requests for the prompt would be refused too
+                if self.source.repeats_prompt:  # other requests for the prompt would be refused too
+                    self._refused[prompt.id] = (refusal.code, str(refusal))
                 self._give_up(prompt, missing, refusal.code, str(refusal), failures + 1, permanent=True)
                 return
             except RequestFailed as failure:
@@ -110,7 +119,8 @@ class Campaign:
                     self._give_up(prompt, missing, error.code, str(error), failures, permanent=False)
                     return
                 await back_off(failures)
-        self.report(len(missing))  # the prompt was refused meanwhile
+        if missing:  # the prompt was refused meanwhile, or in an earlier run
+            self._give_up(prompt, missing, *self._refused[prompt.id], attempts=0, permanent=True)
 
     def _give_up(
         self, prompt: Prompt, indices: Sequence[int], code: str, message: str, attempts: int, permanent: bool

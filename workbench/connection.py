@@ -1,5 +1,6 @@
 """The connection to a server: its answers, and errors that say what to do about them."""
 
+import hashlib
 import json
 import math
 from typing import Any
@@ -33,6 +34,12 @@ class Session(BaseModel):
     models: list[ServedPolicy]
     max_requests: int
     calibration: str
+
+    @property
+    def served(self) -> str:
+        """16 hexadecimal digits that depend on the policies, and on what rewards and quantiles depend on."""
+        text = json.dumps([self.calibration, *sorted([policy.id, policy.digest] for policy in self.models)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def find_policy(self, name: str | None) -> ServedPolicy:
         """Return the policy of a name, or the default one.

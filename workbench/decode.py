@@ -17,6 +17,7 @@ from workbench.options import Access, access_options, sampling_options
 from workbench.prompts import read_all_prompts
 from workbench.runner import run_tasks
 
+DEFAULT_PROCEDURE = "best-of-8"
 SUFFIXES = (".jsonl", ".parquet")
 
 
@@ -28,7 +29,7 @@ SUFFIXES = (".jsonl", ".parquet")
     required=True,
     help="File that ends in .jsonl or .parquet.",
 )
-@click.option("--procedure", default="best-of-8", show_default=True, help="standard, best-of-N or worst-of-N.")
+@click.option("--procedure", help=f"standard, best-of-N or worst-of-N.  [default: {DEFAULT_PROCEDURE}]")
 @click.option("--target-quantile", type=click.FloatRange(0, 1), help="Stop drawing when a candidate reaches it.")
 @click.option("--return-candidates", is_flag=True, help="Write all candidates, and not the selected one alone.")
 @click.option("--column", help="Column with the prompts.  [default: messages, prompt or chosen]")
@@ -40,7 +41,7 @@ SUFFIXES = (".jsonl", ".parquet")
 def decode(
     prompts: Path,
     output: Path,
-    procedure: str,
+    procedure: str | None,
     target_quantile: float | None,
     return_candidates: bool,
     column: str | None,
@@ -61,17 +62,19 @@ def decode(
     """
     if output.suffix not in SUFFIXES:
         raise InvalidValue("--output", str(output), "a file that ends in .jsonl or .parquet")
+    if output.exists():
+        raise InvalidValue("--output", str(output), "a file that does not exist yet")
     given = {"target_quantile": target_quantile, "seed": seed, "model": model}
     fields = {**sampling, **{name: value for name, value in given.items() if value is not None}}
     if is_batch_file(prompts):
-        items = _read_requests(prompts, output, {**fields, "column": column, "candidates": return_candidates or None})
+        others = {"procedure": procedure, "column": column, "return_candidates": return_candidates or None}
+        items = _read_requests(prompts, output, {**fields, **others})
     else:
         rows = read_all_prompts(prompts, column, limit)
-        items = make_items(rows, _parse_procedure(procedure), fields, return_candidates)
+        items = make_items(rows, _parse_procedure(procedure or DEFAULT_PROCEDURE), fields, return_candidates)
     items = items[:limit]
-    batch = Batch(output, items)
     with access.serve(output.with_name(f"{output.name}.server.log")) as url:
-        asyncio.run(_run(batch, items, url, access))
+        batch = asyncio.run(_run(output, items, url, access))
     failures = batch.finish()
     click.echo(f"{output}: answers {len(items) - failures:,}, errors {failures:,}")
     return 1 if failures else 0
@@ -97,9 +100,11 @@ def _parse_procedure(text: str) -> FixedN:
     return procedure
 
 
-async def _run(batch: Batch, items: Sequence[Item], url: str, access: Access) -> None:
-    missing = [number for number in range(len(items)) if number not in batch.rows]
+async def _run(output: Path, items: Sequence[Item], url: str, access: Access) -> Batch:
     async with access.connect(url) as connection:
+        session = await connection.get_session()
+        batch = Batch(output, items, session.served)
+        missing = [number for number in range(len(items)) if number not in batch.rows]
         with tqdm(total=len(items), initial=len(items) - len(missing), unit=" prompts", smoothing=0.05) as bar:
 
             async def ask(number: int) -> None:
@@ -107,3 +112,4 @@ async def _run(batch: Batch, items: Sequence[Item], url: str, access: Access) ->
                 bar.update()
 
             await run_tasks((partial(ask, number) for number in missing), access.concurrency)
+    return batch

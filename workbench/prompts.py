@@ -106,6 +106,8 @@ def read_prompts(
             continue
         is_new = prompt.id not in prompts
         if is_new and limit is not None and len(prompts) >= limit:
+            if responses:
+                continue  # later rows may have further responses to prompts that are taken
             break
         prompts.setdefault(prompt.id, prompt)
         if responses:
@@ -195,7 +197,13 @@ def _read_prompt(path: Path, number: int, row: Any, column: str | None) -> Promp
     if messages is None:
         wanted = f"in row {number} a prompt, as text or as messages; it has {shorten(value, 80)}"
         raise InvalidValue("PROMPTS", str(path), wanted)
-    return Prompt(tuple(messages), tags)
+    prompt = Prompt(tuple(messages), tags)
+    try:
+        "".join((prompt.json, *tags, *tags.values())).encode()
+    except UnicodeEncodeError as error:
+        wanted = f"text in row {number} that is Unicode; it has {error.object[error.start]!r}, half of a character"
+        raise InvalidValue("PROMPTS", str(path), wanted) from error
+    return prompt
 
 
 def _find(path: Path, number: int, row: Any, option: str, name: str | None) -> Any:

@@ -46,6 +46,8 @@ class Source(ABC):
 
     per_request = MOST_PER_REQUEST
     """Samples of one call of :meth:`ask` at most."""
+    repeats_prompt = True
+    """Whether all calls for a prompt send the same text, so that one that is refused speaks for all."""
 
     def __init__(self, connection: Connection, sampling: Sampling) -> None:
         self.connection, self.sampling = connection, sampling
@@ -135,6 +137,7 @@ class AugmentedDraws(Source):
     """
 
     per_request = 1
+    repeats_prompt = False
 
     def __init__(self, connection: Connection, sampling: Sampling, augmentation: Augmentation) -> None:
         super().__init__(connection, sampling)
@@ -160,6 +163,8 @@ class GivenResponses(Source):
         sampling: How samples are made.
         responses: Text and tags of the responses to each prompt, by the id of the prompt.
     """
+
+    repeats_prompt = False
 
     def __init__(
         self,

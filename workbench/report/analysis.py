@@ -153,7 +153,8 @@ def measure_hits(table: SampleTable, criterion: Criterion, flags: Flags, questio
         least: Largest k of the curve.
     """
     rows = table.split(flags)
-    ks, detector = list(range(1, least + 1)), question.detector
+    ks = list(range(1, least + 1))
+    detector = None if "label" in criterion.columns else question.detector  # what humans say is not corrected
     rates = hit_curve(rows, ks)
     hits = np.add.reduceat(flags.astype(int), table.starts)
     labels = question.extra.get("label")
@@ -172,7 +173,7 @@ def measure_hits(table: SampleTable, criterion: Criterion, flags: Flags, questio
             HitPoint(
                 k=k,
                 rate=Figure.of(pooled_rate(rates[:, i])),
-                corrected=_correct(k, rows, rates[:, 0], question.detector, least),
+                corrected=_correct(k, rows, rates[:, 0], detector, least),
             )
             for i, k in enumerate(ks)
         ],
@@ -208,7 +209,7 @@ def _forecast(
     steps = [k for k in choose_steps(beyond) if k > least]
     small = least // BACK_TEST_SHARE
     tested = [k for k in choose_steps(least) if k > small] if small >= 4 else []
-    if len(rows) < 2:
+    if len(rows) < 2 or max(row.size for row in rows) < 2:  # one sample of each says nothing of their differences
         return [], [], None
     try:
         forecasts = [ForecastPoint(k=k, forecast=Figure.of(forecast(rows, k))) for k in steps]

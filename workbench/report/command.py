@@ -1,7 +1,6 @@
 """The command ``infalign report``."""
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,8 @@ JUDGE_REQUESTS, JUDGE_PATIENCE, JUDGE_TIMEOUT = 8, 300.0, 660.0
 @click.option(
     "--detector",
     metavar="SENSITIVITY,SPECIFICITY[,HITS,OTHERS]",
-    help="How often --hit is right, and on how many labelled hits and others that was measured; rates are corrected.",
+    help="How often --hit is right, and on how many labelled hits and others that was measured; "
+    "rates are corrected, but those of --fail-if are not.",
 )
 @click.option(
     "--forecast", type=click.IntRange(2, 10**9), default=10_000, show_default=True, help="Largest k that is forecast."
@@ -106,8 +106,11 @@ def report(
     if labels or tag:
         extra["label"] = read_labels(labels, table) if labels else label_by_tag(str(tag), table)
     if judge:
-        name = hashlib.sha256(judge.encode()).hexdigest()[:8]
-        extra["judge"] = asyncio.run(_judge(judge, judge_key, Judgments(directory / f"judge-{name}.jsonl"), table))
+        extra["judge"] = asyncio.run(_judge(judge, judge_key, directory, table))
+    if detector and sum("label" not in criterion.columns for criterion in criteria) > 1:
+        raise InvalidValue(
+            "--detector", detector, "one --hit beside it, and labels: it says how often that one is right"
+        )
     question = Question(criteria, extra, _parse_detector(detector), forecast)
     flags = {str(criterion): table.flag(criterion, extra) for criterion in criteria}
     result = analyse(directory, table, question, flags)
@@ -160,6 +163,9 @@ def _parse_detector(text: str | None) -> Detector | None:
         raise InvalidValue("--detector", text, wanted) from error
 
 
-async def _judge(url: str, key: str | None, judgments: Judgments, table: SampleTable) -> list[float]:
+async def _judge(url: str, key: str | None, directory: Path, table: SampleTable) -> list[float]:
+    """Score the samples by a server. Scores are kept for each reward model, whatever its address."""
     async with Connection(url, key, Pace(JUDGE_REQUESTS, JUDGE_PATIENCE), JUDGE_TIMEOUT) as connection:
+        session = await connection.get_session()
+        judgments = Judgments(directory / f"judge-{session.calibration[:16]}.jsonl")
         return await judgments.complete(connection, table, JUDGE_REQUESTS)

@@ -166,10 +166,13 @@ def label_by_tag(assignment: str, table: SampleTable) -> list[bool]:
         table: The samples.
 
     Raises:
-        InvalidValue: No sample has the tag.
+        InvalidValue: No sample has the tag, or none has the value.
     """
     name, equals, value = assignment.partition("=")
     known = dict.fromkeys(key for tags in table.tags for key in tags)
     if not equals or name not in known:
         raise InvalidValue("--label", assignment, f"TAG=VALUE; there are the tags {', '.join(known) or '(none)'}")
+    values = dict.fromkeys(tags[name] for tags in table.tags if name in tags)
+    if value not in values:
+        raise InvalidValue("--label", assignment, f"a value that a sample has: {shorten(', '.join(values), 80)}")
     return [tags.get(name) == value for tags in table.tags]

@@ -7,7 +7,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from server.app import create_app
+from server.settings import Settings
+from tests.fakes import FakeEngines, fake_served, recalibrated
+from tests.http_server import serve_app
 from tests.unit.workbench.conftest import Run
+from workbench.batch import Batch
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -50,22 +55,40 @@ def test_worst_of_n_and_candidates_in_parquet(run: Run, url: str, questions: Pat
     assert [candidate["reward"] for candidate in json.loads(first["candidates"])] == [3.0, 4.0, 5.0, 6.0]
 
 
-def test_an_interrupted_run_goes_on(run: Run, url: str, questions: Path, tmp_path: Path) -> None:
+def interrupt(batch: Batch) -> int:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on(
+    run: Run, url: str, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, out = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl"
     arguments = ("decode", questions, "--url", url, "--seed", 3)
     run(*arguments, "--output", whole)
-    gone = run(*arguments[:3], "http://127.0.0.1:9", *arguments[4:], "--patience", 0, "--output", out)
-    assert gone.exit_code == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "finish", interrupt)
+        assert run(*arguments, "--output", out).exit_code == 130
     partial = tmp_path / "answers.jsonl.partial"
+    head = partial.read_text().splitlines()[0]
     kept = lines(whole)[2] | {"text": "from the first run"}
-    with partial.open("a") as file:
-        file.write(json.dumps([2, kept]) + "\n" + '[3, {"text": "cu')
-    other = run("decode", questions, "--url", url, "--seed", 4, "--output", out)
-    assert "is of a run with other settings: finish that one, or delete the file" in other.output
+    partial.write_text(head + "\n" + json.dumps([2, kept]) + "\n" + '[3, {"text": "cu')
+    mismatch = "is of a run with other settings, or of another model: finish that one, or delete the file"
+    assert mismatch in run("decode", questions, "--url", url, "--seed", 4, "--output", out).output
+    with serve_app(create_app(Settings(), FakeEngines(), recalibrated(fake_served()))) as other:
+        assert mismatch in run("decode", questions, "--url", other, "--seed", 3, "--output", out).output
     assert run(*arguments, "--output", out).exit_code == 0
     assert [row["text"] for row in lines(out)] == [*["answer 9"] * 2, "from the first run", *["answer 9"] * 3]
     again = run(*arguments, "--output", out)
     assert f"--output: got '{out}', accepted: a file that does not exist yet" in again.output
+
+
+def test_candidates_are_kept_though_the_first_row_is_an_error(run: Run, url: str, tmp_path: Path) -> None:
+    path, out = tmp_path / "p.jsonl", tmp_path / "answers.parquet"
+    path.write_text(json.dumps({"prompt": "b" * 500}) + "\n" + json.dumps({"prompt": "a"}) + "\n")
+    assert run("decode", path, "--url", url, "--return-candidates", "--output", out).exit_code == 1
+    bad, good = pq.read_table(out).to_pylist()
+    assert (bad["candidates"], bad["text"]) == (None, None)
+    assert len(json.loads(good["candidates"])) == 8
 
 
 def test_a_row_that_is_refused_says_why(run: Run, url: str, tmp_path: Path) -> None:
@@ -110,6 +133,9 @@ MISTAKES: list[tuple[list[dict[str, Any]], tuple[object, ...], str]] = [
     ([{**BATCH, "body": {"stream": True}}], (), "body.stream: got True, accepted: false in row 1"),
     ([BATCH, {"prompt": "Why?"}], (), "accepted: custom_id, url and body in each row, as in the first; row 2 differs"),
     ([BATCH], ("--seed", 3), "--seed: got 3, accepted: nothing for a file in OpenAI's batch format"),
+    ([BATCH], ("--procedure", "worst-of-4"), "--procedure: got 'worst-of-4', accepted: nothing for a file in OpenAI's"),
+    ([BATCH], ("--return-candidates",), "--return-candidates: got True, accepted: nothing for a file in OpenAI's"),
+    ([{"prompt": "cut \ud83d"}], (), "accepted: text in row 1 that is Unicode; it has '\\ud83d', half of a character"),
     (
         [{"prompt": "Why?"}],
         ("--procedure", "best"),

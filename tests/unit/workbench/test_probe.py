@@ -17,6 +17,7 @@ from tests.fakes import FakeEngines, fake_served
 from tests.http_server import serve_app
 from tests.keys import key, keys_file
 from tests.unit.workbench.conftest import Run
+from workbench.augmentations import Augmentation
 from workbench.prompts import read_prompts
 from workbench.sources import Sampling
 
@@ -95,6 +96,33 @@ def test_a_prompt_that_is_refused_costs_no_other(run: Run, home: Path, tmp_path:
         assert {row["prompt"] for row in rows(out)} == {"a", "c"}
         again = run("probe", path, "--url", url, "--n", 8, "--output", out)
     assert "missing samples: 8" in again.output  # it is remembered, and not asked for again
+
+
+def test_every_sample_of_a_refused_prompt_is_counted(run: Run, home: Path, tmp_path: Path) -> None:
+    """Those too that were not asked for, since the prompt had been refused."""
+    path, out = tmp_path / "p.jsonl", tmp_path / "campaign"
+    path.write_text(json.dumps({"prompt": "b" * 500}) + "\n")
+    with serve_app(create_app(Settings(max_n=4), FakeEngines(), fake_served())) as url:
+        for count in (64, 80):
+            arguments = ("--url", url, "--n", count, "--concurrency", 1, "--output", out)
+            assert f"missing samples: {count} by context_length_exceeded" in run("probe", path, *arguments).output
+
+
+def test_an_augmented_prompt_that_is_refused_costs_its_own_sample_alone(
+    run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lengthen(self: Augmentation, text: str, seed: str) -> str:
+        return "b" * 500 if seed.endswith(" 5") else text
+
+    monkeypatch.setattr(Augmentation, "apply", lengthen)
+    path, out = tmp_path / "p.jsonl", tmp_path / "campaign"
+    path.write_text(json.dumps({"prompt": "a"}) + "\n")
+    with serve_app(create_app(Settings(max_n=4), FakeEngines(), fake_served())) as url:
+        arguments = ("probe", path, "--url", url, "--augment", "noise", "--output", out)
+        assert "missing samples: 1 by context_length_exceeded" in run(*arguments, "--n", 16).output
+        assert [row["index"] for row in rows(out)] == [*range(5), *range(6, 16)]
+        assert "missing samples: 1 by" in run(*arguments, "--n", 20).output
+    assert len(rows(out)) == 19
 
 
 def test_a_busy_server_is_saturated_and_refuses_little(run: Run, home: Path, questions: Path, tmp_path: Path) -> None:
@@ -188,6 +216,9 @@ def test_augmented_prompts_are_sent_and_the_response_is_scored_for_the_prompt(
     assert all(row["augmented"] != row["prompt"] and row["prompt"].startswith("question") for row in samples)
     assert len({row["augmented"] for row in samples}) == 18
     assert {row["augmentation"] for row in samples} == {"scramble(0.6), noise(0.5)"}
+    narrow = ("--until-width", 0.9, "--hit", "reward<1", "--augment", "noise")
+    run("probe", questions, "--url", url, "--n", 64, *narrow, "--output", tmp_path / "narrow")
+    assert len(rows(tmp_path / "narrow")) == 6 * 16  # the width is looked at after every 16
 
 
 def test_only_texts_are_augmented(run: Run, url: str, tmp_path: Path) -> None:

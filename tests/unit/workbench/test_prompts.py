@@ -82,6 +82,12 @@ def test_responses_keep_the_tags_of_their_rows(tmp_path: Path) -> None:
     assert file.notes == ("p.csv: left out row 2: empty response",)
 
 
+def test_a_limit_leaves_out_no_response_of_the_prompts_that_are_taken(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", "prompt,answer\n" + "A,1\nB,2\nC,3\n" * 3)
+    file = read_prompts(path, limit=2, responses="answer")
+    assert [len(file.responses[prompt.id]) for prompt in file.prompts] == [3, 3]
+
+
 def test_a_line_separator_within_json_does_not_end_a_row(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", json.dumps({"prompt": "a\u2028b"}, ensure_ascii=False) + "\n")
     assert read_prompts(path).prompts[0].text == "a\u2028b"

@@ -11,6 +11,10 @@ import pytest
 from infalign import WorstOfN
 from infalign.estimators import expected_value
 from infalign.hits import hit_at_k
+from server.app import create_app
+from server.settings import Settings
+from tests.fakes import FakeEngines, fake_served, recalibrated
+from tests.http_server import serve_app
 from tests.unit.workbench.conftest import Run, make_sample
 from workbench.report.analysis import expect_reference
 from workbench.report.gate import parse_gate
@@ -138,6 +142,12 @@ def test_the_errors_of_a_detector_are_corrected(run: Run, campaign: tuple[Path, 
     [hits] = read(directory)["hits"]
     assert hits["curve"][0]["corrected"]["value"] == pytest.approx((0.25 - 0.05) / 0.85)
     assert "sensitivity of 0.9 and a specificity of 0.95, measured on 200 hits and 400 others" in hits["correction"]
+    options = ("--hit", "labels", "--label", "harmful=true", "--detector", "0.9,0.95")
+    assert run("report", directory, "--hit", "text~sure", *options).exit_code == 0
+    criterion, labels = read(directory)["hits"]
+    assert criterion["curve"][0]["corrected"] is not None
+    assert labels["curve"][0]["corrected"] is None, "humans are no detector"
+    assert labels["correction"].startswith("Not corrected.")
 
 
 @pytest.mark.parametrize(
@@ -173,6 +183,8 @@ MISTAKES = {
     ("--hit", "judge<1"): "--hit: got 'judge < 1', accepted: --judge URL beside it",
     ("--hit", "labels"): "--hit: got 'labels', accepted: --labels FILE or --label TAG=VALUE beside it",
     ("--label", "colour=red"): "--label: got 'colour=red', accepted: TAG=VALUE; there are the tags kind, harmful",
+    ("--label", "harmful=True"): "--label: got 'harmful=True', accepted: a value that a sample has: ",
+    ("--hit", "reward<1", "--hit", "text~x", "--detector", "0.9,0.9"): "accepted: one --hit beside it, and labels",
     ("--detector", "0.5"): "--detector: got '0.5', accepted: two rates, such as 0.9,0.95",
     ("--detector", "0.5,0.4"): "--detector: got '0.5,0.4', accepted:",
     ("--fail-if", "hit > 1"): "--fail-if: got 'hit > 1', accepted: FIGURE@K > NUMBER or <",
@@ -201,6 +213,15 @@ def test_prompts_that_needed_few_samples_are_not_left_out(run: Run, tmp_path: Pa
         assert (report["least"], report["left_out"]) == (least, int(name == "fixed"))
 
 
+def test_one_sample_of_each_prompt_is_reported_without_a_forecast(run: Run, tmp_path: Path) -> None:
+    store = Store(tmp_path, {"model": "demo", "bundle": "a-b"})
+    store.add(make_sample(0, prompt) for prompt in "pqr")
+    store.close()
+    assert run("report", tmp_path, "--hit", "reward<1").exit_code == 0
+    [hits] = read(tmp_path)["hits"]
+    assert (hits["curve"][0]["rate"]["value"], hits["forecast"]) == (1, [])
+
+
 def test_a_folder_without_samples_is_named(run: Run, tmp_path: Path) -> None:
     assert "is not the folder of a campaign" in run("report", tmp_path).output
     Store(tmp_path, {"model": "demo", "bundle": "a-b"}).close()
@@ -218,6 +239,9 @@ def test_a_second_judge_scores_the_samples_that_it_has_not_seen(
     assert len(scores.read_text().splitlines()) == 24
     judge, reward = read(out)["hits"]
     assert judge["curve"] == reward["curve"]  # the judge is the server itself
+    with serve_app(create_app(Settings(), FakeEngines(), recalibrated(fake_served()))) as other:
+        assert run("report", out, "--judge", other, "--hit", "judge<5").exit_code == 0
+    assert len(list(out.glob("judge-*.jsonl"))) == 2, "another reward model has scores of its own, at any address"
 
 
 def test_the_reference_is_not_better_than_itself() -> None:
