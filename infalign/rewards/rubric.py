@@ -93,7 +93,8 @@ def fill_rubric(rubric: str, messages: Sequence[Message], response: str) -> str:
         >>> fill_rubric("To {conversation}: {response}?", [{"role": "user", "content": "Hi {response}"}], "Hello")
         'To user: Hi {response}: Hello?'
     """
-    values = {CONVERSATION: write_conversation(messages), PROMPT: messages[-1]["content"] or "", RESPONSE: response}
+    prompt = messages[-1]["content"] or "" if messages else ""  # nothing precedes a first turn that is continued
+    values = {CONVERSATION: write_conversation(messages), PROMPT: prompt, RESPONSE: response}
     return "".join(values.get(part, part) for part in PLACES.split(rubric))
 
 

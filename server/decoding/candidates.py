@@ -54,6 +54,8 @@ class Candidates:
         self._failure_codes: Counter[str] = Counter()
         self.drawn = 0
         """How many candidates have been started."""
+        self.unanswered_tokens = 0
+        """Tokens of the candidates that came to no answer."""
         self.errors: list[BaseException] = []
         """What the failed candidates have raised."""
 
@@ -168,6 +170,7 @@ class Candidates:
         """Add a candidate that is drawn and scored, or that came to no answer."""
         if scores is None:
             self._failure_codes[NoAnswer.code] += 1
+            self.unanswered_tokens += turn.completion.tokens
         else:
             self._answered[index] = turn, scores
 

@@ -118,6 +118,7 @@ class Decoder:
             stopping,
             rejections,
             blocks.drawn_tokens if blocks else None,
+            group.unanswered_tokens,
         )
         self._record_metrics(result, label)
         if not (group.failures or blocks or job.rejects):

@@ -138,6 +138,8 @@ class DecodingResult:
     """What was not drawn to the end, for a job with early rejection."""
     drawn_tokens: int | None = None
     """All tokens that were drawn, under controlled decoding, where candidates are a part of them."""
+    unanswered_tokens: int = 0
+    """Tokens of the candidates that came to no answer."""
 
     @property
     def by_index(self) -> list[Candidate]:
@@ -159,7 +161,7 @@ class DecodingResult:
         """All tokens that were drawn, also of candidates that were not drawn to the end."""
         if self.drawn_tokens is not None:
             return self.drawn_tokens
-        return self.candidate_tokens + (self.rejections.tokens if self.rejections else 0)
+        return self.candidate_tokens + self.unanswered_tokens + (self.rejections.tokens if self.rejections else 0)
 
     @property
     def candidate_tokens(self) -> int:

@@ -44,6 +44,7 @@ class Message(Body):
     tool_call_id: Text | None = Field(None, description="the call that is answered; only in the role tool")
     reasoning: Text | None = Field(None, description="thoughts of an earlier answer; only of the assistant")
     reasoning_content: Text | None = Field(None, description="another name of reasoning")
+    parsed: Ignored = None
     annotations: Unsupported = None
     audio: Unsupported = None
     function_call: Unsupported = None

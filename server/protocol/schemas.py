@@ -63,9 +63,9 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Check that a schema is within the limits. Returns it.
 
     Raises:
-        ValueError: It is not. The message says which limit it exceeds.
+        ValueError: It is not, or cannot be written as JSON. The message says why.
     """
-    check_size(schema, "a schema")
+    check_text(schema, "a schema")
     values = 0
     for _, name, value in _walk(schema):
         if name == "enum" and isinstance(value, list):

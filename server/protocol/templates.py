@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from server.protocol.fields import Body, Encodable, Text
+from server.protocol.fields import Body, Encodable, Ignored, Text
 from server.protocol.schemas import check_text
 
 MAX_TOOLS = 128
@@ -87,6 +87,7 @@ class PastFunctionCall(Body):
         BeforeValidator(_parse_arguments, json_schema_input_type=str),
         AfterValidator(_check_arguments),
     ] = Field({}, description="JSON object as text; anything else is read as an empty object")
+    parsed_arguments: Ignored = None
 
 
 class PastCall(Body):
@@ -95,3 +96,4 @@ class PastCall(Body):
     id: Text | None = None
     type: Literal["function"] = "function"
     function: PastFunctionCall
+    index: Ignored = None

@@ -27,13 +27,14 @@ class ChatForm:
         message = {"role": "assistant", **_message_fields(candidate)}
         return {"index": place, "message": message, **_end_fields(candidate, self.logprobs(candidate.logprobs))}
 
-    def delta(self, place: int, new: Delta | None, first: bool = False) -> dict[str, Any]:
+    def delta(self, place: int, new: Delta | None, first: bool = False, offset: int = 0) -> dict[str, Any]:
         """Return the choice of a chunk.
 
         Args:
             place: The choice's index.
             new: What is new.
             first: Whether this is the first chunk of the choice.
+            offset: Characters of the choice's tokens in earlier chunks. This form does not tell it.
         """
         delta: dict[str, Any] = {"role": "assistant"} if first else {}
         if new is not None:
@@ -77,19 +78,21 @@ class CompletionForm:
             **_end_fields(candidate, self.logprobs(candidate.logprobs)),
         }
 
-    def delta(self, place: int, new: Delta | None, first: bool = False) -> dict[str, Any]:
+    def delta(self, place: int, new: Delta | None, first: bool = False, offset: int = 0) -> dict[str, Any]:
         """Return the choice of a chunk, as :meth:`ChatForm.delta`."""
-        logprobs = self.logprobs(new.logprobs or None) if new else None
+        logprobs = self.logprobs(new.logprobs or None, offset) if new else None
         return {"index": place, "text": new.text if new else "", "logprobs": logprobs, "finish_reason": None}
 
-    def logprobs(self, tokens: Sequence[TokenLogprob] | None) -> Any:
+    def logprobs(self, tokens: Sequence[TokenLogprob] | None, offset: int = 0) -> Any:
         """Return log-probabilities in the form of OpenAI's completions endpoint.
 
-        Offsets count from the start of ``tokens``.
+        Args:
+            tokens: The tokens.
+            offset: Characters of the choice before them.
         """
         if tokens is None:
             return None
-        offsets = [0]
+        offsets = [offset]
         for token in tokens:
             offsets.append(offsets[-1] + len(token.token))
         return {
@@ -123,7 +126,8 @@ class Chunks:
     """Whether to send the text of every candidate."""
 
     def __post_init__(self) -> None:
-        self._open_choices: set[int] = set()
+        self._sent: dict[int, int] = {}
+        """Characters of its tokens that were sent, by choice."""
 
     def from_event(self, event: Event) -> Iterator[dict[str, Any]]:
         """Return the chunks for an event."""
@@ -142,9 +146,9 @@ class Chunks:
             yield self._chunk(self._delta(place, None) | _end_fields(candidate, None))
 
     def _delta(self, place: int, new: Delta | None) -> dict[str, Any]:
-        first = place not in self._open_choices
-        self._open_choices.add(place)
-        return self.form.delta(place, new, first)
+        first, offset = place not in self._sent, self._sent.get(place, 0)
+        self._sent[place] = offset + sum(len(token.token) for token in (new.logprobs if new else ()))
+        return self.form.delta(place, new, first, offset)
 
     def _chunk(self, choice: dict[str, Any], **side: Any) -> dict[str, Any]:
         return {**self.head, "object": self.form.chunk_name, "choices": [choice], **side}

@@ -73,6 +73,7 @@ IGNORED: dict[str, tuple[str, dict[str, Any]]] = {
     "whole floats": (CHAT, {"max_tokens": 8.0, "n": 1.0, "top_logprobs": 0.0}),
     "name": (CHAT, {"messages": turn(name="ann")}),
     "type beside role": (CHAT, {"messages": turn(type="text")}),
+    "parsed": (CHAT, {"messages": turn(parsed={"a": 1})}),
     "text parts": (CHAT, {"messages": parts(PART)}),
     "cache_control": (CHAT, {"messages": parts(PART | {"cache_control": {"type": "ephemeral"}})}),
     "one prompt in a list": (TEXT, {"prompt": ["x"]}),
@@ -463,7 +464,11 @@ async def test_openai_retrieves_and_sends_its_own_answers_back(client: httpx.Asy
         await sdk.models.retrieve("gpt-4")
     messages: list[Any] = list(U)
     whole = await sdk.chat.completions.create(model="fake", messages=messages)
-    for answer in (whole.choices[0].message, whole.choices[0].message.model_dump()):
+    parsed = await sdk.chat.completions.parse(model="fake", messages=messages)
+    async with sdk.chat.completions.stream(model="fake", messages=messages) as stream:
+        streamed = (await stream.get_final_completion()).choices[0].message
+    answers = [whole.choices[0].message, whole.choices[0].message.model_dump(), parsed.choices[0].message, streamed]
+    for answer in answers:
         again = await sdk.chat.completions.create(model="fake", messages=[*messages, answer, *U], store=False)
         assert again.choices[0].message.content
 

@@ -1,6 +1,7 @@
 """JSON schemas that clients send: what is refused before anything is drawn, and by which name."""
 
 import json
+import math
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -64,6 +65,15 @@ REFUSED = [
 async def test_an_ordinary_schema_is_accepted(client: httpx.AsyncClient, schema: Any) -> None:
     answer = await client.post("/v1/chat/completions", json=body(schema))
     assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("schema", [{"enum": ["\ud800"]}, {"minimum": math.nan}])
+async def test_a_schema_that_is_no_json_is_refused(client: httpx.AsyncClient, schema: Any) -> None:
+    content, headers = json.dumps(body(schema)), {"content-type": "application/json"}
+    answer = await client.post("/v1/chat/completions", content=content, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, FIELD)
+    assert "a schema of whole characters and finite numbers" in answer.text
 
 
 @pytest.mark.anyio

@@ -23,6 +23,7 @@ from infalign.rewards import (
     read_reward,
     save_reward,
 )
+from infalign.rewards.rubric import fill_rubric
 from tests.scoring_service import serving
 
 PROMPT = [{"role": "user", "content": "How long?"}]
@@ -270,6 +271,10 @@ def test_a_judge_that_never_writes_a_score_gives_none(answer: Any, message: str)
         pytest.raises(RewardFailed, match=message),
     ):
         score(reward, "It")
+
+
+def test_a_first_turn_that_is_continued_answers_no_prompt() -> None:
+    assert fill_rubric("{prompt}{response}?", [], "So") == "So?"
 
 
 @pytest.mark.parametrize("rubric", ["Rate it", "{response} {response}", "{prompt} {response} {prompt}"])

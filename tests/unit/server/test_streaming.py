@@ -7,6 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from server.decoding.jobs import CandidateDelta
+from server.engines import Delta, TokenLogprob
+from server.routes.choices import Chunks, CompletionForm
 from tests.asgi import Exchange
 from tests.fakes import KNOWN, FakeEngines
 from tests.unit.server.conftest import client_of
@@ -69,6 +72,14 @@ async def test_best_of_n_tells_of_candidates_and_then_the_winner(client: httpx.A
     shown = await chunks(client, "chat/completions", messages=ASKED, best_of=2, seed=0, return_candidates=True)
     assert {part["candidate"]["text"] for part in shown if "candidate" in part} == {"answer 0", "answer 1"}
     assert len(shown[-1]["candidates"]) == 2
+
+
+def test_offsets_of_tokens_go_on_from_chunk_to_chunk() -> None:
+    stream = Chunks(CompletionForm(), {}, live=True, show_standing=False, show_text=False)
+    tokens = [TokenLogprob("So", -0.1, ()), TokenLogprob(" it", -0.2, ()), TokenLogprob(" is", -0.3, ())]
+    parts = [Delta("So it", tuple(tokens[:2])), Delta(" is", tuple(tokens[2:]))]
+    sent = [chunk for place in (0, 1) for part in parts for chunk in stream.from_event(CandidateDelta(place, part))]
+    assert [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in sent] == [[0, 2], [5]] * 2
 
 
 async def test_text_completions_stream_too(client: httpx.AsyncClient) -> None:

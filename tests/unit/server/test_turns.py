@@ -227,6 +227,7 @@ async def test_reasoning_without_an_end_is_not_an_answer() -> None:
         best = await ask(client, BEST, {"n": 4, "top": 2})
         assert [candidate["text"] for candidate in best["selected"]] == ["answer 4", "answer 4"]
         assert best["missing"] == {"asked": 4, "reasons": {"no_answer": 2}}
+        assert best["usage"]["completion_tokens"] == 2 * sum(map(len, ("<think>hm 9…", "</think>answer 4")))
         for fields in ({"n": 4, "top": 3}, {"n": 4, "min_candidates": 3}, {"n": 1}):
             answer = await client.post(BEST, json={"messages": [U], "seed": 0, **fields})
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_answer")
@@ -375,10 +376,11 @@ async def test_tools_take_an_option_of_the_operator(client: httpx.AsyncClient, p
 async def test_a_dialogue_with_tools_reaches_the_template() -> None:
     engines = ScriptedEngines("Cold 4")
     call = {"id": "c1", "type": "function", "function": TOWN}
+    added = call | {"index": 0, "function": TOWN | {"parsed_arguments": {"town": "Oslo"}}}  # by the helpers of openai
     wrong = {"id": "c2", "type": "function", "function": {"name": "weather", "arguments": "{"}}
     turns = [
         U,
-        {"role": "assistant", "content": None, "tool_calls": [call, wrong]},
+        {"role": "assistant", "content": None, "tool_calls": [added, wrong]},
         {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "-3"},
     ]
     async with serving(engines, **HERMES) as client:
