@@ -216,6 +216,18 @@ def draw_and_compare_pass(
     return Pass(shape, compute, length, config.lora, logits=False, response=response, others=others)
 
 
+def prompt_bytes(shape: Shape, compute: Compute, prompts: int, length: int) -> int:
+    """Estimate the bytes that the backward pass keeps of prompts that are read once for all their responses.
+
+    Args:
+        shape: Shape of the policy.
+        compute: How the trainer uses the machine.
+        prompts: Prompts that are read together.
+        length: Tokens of the longest.
+    """
+    return int(OVERHEAD * prompts * length * shape.layers * (layer_bytes(shape, compute) + FLOAT * length))
+
+
 def fit_sequences(stage: str, batch: int, need: Pass, process_count: int = 1) -> int:
     """Choose how many rows of a batch a process does at a time, and say so in one line on stderr.
 

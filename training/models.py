@@ -77,15 +77,26 @@ def base_model(tokenizer: PreTrainedTokenizerBase, config: Base) -> Any:
             asks.
     """
     model = read_causal(config.path, "model.base.path", getattr(torch, config.precision))
-    longest = model.config.max_position_embeddings
+    text_config = model.config.get_text_config()
+    longest = getattr(text_config, "max_position_embeddings", None)
+    if longest is None:
+        raise InvalidValue("model.base.path", config.path, "a model whose configuration says how many tokens it reads")
     if longest < config.positions:
         raise InvalidValue("model.base.positions", config.positions, f"at most the model's own {longest}")
-    model.config.max_position_embeddings = config.positions
-    model.config.pad_token_id, model.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if longest > config.positions and any(map(_is_position_table, *zip(*model.named_modules(), strict=True))):
+        raise InvalidValue("model.base.positions", config.positions, f"{longest}: the model has learned each position")
+    text_config.max_position_embeddings = config.positions
+    for part in (model.config, text_config):  # the second is another one in a model that also takes images
+        part.pad_token_id, part.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     model.generation_config = GenerationConfig(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id
     )
     return model
+
+
+def _is_position_table(name: str, module: Any) -> bool:
+    """Say whether a part of a model holds a learned vector for each position, as in GPT-2 and OPT."""
+    return isinstance(module, torch.nn.Embedding) and ("position" in name or name.endswith("wpe"))
 
 
 def lora_config(config: Lora, task: str = "CAUSAL_LM") -> LoraConfig:

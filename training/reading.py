@@ -37,10 +37,10 @@ def check_reading(scorer: Scorer, key: str, source: str, remedy: str) -> None:
     tokenizer, config = scorer.tokenizer, scorer.model.config
     special = [token for token in (tokenizer.pad_token, tokenizer.eos_token) if token]
     responses = [*RESPONSES, *special, *(f"Yes.{token}" for token in special)]
-    room = getattr(config.get_text_config(), "max_position_embeddings", None) or float("inf")
-    responses = [text for text in responses if len(scorer.encode(PROMPT, text)) <= room]
+    room = scorer.context
+    responses = [text for text in responses if len(scorer.encode_whole(PROMPT, text)) <= room]
     if not responses:
-        shortest = len(scorer.encode(PROMPT, RESPONSES[0]))
+        shortest = len(scorer.encode_whole(PROMPT, RESPONSES[0]))
         raise InvalidValue(
             key, source, f"a model that reads {shortest} tokens, a short question; its context is {room}"
         )

@@ -1,10 +1,11 @@
 """Scores responses with one reward model, with several, and with the one reward that several are combined into."""
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from infalign.combination import Combination
+from infalign.errors import InvalidValue
 from infalign.files import reward_models, score_values
 from infalign.rewards import (
     OpenReward,
@@ -25,6 +27,7 @@ from infalign.rewards import (
     read_reward,
 )
 from infalign.templates import Message, prompt_key, render_conversation, render_prompt, tokenise
+from infalign.tokens import cut_answer
 from training.memory import batches, forward_bytes, model_shape
 from training.models import load_causal, load_classifier
 from training.reference_judge import Ask, ReferenceScorer, next_logprobs
@@ -59,8 +62,34 @@ class Scorer:
         return cls(load_classifier(directory), tokenizer, values=score_values(directory))
 
     def encode(self, prompt: Sequence[Message], response: str) -> tuple[int, ...]:
-        """Return the token ids that the model reads for a prompt and a response."""
-        return tuple(tokenise(self.tokenizer, render_conversation(self.tokenizer, prompt, response)))
+        """Return the token ids that the model reads for a prompt and a response.
+
+        The end of a response that is too long is left out, as the server does.
+
+        Raises:
+            InvalidValue: The prompt alone is too long.
+        """
+        tokens = self.encode_whole(prompt, response)
+        if len(tokens) > self.context:
+            empty = self.encode_whole(prompt, "")
+            if len(empty) > self.context:
+                accepted = f"prompts of at most {self.context} tokens, the context of a reward model or judge"
+                raise InvalidValue("data", f"a prompt of {len(empty)} tokens", accepted)
+            tokens = cut_answer(tokens, empty, self.context)
+        return tuple(tokens)
+
+    def encode_whole(self, prompt: Sequence[Message], response: str) -> list[int]:
+        """Return the token ids of a prompt and a response, however many they are."""
+        return tokenise(self.tokenizer, render_conversation(self.tokenizer, prompt, response))
+
+    @cached_property
+    def context(self) -> int:
+        """Most tokens that the model can read."""
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        for name, module in self.model.named_modules():
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                positions -= module.padding_idx + 1  # RoBERTa counts from behind it
+        return int(positions)
 
     def score(self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]) -> NDArray[np.float32]:
         """Score responses. Equal texts are scored once, so that their rewards are equal.

@@ -64,6 +64,8 @@ def fit_rows(
     model = load_model()
     trainer_kind, arguments_kind = kinds
     need = estimate_pass(model)
+    dataset = Dataset.from_list([row | {"length": max(map(len, row.values()))} for row in rows])
+    steps = config.epochs * -(-len(dataset) // config.batch)
     trainer = trainer_kind(
         model=model,
         args=arguments_kind(
@@ -71,7 +73,7 @@ def fit_rows(
             num_train_epochs=config.epochs,
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=WARMUP_STEPS,
+            warmup_steps=min(WARMUP_STEPS, steps // 2),
             weight_decay=weight_decay,
             logging_steps=10,
             train_sampling_strategy="group_by_length",  # else a quarter of the tokens are padding
@@ -79,7 +81,7 @@ def fit_rows(
             max_length=None,  # the stage ``data`` has dropped what is too long
             **arguments,
         ),
-        train_dataset=Dataset.from_list([row | {"length": max(map(len, row.values()))} for row in rows]),
+        train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora_config(config.lora, task) if config.lora else None,
     )

@@ -18,6 +18,10 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -45,6 +49,11 @@ SHAPE = {
     "initializer_range": 0.5,
     "bos_token_id": None,
 }
+
+
+GPT2_SHAPE = {"vocab_size": 300, "n_embd": 16, "n_layer": 1, "n_head": 1, "n_positions": 32}
+BLOOM_SHAPE = {"vocab_size": 300, "hidden_size": 16, "n_layer": 1, "n_head": 1}
+POSITIONS = "bert.embeddings.position_embeddings.weight"
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +350,41 @@ def pads_with_end(directory: Path) -> None:
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(directory)
     config(pad_token_id=tokenizer.eos_token_id)(directory)
+
+
+def test_an_answer_that_is_too_long_for_a_classifier_is_cut_and_the_prompt_is_not(sound: Path, tmp_path: Path) -> None:
+    """An encoder cannot read more than the positions that it has learned."""
+    path = Path(shutil.copytree(sound / "encoder", tmp_path / "encoder"))
+    weights(lambda tensors: tensors.update({POSITIONS: tensors[POSITIONS][:40].clone()}))(path)
+    config(max_position_embeddings=40)(path)
+    scorer, prompt = Scorer.load(path), [{"role": "user", "content": "why"}]
+    tokens, short = scorer.encode(prompt, "so " * 100), scorer.encode(prompt, "so")
+    assert (len(tokens), len(short) < 40) == (40, True)
+    assert (tokens[:5], tokens[-1]) == (short[:5], short[-1])
+    assert np.isfinite(scorer.score([prompt], ["so " * 100])).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            GPT2LMHeadModel(GPT2Config(**GPT2_SHAPE)),
+            "model.base.positions: got 16, accepted: 32: ",
+        ),
+        (BloomForCausalLM(BloomConfig(**BLOOM_SHAPE)), "model.base.path: .* says how many tokens it reads"),
+    ],
+    ids=["learned positions", "no positions"],
+)
+def test_a_base_whose_context_cannot_be_cut_is_refused(
+    tokenizer: Any, tmp_path: Path, model: Any, message: str
+) -> None:
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(InvalidValue, match=message):
+        base_model(tokenizer, Base(path=str(tmp_path / "base"), positions=16))
+    if isinstance(model, GPT2LMHeadModel):
+        whole = base_model(tokenizer, Base(path=str(tmp_path / "base"), positions=32))
+        assert whole.config.eos_token_id == tokenizer.eos_token_id
 
 
 def test_a_tokenizer_that_pads_with_the_end_token_does_no_harm_by_itself(sound: Path, tmp_path: Path) -> None:

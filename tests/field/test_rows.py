@@ -19,6 +19,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config
 
 from infalign import InvalidValue
 from infalign.tokens import control_tokens
@@ -410,7 +411,7 @@ def test_a_dataset_whose_rows_cannot_be_decoded_is_refused(monkeypatch: pytest.M
 def evaluation_prompts(path: Path, template: str = CHAT_TEMPLATE) -> list[Any]:
     tokenizer = train_tokenizer((), 300)
     tokenizer.chat_template = template
-    config = SimpleNamespace(max_position_embeddings=512)
+    config = GPT2Config(n_positions=512)
     policy = SimpleNamespace(
         tokenizer=tokenizer, model=SimpleNamespace(config=config), law=SimpleNamespace(max_tokens=8)
     )

@@ -30,7 +30,9 @@ class Files(Section):
         description="files with a JSON object per line or with one JSON array; a name that ends in .gz means gzip; "
         "--data on the command line replaces them",
     )
-    hub: str | None = Field(None, description="id of a dataset on the hub, in place of paths: Anthropic/hh-rlhf")
+    hub: Annotated[str | None, CONTENTS] = Field(
+        None, description="id of a dataset on the hub, or a folder of one, in place of paths: Anthropic/hh-rlhf"
+    )
     subset: str | None = Field(None, description="data_dir of the hub's dataset, such as harmless-base")
     split: str = Field("train", description="split of the hub's dataset")
     held_out: int = Field(ge=2, description=HELD_OUT_TEXT)

@@ -189,7 +189,8 @@ def read_prompts(directory: Path, split: str | None = None) -> list[list[dict[st
 
 
 def _make_key(prompt: Sequence[Message]) -> PromptKey:
-    return tuple(tuple(sorted(message.items())) for message in prompt)
+    """Make the key of a prompt. Space around a message makes no other prompt: many chat templates leave it out."""
+    return tuple(tuple(sorted((name, text.strip()) for name, text in message.items())) for message in prompt)
 
 
 def _assistant(text: str) -> list[dict[str, str]]:

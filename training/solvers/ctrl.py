@@ -22,7 +22,8 @@ from infalign.errors import Diverged
 from infalign.manifest import SamplingLaw
 from infalign.policies import beta_for_kl
 from training import processes
-from training.memory import draw_and_compare_pass, model_shape
+from training.machine import available_memory
+from training.memory import SHARE, draw_and_compare_pass, model_shape, prompt_bytes
 from training.models import WithoutAdapter, load_causal, lora_config, place, read_causal, save_model, without_dropout
 from training.optimisers import MuonAdam
 from training.progress import drop_rows_after, make_bar
@@ -107,6 +108,11 @@ class _Run:
         )
         batch = config.prompts * config.generations
         self._each = fit_batch(task.directory, "ctrl", batch, need, processes.count())
+        prompts = prompt_bytes(
+            model_shape(policy), compute, config.prompts // processes.count(), max(map(len, self._drawer.prompts))
+        )
+        fits = need.bytes(self._each) + prompts < SHARE * available_memory()
+        self._is_shared = fits and not compute.gradient_checkpointing
         self._quantile = 0.5
         """Running mean of the quantile."""
         self._saved = 0
@@ -206,8 +212,7 @@ class _Run:
         return float(mean_kl)
 
     def _share_prompts(self, model: Any, draws: Draws) -> SharedPrompts:
-        is_shared = not self._task.compute.gradient_checkpointing
-        return SharedPrompts(model, self._sampler.tokenizer, draws.prompts, is_shared)
+        return SharedPrompts(model, self._sampler.tokenizer, draws.prompts, self._is_shared)
 
     def _update(self, step: int) -> float:
         """Follow the gradient of all processes. Returns its norm."""
@@ -265,6 +270,7 @@ class _Run:
             "history": self._history.sums,
             "quantile": self._quantile,
             "each": self._each,
+            "shared": self._is_shared,
         }
         torch.save(state, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
@@ -282,4 +288,5 @@ class _Run:
         self._objective.law = None if state["law"] is None else state["law"].numpy()
         self._history.sums, self._quantile = state["history"], state["quantile"]
         self._each = min(self._each, state["each"])  # sums in other parts would differ by rounding
+        self._is_shared &= state["shared"]
         self._saved = state["step"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from infalign.errors import Diverged
 from tests.tiny import CTRL, load_tiny_task, make_tiny_task
 from training.config import Compute, Lora
 from training.progress import read_rows
+from training.shared_prompts import SharedPrompts
 from training.solvers import Task, ctrl
 from training.solvers.objectives import Objective
 
@@ -85,6 +87,25 @@ def test_gradient_checkpointing_changes_nothing(task: Task, tmp_path: Path) -> N
     saving = train(replace(task, compute=Compute(gradient_checkpointing=True)), tmp_path / "saving")
     for name, weights in plain.items():
         np.testing.assert_allclose(saving[name], weights, atol=2e-4)
+
+
+def test_prompts_are_read_once_for_all_responses_only_if_they_fit(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = train(task, tmp_path / "once")
+    choices = []
+
+    class Spy(SharedPrompts):
+        def __init__(self, model: Any, tokenizer: Any, prompts: Any, is_shared: bool) -> None:
+            choices.append(is_shared)
+            super().__init__(model, tokenizer, prompts, is_shared)
+
+    monkeypatch.setattr(ctrl, "SharedPrompts", Spy)
+    monkeypatch.setattr(ctrl, "prompt_bytes", lambda *_: 1 << 60)
+    again = train(task, tmp_path / "again")
+    assert set(choices) == {False}
+    for name, weights in once.items():
+        np.testing.assert_allclose(again[name], weights, atol=2e-4)
 
 
 def test_how_much_is_done_at_a_time_changes_nothing(task: Task, tmp_path: Path) -> None:

@@ -152,6 +152,14 @@ def test_a_prompt_alone_is_text_or_messages(row: dict) -> None:
     assert read_examples([row], parse_prompt) == ([Example([USER])], Counter())
 
 
+def test_space_around_a_message_makes_no_other_prompt() -> None:
+    """Many chat templates leave it out, so that two prompts would have one calibration."""
+    examples = [Example([{"role": "user", "content": text}]) for text in ("a", "a\n", " a", "b", "c")]
+    material = split_examples(examples, 2, 0, Counter())
+    prompts = [*material.train, *material.validation, *material.test]
+    assert sorted(prompt[0]["content"].strip() for prompt in prompts) == ["a", "b", "c"]
+
+
 @given(st.lists(st.integers(0, 9), min_size=12, max_size=40), st.integers(1, 4), st.integers(0, 5))
 def test_no_prompt_is_in_both_splits_and_nothing_is_lost(asked: list[int], held_out: int, seed: int) -> None:
     texts = [f"good {i}" for i in range(len(asked))]
