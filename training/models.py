@@ -83,8 +83,8 @@ def base_model(tokenizer: PreTrainedTokenizerBase, config: Base) -> Any:
         raise InvalidValue("model.base.path", config.path, "a model whose configuration says how many tokens it reads")
     if longest < config.positions:
         raise InvalidValue("model.base.positions", config.positions, f"at most the model's own {longest}")
-    if longest > config.positions and any(map(_is_position_table, *zip(*model.named_modules(), strict=True))):
-        raise InvalidValue("model.base.positions", config.positions, f"{longest}: the model has learned each position")
+    if longest > config.positions and (reason := _why_whole(model, longest)):
+        raise InvalidValue("model.base.positions", config.positions, f"{longest}, the model's own: {reason}")
     text_config.max_position_embeddings = config.positions
     for part in (model.config, text_config):  # the second is another one in a model that also takes images
         part.pad_token_id, part.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -94,9 +94,19 @@ def base_model(tokenizer: PreTrainedTokenizerBase, config: Base) -> Any:
     return model
 
 
-def _is_position_table(name: str, module: Any) -> bool:
-    """Say whether a part of a model holds a learned vector for each position, as in GPT-2 and OPT."""
-    return isinstance(module, torch.nn.Embedding) and ("position" in name or name.endswith("wpe"))
+def _why_whole(model: Any, positions: int) -> str:
+    """Say why the context of a model cannot be made smaller by its configuration. Empty if it can.
+
+    Args:
+        model: The model.
+        positions: Its context, in tokens.
+    """
+    for name, module in model.named_modules():  # as in GPT-2 and OPT
+        is_table = isinstance(module, torch.nn.Embedding) and module.num_embeddings >= positions
+        if is_table and ("position" in name or name.endswith("wpe")):
+            return "it has learned a vector for each position"
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None)
+    return "its rope (longrope) depends on it" if "longrope" in str(rope) else ""
 
 
 def lora_config(config: Lora, task: str = "CAUSAL_LM") -> LoraConfig:

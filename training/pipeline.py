@@ -112,6 +112,7 @@ def _run_stages(config: Config, runner: Runner) -> Artifacts:
     artifacts = Artifacts()
     if not runner.dry:
         _check(config)
+        _check_processes(config, runner)
     for stage in runner.stages:
         artifacts.directories[stage.name] = runner.run(stage, config, artifacts)
         if stage.name == "ctrl" and not runner.dry and processes.is_first():
@@ -205,8 +206,6 @@ def _check(config: Config) -> None:
     if not config.ctrl:
         return
     workers.check_engine("ctrl.engine", config.ctrl.engine)
-    if config.ctrl.solver == "ctrl":
-        processes.check_ctrl(config.ctrl.prompts)
     with quick_imports():
         from training import ctrl
         from training.evaluation.figures import check_draws, count_draws, procedures_of
@@ -218,6 +217,21 @@ def _check(config: Config) -> None:
     elif config.evaluation:
         for procedure in procedures:
             count_draws(procedure)
+
+
+def _check_processes(config: Config, runner: Runner) -> None:
+    """Check that the solver can run in these processes, if it will.
+
+    Raises:
+        InvalidValue: It cannot.
+    """
+    if config.ctrl is None or config.ctrl.solver != "ctrl":
+        return
+    try:
+        processes.check_ctrl(config.ctrl.prompts)
+    except InvalidValue:
+        if any(report.name == "ctrl" and not report.reused for report in _plan(config, runner.dry_copy())):
+            raise
 
 
 def _check_splits(config: Config, data: Path) -> None:

@@ -133,8 +133,8 @@ class Runner:
                 if not _is_lack_of_memory(error):
                     raise
                 raise TooLittleMemory(
-                    f"{stage.name}: memory ran out ({one_line(error)}); what helps: a smaller compute.sequences, or "
-                    "nothing else that takes memory meanwhile"
+                    f"{stage.name}: memory ran out ({one_line(error)}); what helps: a smaller compute.sequences where "
+                    "it trains, smaller models, or nothing else that takes memory meanwhile"
                 ) from error
             raise_interrupt()
 

@@ -73,7 +73,10 @@ class Scorer:
         if len(tokens) > self.context:
             empty = self.encode_whole(prompt, "")
             if len(empty) > self.context:
-                accepted = f"prompts of at most {self.context} tokens, the context of a reward model or judge"
+                accepted = (
+                    f"at most {self.context} tokens, the context of a reward model or judge; with model.base.positions="
+                    f"{self.context} longer prompts are left out"
+                )
                 raise InvalidValue("data", f"a prompt of {len(empty)} tokens", accepted)
             tokens = cut_answer(tokens, empty, self.context)
         return tuple(tokens)

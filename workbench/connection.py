@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from typing import Any
 
 import httpx
@@ -35,11 +36,15 @@ class Session(BaseModel):
     max_requests: int
     calibration: str
 
-    @property
-    def served(self) -> str:
-        """16 hexadecimal digits that depend on the policies, and on what rewards and quantiles depend on."""
-        text = json.dumps([self.calibration, *sorted([policy.id, policy.digest] for policy in self.models)])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def hash_policies(self, names: Collection[str | None]) -> str:
+        """Compute 16 hexadecimal digits that depend on some policies, and on what rewards and quantiles depend on.
+
+        Args:
+            names: Names of policies, with a procedure or without; None for the default one.
+        """
+        asked = {name.split(":")[0] if name else self.models[0].id for name in names}
+        digests = sorted([policy.id, policy.digest] for policy in self.models if policy.id in asked)
+        return hashlib.sha256(json.dumps([self.calibration, *digests]).encode()).hexdigest()[:16]
 
     def find_policy(self, name: str | None) -> ServedPolicy:
         """Return the policy of a name, or the default one.

@@ -101,9 +101,10 @@ def _parse_procedure(text: str) -> FixedN:
 
 
 async def _run(output: Path, items: Sequence[Item], url: str, access: Access) -> Batch:
+    names = {name for item in items if isinstance(name := item.body.get("model"), str | None)}
     async with access.connect(url) as connection:
         session = await connection.get_session()
-        batch = Batch(output, items, session.served)
+        batch = Batch(output, items, session.hash_policies(names))
         missing = [number for number in range(len(items)) if number not in batch.rows]
         with tqdm(total=len(items), initial=len(items) - len(missing), unit=" prompts", smoothing=0.05) as bar:
 

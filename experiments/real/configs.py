@@ -62,6 +62,8 @@ def policy_config(task: Task, method: Method, settings: Settings, reward: Path =
         "transformation": method.transformation,
         "reward": {"classifiers": [{"path": str(reward), "higher_is": "better", "name": "reward"}]},
     }
+    if method.transformation == "gaussian":  # it has no milder form to begin with
+        values["ctrl"]["anneal"] = 0
     values["data"]["preferences"]["paths"] = [str(inputs(task) / "policy.jsonl")]
     values["model"]["base"]["path"] = settings.model
     return make_config(values, settings.overrides)

@@ -52,6 +52,13 @@ SHAPE = {
 
 
 GPT2_SHAPE = {"vocab_size": 300, "n_embd": 16, "n_layer": 1, "n_head": 1, "n_positions": 32}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0] * 16,
+    "long_factor": [2.0] * 16,
+}
 BLOOM_SHAPE = {"vocab_size": 300, "hidden_size": 16, "n_layer": 1, "n_head": 1}
 POSITIONS = "bert.embeddings.position_embeddings.weight"
 
@@ -369,11 +376,15 @@ def test_an_answer_that_is_too_long_for_a_classifier_is_cut_and_the_prompt_is_no
     [
         (
             GPT2LMHeadModel(GPT2Config(**GPT2_SHAPE)),
-            "model.base.positions: got 16, accepted: 32: ",
+            "model.base.positions: got 16, accepted: 32, ",
+        ),
+        (
+            LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=LONGROPE)),
+            "base.positions: got 16, accepted: 96, .*longrope",
         ),
         (BloomForCausalLM(BloomConfig(**BLOOM_SHAPE)), "model.base.path: .* says how many tokens it reads"),
     ],
-    ids=["learned positions", "no positions"],
+    ids=["learned positions", "longrope", "no positions"],
 )
 def test_a_base_whose_context_cannot_be_cut_is_refused(
     tokenizer: Any, tmp_path: Path, model: Any, message: str

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reweighted
 
-from experiments.real import measures, report, tasks
+from experiments.real import configs, measures, report, tasks
 from infalign import BestOfN, Calibration, Standard, WorstOfN
 
 
@@ -24,6 +24,12 @@ def test_a_tables_win_rate_is_that_of_every_pair_of_draws(kind: type, pick: obje
             a, b = pick(rewards[list(ours)]), pick(rewards[list(theirs)])
             expected += np.prod(share[list(ours)]) * 0.25**n * ((a > b) + 0.5 * (a == b))
     assert reweighted.table_win_rate(rewards, weights, kind(n)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize("method", tasks.METHODS)
+def test_every_run_has_a_config_that_training_accepts(task: tasks.Task, method: tasks.Method) -> None:
+    assert configs.policy_config(task, method, tasks.Settings("m")).transformation == method.transformation
 
 
 def test_an_unweighted_table_is_the_reference() -> None:

@@ -8,6 +8,7 @@ number of the step alone, so a run that goes on from a checkpoint does the same 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,9 @@ class _Run:
         prompts = prompt_bytes(
             model_shape(policy), compute, config.prompts // processes.count(), max(map(len, self._drawer.prompts))
         )
-        fits = need.bytes(self._each) + prompts < SHARE * available_memory()
-        self._is_shared = fits and not compute.gradient_checkpointing
+        responses = replace(need, length=task.law.max_tokens).bytes(min(self._each, PART))
+        fits = responses + prompts < SHARE * available_memory()
+        self._is_shared = processes.broadcast(fits) and not compute.gradient_checkpointing
         self._quantile = 0.5
         """Running mean of the quantile."""
         self._saved = 0

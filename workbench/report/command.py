@@ -99,6 +99,10 @@ def report(
     """
     criteria = [parse_criterion(text) for text in hits or (DEFAULT_HIT,)]
     conditions = [parse_gate(text) for text in gates]
+    if detector and sum("label" not in criterion.columns for criterion in criteria) > 1:
+        raise InvalidValue(
+            "--detector", detector, "one --hit beside it, and labels: it says how often that one is right"
+        )
     table = _read_table(directory, least)
     extra: dict[str, Sequence[Any]] = {}
     if labels and tag:
@@ -107,10 +111,6 @@ def report(
         extra["label"] = read_labels(labels, table) if labels else label_by_tag(str(tag), table)
     if judge:
         extra["judge"] = asyncio.run(_judge(judge, judge_key, directory, table))
-    if detector and sum("label" not in criterion.columns for criterion in criteria) > 1:
-        raise InvalidValue(
-            "--detector", detector, "one --hit beside it, and labels: it says how often that one is right"
-        )
     question = Question(criteria, extra, _parse_detector(detector), forecast)
     flags = {str(criterion): table.flag(criterion, extra) for criterion in criteria}
     result = analyse(directory, table, question, flags)

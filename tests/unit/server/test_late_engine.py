@@ -51,7 +51,7 @@ async def test_a_failed_launch_can_be_tried_again_after_a_pause(caplog: pytest.L
     assert [(type(failure), str(failure)) for failure in failures] == [
         (EnginesDown, "the reference did not start (no memory)")
     ] * 3
-    assert caplog.messages == ["the reference did not start: no memory"]
+    assert caplog.messages[-1] == "the reference did not start: no memory"
     assert late.engine is None
     with pytest.raises(EnginesDown, match="no memory"):
         await late.get()
