@@ -95,6 +95,7 @@ def ask(page: Any, prompt: str = KNOWN, **fields: str) -> None:
 
 
 def use_key(page: Any, name: str) -> None:
+    expect(page.locator("#who")).not_to_have_text("Asking the server …")  # after which the page may open the field
     if not page.get_by_label("Key of this server").is_visible():
         page.locator("#key > summary").click()
     page.get_by_label("Key of this server").fill(key(name))
