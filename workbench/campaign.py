@@ -75,8 +75,7 @@ class Campaign:
     def _missing(self, prompt: Prompt, count: int, size: int) -> Iterator[range]:
         done = self.store.done(prompt.id) | self._given_up[prompt.id]
         for run in split_runs([index for index in range(count) if index not in done]):
-            for start in range(run.start, run.stop, size):
-                yield range(start, min(run.stop, start + size))
+            yield from split_range(run, size)
 
     async def _narrow(self, prompt: Prompt, tally: Tally) -> None:
         """Get samples of a prompt, round by round, until its interval is narrow enough."""
@@ -84,8 +83,8 @@ class Campaign:
             if tally.width(prompt.id) <= (self.target.width or 0):
                 self.report(len(indices))
                 continue
-            for start in range(indices.start, indices.stop, self._size):
-                await self._get(prompt, range(start, min(indices.stop, start + self._size)))
+            for part in split_range(indices, self._size):
+                await self._get(prompt, part)
 
     async def _get(self, prompt: Prompt, indices: range) -> None:
         """Ask for samples, again and again if need be, and store them or why they are missing.
@@ -137,6 +136,16 @@ class Campaign:
             )
         )
         self.report(len(indices))
+
+
+def split_range(run: range, size: int) -> Iterator[range]:
+    """Split a run of indices into parts of at most ``size``.
+
+    Examples:
+        >>> list(split_range(range(3, 8), 2))
+        [range(3, 5), range(5, 7), range(7, 8)]
+    """
+    return (run[start : start + size] for start in range(0, len(run), size))
 
 
 def split_runs(indices: Sequence[int]) -> list[range]:
