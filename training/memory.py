@@ -14,9 +14,11 @@ A pass is one forward and backward computation. The estimate adds up, in bytes:
 A fifth is added to the sum, so the estimate is rather too high than too low.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from infalign.errors import InvalidValue, TooLittleMemory
@@ -25,6 +27,8 @@ from training.config import Compute, Ctrl, Lora
 from training.machine import available_memory, gpu_memory, keep_freed_memory
 from training.shapes import Shape, shape_of
 
+MEMORY = "memory.json"
+"""File that says how much of a batch was done at a time."""
 FLOAT = 4
 """Bytes of a float32."""
 GRADIENT_AND_MOMENTS = 4 + 8
@@ -228,12 +232,13 @@ def prompt_bytes(shape: Shape, compute: Compute, prompts: int, length: int) -> i
     return int(OVERHEAD * prompts * length * shape.layers * (layer_bytes(shape, compute) + FLOAT * length))
 
 
-def fit_sequences(stage: str, batch: int, need: Pass, process_count: int = 1) -> int:
-    """Choose how many rows of a batch a process does at a time, and say so in one line on stderr.
+def fit_sequences(directory: Path, stage: str, batch: int, need: Pass, process_count: int = 1) -> int:
+    """Choose how many rows of a batch a process does at a time, and say so in one line on stderr and in a file.
 
     The config decides with ``compute.sequences``. If it leaves that out, the largest number that fits is chosen.
 
     Args:
+        directory: Directory of the stage, for ``memory.json``.
         stage: Name of the stage, for messages.
         batch: Rows of a step, over all processes.
         need: What a pass takes.
@@ -263,6 +268,8 @@ def fit_sequences(stage: str, batch: int, need: Pass, process_count: int = 1) ->
             f"estimated memory {gigabytes(need.bytes(each))}, available {gigabytes(free)}",
             file=sys.stderr,
         )
+        record = {"batch": batch, "sequences": each, "longest": need.length, "estimated_bytes": need.bytes(each)}
+        (directory / MEMORY).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return each
 
 

@@ -16,8 +16,8 @@ from training import processes
 from training.machine import has_gpu, keep_freed_memory
 from training.memory import Pass, fit_sequences
 
-CHECKPOINTS, MEMORY = "checkpoints", "memory.json"
-"""Folder of checkpoints, and file that says how much was done at a time."""
+CHECKPOINTS = "checkpoints"
+"""Folder of checkpoints."""
 
 
 def prepare_process(report_to: Sequence[str] = (), from_hub: bool = False) -> None:
@@ -49,30 +49,6 @@ def prepare_process(report_to: Sequence[str] = (), from_hub: bool = False) -> No
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
-def fit_batch(directory: Path, stage: str, batch: int, need: Pass, process_count: int) -> int:
-    """Choose how many rows of a batch a process does at a time, and write the choice into ``memory.json``.
-
-    Args:
-        directory: Directory of the stage.
-        stage: Name of the stage.
-        batch: Rows of a step, over all processes.
-        need: What a pass takes.
-        process_count: Processes that train together and take equally many rows.
-
-    Returns:
-        Rows per process and pass.
-
-    Raises:
-        InvalidValue: The batch cannot be split evenly.
-        TooLittleMemory: Not even one row fits into memory.
-    """
-    each = fit_sequences(stage, batch, need, process_count)
-    if processes.is_first():
-        record = {"batch": batch, "sequences": each, "longest": need.length, "estimated_bytes": need.bytes(each)}
-        (directory / MEMORY).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return each
-
-
 def trainer_arguments(directory: Path, stage: str, seed: int, batch: int, need: Pass) -> dict[str, Any]:
     """Return the arguments that all of TRL's trainers share.
 
@@ -89,7 +65,7 @@ def trainer_arguments(directory: Path, stage: str, seed: int, batch: int, need: 
         InvalidValue: The batch cannot be split evenly.
         TooLittleMemory: Not even one row fits into memory.
     """
-    compute, each = need.compute, fit_batch(directory, stage, batch, need, processes.count())
+    compute, each = need.compute, fit_sequences(directory, stage, batch, need, processes.count())
     return {
         "output_dir": str(directory / CHECKPOINTS),
         "per_device_train_batch_size": each,

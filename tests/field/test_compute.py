@@ -78,18 +78,24 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_as_much_of_a_batch_as_fits_is_done_at_a_time(
-    machine: Any, capsys: pytest.CaptureFixture[str], available: int, compute: Any, lora: Lora | None, chosen: int
+    machine: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    available: int,
+    compute: Any,
+    lora: Lora | None,
+    chosen: int,
 ) -> None:
     machine(available)
-    assert fit_sequences("reward", 16, comparisons(Compute(**compute), lora)) == chosen
+    assert fit_sequences(tmp_path, "reward", 16, comparisons(Compute(**compute), lora)) == chosen
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"reward: {chosen} of 16 at a time, of up to 512 tokens; estimated memory ")
 
 
-def test_what_does_not_fit_is_refused_in_one_line_that_says_what_helps(machine: Any) -> None:
+def test_what_does_not_fit_is_refused_in_one_line_that_says_what_helps(machine: Any, tmp_path: Path) -> None:
     machine(2 * GB)
     with pytest.raises(TooLittleMemory) as refused:
-        fit_sequences("reward", 16, comparisons(lora=None))
+        fit_sequences(tmp_path, "reward", 16, comparisons(lora=None))
     assert str(refused.value) == (
         "reward: one of a batch of 16, of up to 512 tokens, takes an estimated 4.5 GB, more than 80% of the available "
         "memory of 2.0 GB; what helps: fewer positions of the model, reward.train.lora, "
@@ -97,10 +103,10 @@ def test_what_does_not_fit_is_refused_in_one_line_that_says_what_helps(machine: 
     )
 
 
-def test_sequences_that_do_not_divide_the_batch_are_refused(machine: Any) -> None:
+def test_sequences_that_do_not_divide_the_batch_are_refused(machine: Any, tmp_path: Path) -> None:
     machine(GB)
     with pytest.raises(InvalidValue, match=r"compute.sequences: got 3, accepted: a divisor of the batch of 16"):
-        fit_sequences("reward", 16, comparisons(Compute(sequences=3)))
+        fit_sequences(tmp_path, "reward", 16, comparisons(Compute(sequences=3)))
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,10 @@ from infalign.manifest import SamplingLaw
 from infalign.policies import beta_for_kl
 from training import processes
 from training.machine import available_memory
-from training.memory import SHARE, draw_and_compare_pass, model_shape, prompt_bytes
+from training.memory import SHARE, draw_and_compare_pass, fit_sequences, model_shape, prompt_bytes
 from training.models import WithoutAdapter, load_causal, lora_config, place, read_causal, save_model, without_dropout
 from training.optimisers import MuonAdam
 from training.progress import drop_rows_after, make_bar
-from training.runtime import fit_batch
 from training.sampler import Sampler
 from training.shared_prompts import SharedPrompts
 from training.solvers.draws import Drawer, Draws
@@ -103,16 +102,13 @@ class _Run:
         self._steering = Steering(config.target_kl, beta_for_kl(task.transformation, config.target_kl))
         self._history = History(task.law.max_tokens)
         self._drawer = Drawer(task, self._sampler, processes.rank(), processes.count())
-        longest = max(map(len, self._drawer.prompts)) + task.law.max_tokens
-        need = draw_and_compare_pass(
-            model_shape(policy), config, compute, longest, task.law.max_tokens, task.scorer.scorers.memory
-        )
+        shape, response = model_shape(policy), task.law.max_tokens
+        prompt = max(map(len, self._drawer.prompts))
+        need = draw_and_compare_pass(shape, config, compute, prompt + response, response, task.scorer.scorers.memory)
         batch = config.prompts * config.generations
-        self._each = fit_batch(task.directory, "ctrl", batch, need, processes.count())
-        prompts = prompt_bytes(
-            model_shape(policy), compute, config.prompts // processes.count(), max(map(len, self._drawer.prompts))
-        )
-        responses = replace(need, length=task.law.max_tokens).bytes(min(self._each, PART))
+        self._each = fit_sequences(task.directory, "ctrl", batch, need, processes.count())
+        prompts = prompt_bytes(shape, compute, config.prompts // processes.count(), prompt)
+        responses = replace(need, length=response).bytes(min(self._each, PART))
         fits = responses + prompts < SHARE * available_memory()
         self._is_shared = processes.broadcast(fits) and not compute.gradient_checkpointing
         self._quantile = 0.5

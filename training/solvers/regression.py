@@ -24,12 +24,11 @@ from transformers import AutoTokenizer
 from infalign.policies import beta_for_kl
 from infalign.templates import prompt_key, render_prompt, tokenise
 from training.likelihoods import log_probabilities
-from training.memory import model_shape, off_policy_pass
+from training.memory import fit_sequences, model_shape, off_policy_pass
 from training.models import load_causal, lora_config, save_model, without_dropout
 from training.optimisers import MuonAdam
 from training.progress import make_bar
 from training.rollouts import read_rollouts
-from training.runtime import fit_batch
 from training.solvers.task import Task
 
 WARM_UP, CLIP, LOGGED_EVERY = 5, 1.0, 10
@@ -82,7 +81,7 @@ def solve(task: Task, directory: Path) -> float:
     )
     longest = max(len(group.prompt) + max(map(len, group.responses)) for group in groups)
     need = off_policy_pass(model_shape(policy), config, task.compute, longest, task.law.max_tokens)
-    each = fit_batch(task.directory, "ctrl", config.prompts * config.generations, need, process_count=1)
+    each = fit_sequences(task.directory, "ctrl", config.prompts * config.generations, need)
     order: list[int] = []
     with (
         make_bar("ctrl", config.steps) as progress,
